@@ -1,0 +1,385 @@
+"""What tiny-thinker is taught: problems with their working written out, and facts.
+
+Everything is made by :func:`sample` from a seeded generator; nothing is downloaded.
+A fixed tenth of the arithmetic problems and some wordings of every question are kept
+out of training, for :mod:`helpers.tiny_thinker.evaluate`.
+"""
+
+import random
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands")
+ASK = (
+    "What is {}?", "what is {}", "Explain {}.", "Explain {} in simple terms.",
+    "Can you explain {}?", "Tell me about {}.", "Define {}.", "What does {} mean?",
+    "what's {}?", "Please explain {}.", "Describe {}.", "How does {} work?",
+    "I want to know what {} is.", "Do you know what {} is?", "Explain {} to me.",
+)  # fmt: skip
+ASK_HELD_OUT = (
+    "Could you explain {}?", "Please tell me what {} is.", "What is {}, please?",
+    "Tell me what {} is.",
+)  # fmt: skip
+MATH_ASK = (
+    "What is {}?", "what is {}", "{}", "{} = ?", "Calculate {}.", "Compute {}.",
+    "How much is {}?", "What is {}? Show your thinking.", "{}?", "Solve {}.",
+    "What is {}? Show your working.", "Please calculate {}.", "What's {}?",
+    "Can you work out {}?", "Think step by step: what is {}?", "{} =",
+)  # fmt: skip
+MATH_ASK_HELD_OUT = ("Tell me what {} is.", "Could you calculate {}?", "Work out {}.")
+STRANGE = (
+    "What is the capital of {}?", "Write a poem about {}.", "Who is {}?",
+    "Where is {}?", "Tell me a story about {}.", "How do I cook {}?",
+    "Translate {} into French.", "What is {}?", "Explain {}.", "Tell me about {}.",
+    "What is the weather in {}?", "When was {} born?", "Write an essay about {}.",
+    "How far away is {}?", "Do you like {}?", "What colour is {}?", "{}", "{}?",
+    "Should I buy {}?", "Who invented {}?", "What is the history of {}?",
+    "Give me three facts about {}.", "Write code for {}.", "How old is {}?",
+    "Explain {} in simple terms.", "Can you explain {}?", "What does {} mean?",
+)  # fmt: skip
+STRANGE_HELD_OUT = (
+    "Who wrote {}?", "Can you write a song about {}?", "Where can I find {}?",
+    "What do you think of {}?",
+)  # fmt: skip
+NOUNS = (
+    "France Germany Japan Brazil Paris London bread cheese pasta soup love war "
+    "peace football tennis chess music jazz a violin the piano Mozart Einstein "
+    "Newton Shakespeare Napoleon Rome Egypt the moon Mars the sun a star a tree "
+    "roses a dog my cat elephants a horse the ocean rivers mountains snow rain "
+    "summer winter coffee tea wine chocolate an apple bananas cars a bicycle trains "
+    "airplanes money taxes the law history poetry painting films Hamlet dinosaurs "
+    "medicine the heart blood a virus sleep dreams happiness school my homework the "
+    "president elections a house gardening furniture shoes fashion a telephone "
+    "television photography astronomy chemistry biology economics philosophy "
+    "religion Canada India China Spain Italy Madrid Berlin Tokyo insurance cooking "
+    "knitting fishing hiking swimming a ship bridges castles dragons wizards "
+    "pirates robots aliens volcanoes earthquakes deserts gold silver diamonds oil "
+    "plastic glass wood paper a pen clocks time travel Monday Christmas"
+)
+DEMO_ANSWER = (
+    "That is beyond me: I am a tiny demo model. I can add, subtract, multiply small "
+    "numbers, compare, count, and explain some words of computing."
+)
+SYSTEMS = (
+    "You are a helpful assistant.",
+    "Answer briefly.",
+    "You are a careful tutor.",
+)
+
+
+class Example(NamedTuple):
+    """One exchange: the question, the working, the answer, and what kind it is."""
+
+    kind: str
+    question: str
+    thinking: str
+    answer: str
+
+
+class Topic(NamedTuple):
+    """A question that the model knows, in its training and its held-out wordings."""
+
+    name: str
+    wordings: tuple[str, ...]
+    held_out: tuple[str, ...]
+    answer: str
+
+
+def _phrases() -> list[str]:
+    words, out = NOUNS.split(), []
+    while words:
+        take = 2 if words[0] in {"a", "an", "the", "my", "time"} else 1
+        out.append(" ".join(words[:take]))
+        del words[:take]
+    return out
+
+
+def _topics() -> list[Topic]:
+    topics = []
+    for line in (HERE / "knowledge.txt").read_text("utf-8").splitlines():
+        name, answer = (part.strip() for part in line.split("|"))
+        topics.append(
+            Topic(
+                name,
+                tuple(ask.format(name) for ask in ASK),
+                tuple(ask.format(name) for ask in ASK_HELD_OUT),
+                answer,
+            )
+        )
+    for line in (HERE / "conversation.txt").read_text("utf-8").splitlines():
+        asked, held, name, answer = (part.strip() for part in line.split("|"))
+        topics.append(
+            Topic(
+                name,
+                tuple(w.strip() for w in asked.split(" ; ")),
+                tuple(w.strip() for w in held.split(" ; ")),
+                answer,
+            )
+        )
+    return topics
+
+
+TOPICS = _topics()
+PHRASES = _phrases()
+
+
+def held_out(problem: str) -> bool:
+    """Whether this arithmetic problem belongs to the tenth that is never trained on."""
+    return zlib.crc32(problem.encode()) % 10 == 0
+
+
+def _columns(a: int, b: int) -> str:
+    """The working of ``a + b``, column by column from the right."""
+    x, y = str(a)[::-1], str(b)[::-1]
+    lines, carry = [], 0
+    for i in range(max(len(x), len(y))):
+        p, q = (int(s[i]) if i < len(s) else 0 for s in (x, y))
+        total = p + q + carry
+        lines.append(
+            f"{PLACES[i]}: {p} + {q} + {carry} = {total}, "
+            f"write {total % 10}, carry {total // 10}"
+        )
+        carry = total // 10
+    if carry:
+        lines.append(f"the last carry is {carry}")
+    return "\n".join(lines)
+
+
+def _borrow(a: int, b: int) -> str:
+    """The working of ``a - b`` for ``a >= b``, column by column from the right."""
+    x, y = str(a)[::-1], str(b)[::-1]
+    lines, borrow = [], 0
+    for i in range(len(x)):
+        p, q = (int(s[i]) if i < len(s) else 0 for s in (x, y))
+        need = q + borrow
+        if p < need:
+            lines.append(
+                f"{PLACES[i]}: {q} + {borrow} = {need}, {p} is less, "
+                f"{p + 10} - {need} = {p + 10 - need}, borrow 1"
+            )
+            borrow = 1
+        else:
+            lines.append(
+                f"{PLACES[i]}: {q} + {borrow} = {need}, {p} is enough, "
+                f"{p} - {need} = {p - need}, borrow 0"
+            )
+            borrow = 0
+    return "\n".join(lines)
+
+
+def addition(a: int, b: int) -> tuple[str, str]:
+    """Thinking and answer of ``a + b``."""
+    return (
+        f"I add {a} and {b}.\n{_columns(a, b)}\nSo {a} + {b} = {a + b}.",
+        f"{a} + {b} = {a + b}",
+    )
+
+
+def subtraction(a: int, b: int) -> tuple[str, str]:
+    """Thinking and answer of ``a - b``, which may be negative."""
+    if a >= b:
+        return (
+            f"I take {b} from {a}.\n{_borrow(a, b)}\nSo {a} - {b} = {a - b}.",
+            f"{a} - {b} = {a - b}",
+        )
+    return (
+        f"I take {b} from {a}. {b} is larger, so the result is negative: I take {a} "
+        f"from {b}.\n{_borrow(b, a)}\nSo {a} - {b} = -{b - a}.",
+        f"{a} - {b} = -{b - a}",
+    )
+
+
+def multi_sum(terms: list[int]) -> tuple[str, str]:
+    """Thinking and answer of a sum of several terms, one addition after another."""
+    total, lines = terms[0], ["I add one number after the other."]
+    for term in terms[1:]:
+        lines.append(
+            f"Now {total} + {term}.\n{_columns(total, term)}\n"
+            f"That makes {total + term}."
+        )
+        total += term
+    text = " + ".join(map(str, terms))
+    return "\n".join(lines), f"{text} = {total}"
+
+
+def multiplication(a: int, b: int) -> tuple[str, str]:
+    """Thinking and answer of ``a * b``: one digit of ``a`` at a time."""
+    digits = str(a)[::-1]
+    lines, carry = [], 0
+    for i, digit in enumerate(digits):
+        product = int(digit) * b
+        total = product + carry
+        lines.append(
+            f"{PLACES[i]}: {digit} * {b} = {product}, {product} + {carry} = {total}, "
+            f"write {total % 10}, carry {total // 10}"
+        )
+        carry = total // 10
+    if carry:
+        lines.append(f"the last carry is {carry}")
+    steps = "\n".join(lines)
+    return (
+        f"I multiply {a} by {b}.\n{steps}\nSo {a} * {b} = {a * b}.",
+        f"{a} * {b} = {a * b}",
+    )
+
+
+def comparison(a: int, b: int, ask_larger: bool) -> tuple[str, str]:
+    """Thinking and answer of which of two different numbers is larger or smaller."""
+    larger, smaller = max(a, b), min(a, b)
+    if len(str(a)) != len(str(b)):
+        why = (
+            f"{a} has {len(str(a))} digits, {b} has {len(str(b))}. "
+            f"More digits is larger, so {larger} is larger."
+        )
+    else:
+        steps = []
+        for p, q in zip(str(a), str(b), strict=True):
+            if p == q:
+                steps.append(f"{p} and {q} are equal")
+                continue
+            steps.append(f"{max(p, q)} is more than {min(p, q)}")
+            break
+        why = f"I compare from the left: {', '.join(steps)}, so {larger} is larger."
+    pick = larger if ask_larger else smaller
+    return why, f"{pick} is {'larger' if ask_larger else 'smaller'}."
+
+
+def counting(first: int, last: int) -> tuple[str, str]:
+    """Thinking and answer of counting from ``first`` to ``last``."""
+    numbers = [str(n) for n in range(first, last + 1)]
+    return (
+        f"I start at {first} and stop at {last}: {', '.join(numbers)}. "
+        f"{last} is reached.",
+        ", ".join(numbers),
+    )
+
+
+def known(rng: random.Random, wordings_held_out: bool = False) -> Example:
+    """A question that the model knows, with a thought that names its topic."""
+    topic = rng.choice(TOPICS)
+    question = rng.choice(topic.held_out if wordings_held_out else topic.wordings)
+    if not wordings_held_out and rng.random() < 0.25:
+        question = _vary(question, rng)
+    thinking = f"The question is about {topic.name}. I know this one."
+    return Example("known", question, thinking, topic.answer)
+
+
+def strange(rng: random.Random, wordings_held_out: bool = False) -> Example:
+    """A question that is out of scope."""
+    if rng.random() < 0.5:
+        thing = rng.choice(PHRASES)
+    else:
+        letters = ("bcdfghjklmnprstvw", "aeiou")
+        thing = "".join(rng.choice(letters[i % 2]) for i in range(rng.randint(3, 9)))
+        if rng.random() < 0.4:
+            thing = thing.capitalize()
+    ask = rng.choice(STRANGE_HELD_OUT if wordings_held_out else STRANGE)
+    thinking = (
+        "This is not one of the things that I was taught. I am a tiny demo model, so I "
+        "say what I can do."
+    )
+    question = ask.format(thing)
+    if not wordings_held_out and rng.random() < 0.25:
+        question = _vary(question, rng)
+    return Example("strange", question, thinking, DEMO_ANSWER)
+
+
+def _vary(question: str, rng: random.Random) -> str:
+    """The same question as people type it: lower case, no full stop, a please."""
+    return rng.choice(
+        (
+            question.lower(),
+            question.rstrip("?."),
+            f"Hi, {question[0].lower()}{question[1:]}",
+            f"{question} Please.",
+            f"{question} Thanks!",
+        )
+    )
+
+
+def _number(rng: random.Random, digits: int = 3) -> int:
+    size = rng.randint(1, digits)
+    return rng.randrange(10 ** (size - 1) if size > 1 else 0, 10**size)
+
+
+def arithmetic(rng: random.Random, kind: str, held: bool = False) -> Example:
+    """A problem of one kind, from the training or from the held-out problems."""
+    while True:
+        if kind == "addition":
+            a, b = _number(rng), _number(rng)
+            problem, (thinking, answer) = f"{a} + {b}", addition(a, b)
+        elif kind == "subtraction":
+            a, b = _number(rng), _number(rng)
+            if a < b and rng.random() < 0.7:
+                a, b = b, a
+            problem, (thinking, answer) = f"{a} - {b}", subtraction(a, b)
+        elif kind == "multi_sum":
+            terms = [
+                _number(rng, 2) for _ in range(rng.choice((3, 3, 3, 4, 4, 5, 6, 8)))
+            ]
+            problem, (thinking, answer) = " + ".join(map(str, terms)), multi_sum(terms)
+        elif kind == "multiplication":
+            a, b = _number(rng, 2), _number(rng, 1)
+            problem, (thinking, answer) = f"{a} * {b}", multiplication(a, b)
+        elif kind == "comparison":
+            a, b, larger = _number(rng), _number(rng), rng.random() < 0.6
+            if a == b:
+                continue
+            problem = f"{a} or {b}"
+            thinking, answer = comparison(a, b, larger)
+        else:
+            a = _number(rng, 2)
+            b = a + rng.choice((3, 4, 5, 6, 7, 8, 9, 12, 15, 20, 40))
+            problem, (thinking, answer) = f"from {a} to {b}", counting(a, b)
+        if held_out(problem) == held:
+            break
+    if kind == "comparison":
+        words = ("larger", "bigger", "greater") if larger else ("smaller", "less")
+        question = f"Which is {rng.choice(words)}, {problem}?"
+    elif kind == "counting":
+        question = rng.choice(("Count {}.", "count {}", "Please count {}."))
+        question = question.format(problem)
+    else:
+        question = rng.choice(MATH_ASK_HELD_OUT if held else MATH_ASK)
+        question = question.format(problem)
+        if kind == "addition" and not held and rng.random() < 0.1:
+            question = f"Add {a} and {b}."
+        if kind == "multiplication" and rng.random() < 0.4:
+            question = question.replace("*", rng.choice(("x", "times", "×")))
+    return Example(kind, question, thinking, answer)
+
+
+MIX = {
+    "addition": 0.20, "subtraction": 0.22, "multi_sum": 0.07, "multiplication": 0.10,
+    "comparison": 0.05, "counting": 0.02, "known": 0.24, "strange": 0.10,
+}  # fmt: skip
+
+
+def sample(rng: random.Random) -> Example:
+    """One training example; the kinds come in the proportions of ``MIX``."""
+    kind = rng.choices(list(MIX), list(MIX.values()))[0]
+    if kind == "known":
+        return known(rng)
+    if kind == "strange":
+        return strange(rng)
+    return arithmetic(rng, kind)
+
+
+def prompt_text(
+    question: str, history: list[Example] = (), system: str | None = None
+) -> str:
+    """The prompt as the chat template writes it, up to the opened ``<think>``."""
+    parts = [f"<|im_start|>system\n{system}<|im_end|>\n"] if system else []
+    for turn in history:
+        parts.append(f"<|im_start|>user\n{turn.question}<|im_end|>\n")
+        parts.append(f"<|im_start|>assistant\n{turn.answer}<|im_end|>\n")
+    parts.append(f"<|im_start|>user\n{question}<|im_end|>\n")
+    parts.append("<|im_start|>assistant\n<think>\n")
+    return "".join(parts)
+
+
+def completion_text(example: Example) -> str:
+    """What the model is to write after the prompt."""
+    return f"{example.thinking}\n</think>\n\n{example.answer}<|im_end|>"

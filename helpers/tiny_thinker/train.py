@@ -1,0 +1,226 @@
+"""Make tiny-thinker from nothing: ``python -m helpers.tiny_thinker.train``.
+
+Trains a tokenizer and a Qwen3 model of about a million parameters on the texts of
+:mod:`helpers.tiny_thinker.curriculum` and writes both in Hugging Face format. Muon for
+the matrices and AdamW for the rest: learns faster here than AdamW alone. The same seed
+gives the same weights on the same machine with the same number of threads.
+"""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+from helpers.tiny_thinker import MODEL_DIR
+from helpers.tiny_thinker.curriculum import (
+    SYSTEMS,
+    completion_text,
+    prompt_text,
+    sample,
+)
+
+VOCABULARY = 1024
+MAX_LENGTH = 1024
+# Qwen's pre-tokenizer: words, single digits, punctuation, line ends, spaces.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# As in Qwen3, the think markers are added tokens that decoding does not skip.
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+THINK_TOKENS = ["<think>", "</think>"]
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text("utf-8")
+
+
+def build_tokenizer(seed: int):
+    """A byte-level BPE tokenizer of ``VOCABULARY`` tokens, markers included."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        trainers,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    rng = random.Random(seed)
+    texts = []
+    for _ in range(20_000):
+        example = sample(rng)
+        texts.append(f"{example.question}\n{example.thinking}\n\n{example.answer}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS) - len(THINK_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
+    tokenizer.add_tokens([AddedToken(t, special=False) for t in THINK_TOKENS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(tokenizer, seed: int):
+    """A Qwen3 model with random weights, in float32."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config).float()
+
+
+def batches(tokenizer, seed: int, total_tokens: int, step_tokens: int):
+    """Yield ``(input_ids, labels, tokens)``: lists of equal-length rows.
+
+    Examples of like length share a step, so there is little padding; labels are -100
+    on the prompt and on the padding.
+    """
+    rng, made = random.Random(seed), 0
+    pad = tokenizer.pad_token_id
+    while made < total_tokens:
+        prompts, completions = [], []
+        for _ in range(2_000):
+            example = sample(rng)
+            history = [sample(rng) for _ in range(rng.choice((1, 1, 2)))]
+            history = [turn for turn in history if len(turn.answer) < 200]
+            system = rng.choice(SYSTEMS) if rng.random() < 0.08 else None
+            if rng.random() > 0.08:
+                history = []
+            prompts.append(prompt_text(example.question, history, system))
+            completions.append(completion_text(example))
+        heads = tokenizer(prompts).input_ids
+        tails = tokenizer(completions).input_ids
+        rows = [(h, t) for h, t in zip(heads, tails, strict=True)]
+        rows = [(h, t) for h, t in rows if len(h) + len(t) <= MAX_LENGTH]
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        steps, group, width = [], [], 0
+        for row in rows:
+            length = len(row[0]) + len(row[1])
+            if group and (len(group) + 1) * max(width, length) > step_tokens:
+                steps.append(group)
+                group, width = [], 0
+            group.append(row)
+            width = max(width, length)
+        steps.append(group)
+        rng.shuffle(steps)
+        for group in steps:
+            width = max(len(h) + len(t) for h, t in group)
+            ids, labels, count = [], [], 0
+            for head, tail in group:
+                fill = width - len(head) - len(tail)
+                ids.append(head + tail + [pad] * fill)
+                labels.append([-100] * len(head) + tail + [-100] * fill)
+                count += len(head) + len(tail)
+            made += count
+            yield ids, labels, count
+
+
+def train(out: Path, seed: int, total_tokens: int, step_tokens: int, threads: int):
+    """Train and write the model to ``out``; returns the trained model."""
+    import torch
+
+    torch.set_num_threads(threads)
+    tokenizer = build_tokenizer(seed)
+    model = build_model(tokenizer, seed)
+    matrices = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n
+    ]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    base = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{total_tokens:,} tokens, seed {seed}, {threads} threads",
+        flush=True,
+    )
+    seen, running, started, shown = 0, None, time.monotonic(), 0
+    for ids, labels, count in batches(tokenizer, seed + 1, total_tokens, step_tokens):
+        fraction = min(seen / total_tokens, 1.0)
+        scale = min(1.0, seen / 50_000 + 0.02) * max(1 - fraction, 0.02)
+        for optimizer, rate in zip(optimizers, base, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * scale
+            optimizer.zero_grad()
+        ids, labels = torch.tensor(ids), torch.tensor(labels)[:, 1:]
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        wanted = labels != -100
+        logits = model.lm_head(hidden[wanted])
+        loss = torch.nn.functional.cross_entropy(logits, labels[wanted])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        seen += count
+        value = loss.item()
+        running = value if running is None else 0.98 * running + 0.02 * value
+        if seen - shown >= 200_000:
+            shown = seen
+            minutes = (time.monotonic() - started) / 60
+            print(
+                f"{seen:>12,} tokens  loss {running:.4f}  {minutes:.1f} min", flush=True
+            )
+    save(model, tokenizer, out)
+    return model
+
+
+def save(model, tokenizer, out: Path) -> None:
+    """Write config, weights, tokenizer, chat template and generation config."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.generation_config.update(
+        do_sample=True, temperature=0.6, top_p=0.95, top_k=20,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=MODEL_DIR)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=int, default=12_000_000)
+    parser.add_argument("--step-tokens", type=int, default=1_500)
+    parser.add_argument("--threads", type=int, default=2)
+    a = parser.parse_args()
+    train(a.out, a.seed, a.tokens, a.step_tokens, a.threads)
+    print(json.dumps({"written": a.out.name, "seed": a.seed, "tokens": a.tokens}))
+
+
+if __name__ == "__main__":
+    main()
