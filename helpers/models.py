@@ -1,0 +1,331 @@
+"""The models that the notebooks are written for, and what each of them needs.
+
+Sizes are computed from each model's published architecture, so that a change is one
+number and not five. Nothing here imports torch or touches the network.
+"""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+TINY_THINKER = "tiny-thinker"
+TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
+
+MIB = 1024 * 1024
+
+# NF4: 4 bits a weight, and one 8-bit scale per block of 64 with double quantisation
+# (QLoRA, arXiv:2305.14314, section 3).
+NF4_BYTES_PER_WEIGHT = 0.5 + 0.127 / 8
+# What a CUDA context, activations and vLLM's captured graphs take beside weights and
+# KV cache on a model of this size: an estimate, rounded up.
+GPU_OVERHEAD_MIB = 1536
+CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.
+
+
+class UnknownModelError(KeyError):
+    """A model name that is not in `MODELS`; the message names the nearest ones."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the repr, with quotes.
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One supported model.
+
+    `path` is what `from_pretrained` takes: a hub path, or the local directory of the
+    model that ships with this package. `kv_bytes_per_token` is for all layers together,
+    in the 16-bit types of a GPU (32-bit for the embedded model, which runs on CPUs).
+    `sampling` is what its authors recommend, `sampling_source` says where.
+    """
+
+    name: str
+    path: str
+    use_case: str
+    parameters: int
+    thinking: bool
+    think_start: str | None
+    think_end: str | None
+    layers: int
+    kv_heads: int
+    head_dim: int
+    embedding_parameters: int
+    bytes_per_value: int = 2
+    # Weights outside the embedding that a "4-bit" checkpoint keeps at 16 bits.
+    kept_16bit_parameters: int = 0
+    context_length: int = 0
+    smallest_gpu: str = ""
+    sampling: Mapping[str, float | int] = field(default_factory=dict)
+    sampling_source: str = ""
+
+    @property
+    def embedded(self) -> bool:
+        """True for the model whose files ship with this package."""
+        return self.name == TINY_THINKER
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache for one token: a key and a value in every layer."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_value
+
+    def weight_bytes(self, load_in_4bit: bool) -> int:
+        """Bytes of the weights; in 4-bit the embedding stays as it was."""
+        if not load_in_4bit:
+            return self.parameters * self.bytes_per_value
+        whole = self.embedding_parameters + self.kept_16bit_parameters
+        quantised = self.parameters - whole
+        return round(whole * self.bytes_per_value + quantised * NF4_BYTES_PER_WEIGHT)
+
+    @property
+    def weights_gb(self) -> dict[str, float]:
+        """Weights in GB (10^9 bytes) by precision: "4bit" and "16bit" ("32bit")."""
+        full = f"{8 * self.bytes_per_value}bit"
+        return {
+            "4bit": self.weight_bytes(load_in_4bit=True) / 1e9,
+            full: self.weight_bytes(load_in_4bit=False) / 1e9,
+        }
+
+
+QWEN3_THINKING_SAMPLING = MappingProxyType(
+    {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
+)
+
+_SPECS = (
+    ModelSpec(
+        name=TINY_THINKER,
+        path=str(TINY_THINKER_DIRECTORY),
+        use_case="Learning and testing with no GPU and no download",
+        # helpers/tiny_thinker/train.py; a test holds these against the model's files.
+        parameters=1_115_776,
+        thinking=True,
+        think_start="<think>",
+        think_end="</think>",
+        layers=4,
+        kv_heads=2,
+        head_dim=64,
+        embedding_parameters=1024 * 128,
+        bytes_per_value=4,
+        context_length=4096,
+        smallest_gpu="none",
+        sampling=QWEN3_THINKING_SAMPLING,
+        sampling_source="helpers/tiny_thinker/model/README.md",
+    ),
+    ModelSpec(
+        name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
+        path="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
+        use_case="Reasoning, chain of thought",
+        # huggingface.co/Qwen/Qwen3-4B-Thinking-2507, model card and config.json.
+        parameters=4_022_468_096,
+        thinking=True,
+        think_start="<think>",
+        think_end="</think>",
+        layers=36,
+        kv_heads=8,
+        head_dim=128,
+        embedding_parameters=151_936 * 2560,
+        # Unsloth's dynamic quantisation leaves sensitive layers at 16 bits; a tenth of
+        # the rest is an estimate.
+        kept_16bit_parameters=360_000_000,
+        context_length=262_144,
+        smallest_gpu="8 GB",
+        sampling=QWEN3_THINKING_SAMPLING,
+        sampling_source="model card of Qwen/Qwen3-4B-Thinking-2507; never greedy",
+    ),
+    ModelSpec(
+        name="unsloth/Ministral-3-3B-Reasoning-2512",
+        path="unsloth/Ministral-3-3B-Reasoning-2512",
+        use_case="Fast reasoning",
+        # Model card: 3.4B language model and a 0.4B vision encoder; 26 layers, 8 KV
+        # heads, hidden size 3072 (NVIDIA Megatron Bridge, "Ministral 3").
+        parameters=3_850_000_000,
+        thinking=True,
+        think_start="[THINK]",
+        think_end="[/THINK]",
+        layers=26,
+        kv_heads=8,
+        head_dim=128,
+        embedding_parameters=131_072 * 3072,
+        kept_16bit_parameters=420_000_000,  # The vision encoder.
+        context_length=262_144,
+        smallest_gpu="8 GB in 4-bit, 12 GB in 16-bit",
+        sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.95}),
+        sampling_source="vLLM recipes, Ministral-3-Reasoning; keep its system prompt",
+    ),
+    ModelSpec(
+        name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
+        path="unsloth/Qwen3-4B-unsloth-bnb-4bit",
+        use_case="General instruction following",
+        # huggingface.co/Qwen/Qwen3-4B. It can think too: enable_thinking=False is what
+        # these values are for.
+        parameters=4_022_468_096,
+        thinking=False,
+        think_start="<think>",
+        think_end="</think>",
+        layers=36,
+        kv_heads=8,
+        head_dim=128,
+        embedding_parameters=151_936 * 2560,
+        kept_16bit_parameters=360_000_000,
+        context_length=32_768,
+        smallest_gpu="8 GB",
+        sampling=MappingProxyType(
+            {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0}
+        ),
+        sampling_source="model card of Qwen/Qwen3-4B, without thinking",
+    ),
+    ModelSpec(
+        name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
+        path="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
+        use_case="General instruction following",
+        # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
+        parameters=3_212_749_824,
+        thinking=False,
+        think_start=None,
+        think_end=None,
+        layers=28,
+        kv_heads=8,
+        head_dim=128,
+        embedding_parameters=128_256 * 3072,
+        context_length=131_072,
+        smallest_gpu="6 GB",
+        sampling=MappingProxyType({"temperature": 0.6, "top_p": 0.9}),
+        sampling_source="generation_config.json of meta-llama/Llama-3.2-3B-Instruct",
+    ),
+)
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType({s.name: s for s in _SPECS})
+
+
+def get_model(name: str) -> ModelSpec:
+    """The spec of a supported model; upper and lower case do not matter.
+
+    Raises `UnknownModelError` (a `KeyError`) with the nearest supported names.
+    """
+    by_lower = {known.lower(): spec for known, spec in MODELS.items()}
+    # The last part of a hub path is how people remember a model.
+    by_lower |= {known.split("/")[-1]: spec for known, spec in by_lower.items()}
+    if spec := by_lower.get(str(name).strip().lower()):
+        return spec
+    near = nearest_models(str(name))
+    raise UnknownModelError(
+        f"no supported model is called {name!r}. "
+        + (f"Did you mean {' or '.join(near)}? " if near else "")
+        + f"Supported: {', '.join(MODELS)}."
+    )
+
+
+def nearest_models(name: str, count: int = 2) -> list[str]:
+    """Up to `count` supported names that look like `name`, the nearest first."""
+    wanted = name.lower().split("/")[-1]
+    score = {
+        known: difflib.SequenceMatcher(
+            None, wanted, known.lower().split("/")[-1]
+        ).ratio()
+        for known in MODELS
+    }
+    ranked = sorted(score, key=score.__getitem__, reverse=True)
+    return [known for known in ranked if score[known] >= 0.4][:count]
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a load will need, in MiB, and the settings that it was computed for."""
+
+    model: ModelSpec
+    max_seq_length: int
+    concurrency: int
+    load_in_4bit: bool
+    weights_mib: int
+    kv_cache_mib: int
+    overhead_mib: int
+
+    @property
+    def total_mib(self) -> int:
+        """Weights, KV cache and overhead together, in MiB."""
+        return self.weights_mib + self.kv_cache_mib + self.overhead_mib
+
+    def fits(self, available_mib: float) -> bool:
+        """Whether `available_mib` (MiB of free memory) is enough."""
+        return self.total_mib <= available_mib
+
+    def advice(self, available_mib: float) -> str:
+        """One sentence: it fits, or which value to lower, and to what."""
+        need = f"{self.total_mib:,} MiB needed, {available_mib:,.0f} MiB available"
+        if self.fits(available_mib):
+            return f"Fits: {need}."
+        if not self.load_in_4bit:
+            four = estimate_memory(
+                self.model, self.max_seq_length, self.concurrency, True
+            )
+            if four.fits(available_mib):
+                return (
+                    f"Does not fit: {need}. LOAD_IN_4BIT=true brings it to "
+                    f"{four.total_mib:,} MiB."
+                )
+        room = (available_mib - self.weights_mib - self.overhead_mib) * MIB
+        tokens = int(room // self.model.kv_bytes_per_token)
+        if tokens >= 512:
+            length = tokens // self.concurrency
+            if length >= 512:
+                rounded = length // 256 * 256
+                return f"Does not fit: {need}. Lower MAX_SEQ_LENGTH to {rounded}."
+            rounded = min(tokens, self.max_seq_length) // 256 * 256
+            at_once = max(1, tokens // rounded)
+            return (
+                f"Does not fit: {need}. Lower the concurrency to {at_once} and "
+                f"MAX_SEQ_LENGTH to {rounded}."
+            )
+        return (
+            f"Does not fit: {need}, and weights and overhead alone take "
+            f"{self.weights_mib + self.overhead_mib:,} MiB. Choose a smaller model: "
+            f"MODEL_NAME={TINY_THINKER} runs anywhere."
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model.name}: {self.total_mib:,} MiB "
+            f"(weights {self.weights_mib:,}, KV cache {self.kv_cache_mib:,} for "
+            f"{self.concurrency} x {self.max_seq_length:,} tokens, "
+            f"other {self.overhead_mib:,})"
+        )
+
+
+def estimate_memory(
+    model: str | ModelSpec,
+    max_seq_length: int = 2048,
+    concurrency: int = 1,
+    load_in_4bit: bool = True,
+) -> MemoryEstimate:
+    """Estimate the memory of a load, before the minutes that the load takes.
+
+    `model` is a supported name or a spec, `max_seq_length` is in tokens (prompt and
+    completion together), `concurrency` is how many sequences of that length are in
+    flight at once. It is an upper bound for the KV cache: shorter sequences take less.
+
+    Raises `UnknownModelError` for an unknown name, `ValueError` for lengths below 1 or
+    past the model's context.
+    """
+    spec = model if isinstance(model, ModelSpec) else get_model(model)
+    if max_seq_length < 1 or concurrency < 1:
+        raise ValueError(
+            "max_seq_length and concurrency must be at least 1, not "
+            f"{max_seq_length} and {concurrency}"
+        )
+    if spec.context_length and max_seq_length > spec.context_length:
+        raise ValueError(
+            f"{spec.name} has a context of {spec.context_length:,} tokens; "
+            f"max_seq_length={max_seq_length:,} is more than that"
+        )
+    kv_bytes = spec.kv_bytes_per_token * max_seq_length * concurrency
+    return MemoryEstimate(
+        model=spec,
+        max_seq_length=max_seq_length,
+        concurrency=concurrency,
+        load_in_4bit=load_in_4bit,
+        weights_mib=math.ceil(spec.weight_bytes(load_in_4bit) / MIB),
+        kv_cache_mib=math.ceil(kv_bytes / MIB),
+        overhead_mib=CPU_OVERHEAD_MIB if spec.embedded else GPU_OVERHEAD_MIB,
+    )
