@@ -1,0 +1,233 @@
+"""What a user may set in `.env` or in the environment, read and checked in one place.
+
+The fields of `Settings` are the table of all of it: variable, default, meaning, and
+what is allowed. `.env.example` shows the same table to the user.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dotenv import find_dotenv
+from dotenv.parser import parse_stream
+
+AUTO = "auto"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+DEVICES = (AUTO, "cpu", "cuda")
+_TRUTH_VALUES = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+    AUTO: None,
+}
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used; names the variable, its value, what is allowed."""
+
+
+def _text(value: str) -> str:
+    if any(character.isspace() for character in value):
+        raise ValueError
+    return value
+
+
+def _truth(value: str) -> bool | None:
+    return _TRUTH_VALUES[value.lower()]
+
+
+def _choice(allowed: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        return allowed[allowed.index(value.lower())]
+
+    return parse
+
+
+def _whole(smallest: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        number = int(value)
+        if number < smallest:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _fraction(value: str) -> float:
+    number = float(value)
+    if not 0 < number <= 1:  # False for NaN as well.
+        raise ValueError
+    return number
+
+
+def _variable(
+    env_var: str,
+    default: Any,
+    meaning: str,
+    allowed: str,
+    parse: Callable[[str], Any],
+    secret: bool = False,
+) -> Any:
+    """One row of the table: a dataclass field that knows its environment variable."""
+    return field(
+        default=default,
+        repr=not secret,
+        metadata={
+            "env_var": env_var,
+            "meaning": meaning,
+            "allowed": allowed,
+            "parse": parse,
+            "secret": secret,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The user's choices; `environment.resolve_settings` replaces each "auto"."""
+
+    model_name: str = _variable(
+        "MODEL_NAME",
+        AUTO,
+        "The model that the notebooks load; auto takes tiny-thinker where there is no "
+        "GPU, unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit on one.",
+        "auto, a name in helpers.models.MODELS, a hub path or a directory, no spaces",
+        _text,
+    )
+    load_in_4bit: bool | None = _variable(
+        "LOAD_IN_4BIT",
+        None,
+        "Load the weights in 4 bits: saves memory, not time; auto does so for every "
+        "model but tiny-thinker.",
+        "auto, true or false",
+        _truth,
+    )
+    max_seq_length: int = _variable(
+        "MAX_SEQ_LENGTH",
+        2048,
+        "Longest prompt and completion together, in tokens.",
+        "a whole number from 64 up",
+        _whole(64),
+    )
+    gpu_memory_utilization: float = _variable(
+        "GPU_MEMORY_UTILIZATION",
+        0.5,
+        "Share of the GPU's total memory that vLLM may take for weights and KV cache.",
+        "a number above 0 and up to 1",
+        _fraction,
+    )
+    log_level: str = _variable(
+        "LOG_LEVEL",
+        "error",
+        "How much the engines log; debug brings everything back.",
+        ", ".join(LOG_LEVELS),
+        _choice(LOG_LEVELS),
+    )
+    hf_token: str | None = _variable(
+        "HF_TOKEN",
+        None,
+        "Hugging Face access token, only needed for gated models; never printed.",
+        "a token without spaces, or nothing",
+        _text,
+        secret=True,
+    )
+    device: str = _variable(
+        "DEVICE",
+        AUTO,
+        "Where to run; auto takes the GPU if there is one.",
+        ", ".join(DEVICES),
+        _choice(DEVICES),
+    )
+    vllm_cpu_kvcache_space: int = _variable(
+        "VLLM_CPU_KVCACHE_SPACE",
+        1,
+        "Memory for vLLM's KV cache where there is no GPU, in GiB.",
+        "a whole number from 1 up",
+        _whole(1),
+    )
+
+    def apply(self) -> None:
+        """Set the process environment that the engines read.
+
+        Call it before unsloth and vllm are imported: both read their variables then.
+        """
+        if self.hf_token:
+            os.environ["HF_TOKEN"] = self.hf_token  # vLLM takes it from nowhere else.
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.vllm_cpu_kvcache_space)
+        os.environ["VLLM_LOGGING_LEVEL"] = self.log_level.upper()
+        os.environ["TRANSFORMERS_VERBOSITY"] = self.log_level
+        # In-process, as Unsloth's engine on a GPU is, and six times faster to load.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if self.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def load_settings(env_file: Path | None = None) -> Settings:
+    """Read `.env`, then the environment, which wins; an empty value counts as not set.
+
+    Without `env_file` the nearest `.env` is taken, from the working directory upwards;
+    there may be none. Raises `SettingsError` for a value that is not allowed, a line
+    that can't be read, and an `env_file` that is not there.
+    """
+    if env_file is None:
+        found = find_dotenv(usecwd=True)
+        env_file = Path(found) if found else None
+    from_file = {} if env_file is None else _read_env_file(env_file)
+    values = {}
+    for row in fields(Settings):
+        name = row.metadata["env_var"]
+        for source, value in (
+            ("the environment", os.environ.get(name, "").strip()),
+            (env_file, from_file.get(name, "").strip()),
+        ):
+            if value:
+                values[row.name] = _parse(row, value, source)
+                break
+    return Settings(**values)
+
+
+def _parse(row: Field, value: str, source: object) -> Any:
+    try:
+        return row.metadata["parse"](value)
+    except (ValueError, KeyError):
+        shown = "(not shown)" if row.metadata["secret"] else repr(value)
+        raise SettingsError(
+            f"{row.metadata['env_var']}={shown} in {source} can't be used. "
+            f"Allowed: {row.metadata['allowed']}."
+        ) from None
+
+
+def _read_env_file(env_file: Path) -> dict[str, str]:
+    """The assignments of a `.env`; of two for one variable the later one counts."""
+    try:
+        with open(env_file, encoding="utf-8-sig") as stream:
+            bindings = list(parse_stream(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{env_file} can't be read as UTF-8 text ({type(error).__name__}). "
+            "Copy .env.example to .env and start from that."
+        ) from None
+    values = {}
+    for binding in bindings:
+        # The line itself is not shown: it may hold a token.
+        if binding.error or (binding.key and binding.value is None):
+            raise SettingsError(
+                f"{env_file}, line {binding.original.line} is not an assignment. "
+                "Allowed: NAME=value, or a comment that begins with #."
+            )
+        if binding.key:
+            values[binding.key] = binding.value
+    return values
+
+
+def defaults() -> dict[str, str]:
+    """The default of each variable, as a `.env` would write it."""
+    table = {}
+    for row in fields(Settings):
+        if row.default is None:
+            text = "" if row.metadata["secret"] else AUTO
+        else:
+            text = str(row.default)
+        table[row.metadata["env_var"]] = text
+    return table
