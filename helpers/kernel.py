@@ -1,0 +1,187 @@
+"""End the kernel and all that it started: the last cell of every notebook.
+
+Ending the process is the sure way to give an engine's memory back. The call that older
+material uses, ``IPython.Application.instance().kernel.do_shutdown(restart=False)``,
+only stops the kernel's event loop. With an engine in child processes Python then waits
+for ever for those to finish, so nothing is released; without one, the Jupyter server
+takes the exit for a crash and starts the kernel again. A kernel has no message that
+announces an intended exit (jupyter_client issue 237), so the server that owns it must
+be the one to end it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import secrets
+import ssl
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
+REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
+EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
+
+
+def shutdown_kernel(wait: float = 5.0) -> None:
+    """End this kernel, its child processes and the memory that they hold.
+
+    Child processes (vLLM's engine core and workers) are asked to end, and forced after
+    ``wait`` seconds. The kernel itself ends about a second after the cell has finished,
+    by the Jupyter server that owns it, so that JupyterLab shows "No Kernel" and does
+    not restart it, or by itself where there is no server (VS Code, nbmake, nbconvert,
+    papermill). An exit that hangs is forced. Outside a kernel this does nothing but say
+    so.
+
+    A server that only a password opens, or that listens on a Unix socket, can't be
+    asked: the memory is given back, but the server starts an empty kernel again.
+
+    Args:
+        wait: seconds that child processes have to end by themselves.
+    """
+    app = _kernel_app()
+    if app is None:
+        print("Not in a Jupyter kernel: nothing to shut down.")
+        return
+    logging.disable(logging.CRITICAL)  # or vLLM reports the death of its engine
+    ended = _end_children(wait)
+    processes = "child process" if ended == 1 else "child processes"
+    print(f"Ended {ended} {processes}. The kernel ends now; its memory is free again.")
+
+    def end_after_reply() -> None:
+        app.shell.events.unregister("post_execute", end_after_reply)
+        threading.Thread(target=_end_kernel, args=(app,), daemon=True).start()
+
+    # post_execute and not post_run_cell, which silent cells and widgets' callbacks lack
+    app.shell.events.register("post_execute", end_after_reply)
+
+
+def _kernel_app() -> Any | None:
+    """The ipykernel application that this process runs, None outside a kernel."""
+    kernelapp = sys.modules.get("ipykernel.kernelapp")
+    if kernelapp is None or not kernelapp.IPKernelApp.initialized():
+        return None
+    return kernelapp.IPKernelApp.instance()
+
+
+def _end_children(wait: float) -> int:
+    """Ask the direct children to end, force what is left; how many children it were."""
+    children = _descendants(recursive=False)
+    # Taken now: a worker whose parent dies is nobody's child afterwards.
+    family = set(_descendants())
+    for child in children:  # they end their own workers
+        with suppress(psutil.Error):
+            child.terminate()
+    _wait_until_gone(family, wait)
+    for process in family.union(_descendants()):
+        with suppress(psutil.Error):
+            process.kill()
+    _wait_until_gone(family, 1.0)
+    return len(children)
+
+
+def _descendants(recursive: bool = True) -> list[psutil.Process]:
+    """This process's living children, without multiprocessing's resource tracker.
+
+    The tracker ends with the kernel, and removes shared memory that was left behind.
+    """
+    children = psutil.Process().children(recursive=recursive)
+    return [p for p in children if _is_alive(p) and not _is_resource_tracker(p)]
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in a for a in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie holds no memory and counts as gone."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _end_kernel(app: Any) -> None:
+    """End the kernel from a thread: by its server, else by itself, else by force."""
+    time.sleep(REPLY_SECONDS)
+    connection_file = Path(app.abs_connection_file)
+    if not _shut_down_by_server(connection_file):
+        app.kernel.io_loop.add_callback(app.kernel.do_shutdown, False)
+    time.sleep(EXIT_SECONDS)
+    _end_children(wait=0.0)  # a cell that was queued behind may have started some
+    os._exit(0)
+
+
+def _shut_down_by_server(connection_file: Path) -> bool:
+    """Ask the Jupyter server that owns the kernel to end it; False if there is none."""
+    kernel_id = connection_file.stem.removeprefix("kernel-")
+    for server in _servers(connection_file.parent):
+        try:
+            answer = json.loads(_request(server, "GET", kernel_id))
+        except _NO_ANSWER:
+            continue  # a server that is gone, or one that has no such kernel
+        if not isinstance(answer, dict) or answer.get("id") != kernel_id:
+            continue
+        try:
+            _request(server, "DELETE", kernel_id)
+        except urllib.error.HTTPError:
+            return False
+        except _NO_ANSWER:
+            pass  # it is at work, and may be waiting for this very process to end
+        return True
+    return False
+
+
+def _servers(runtime_dir: Path) -> Iterator[dict[str, Any]]:
+    """What the Jupyter servers that run, or ran, here say of themselves."""
+    for path in sorted(runtime_dir.glob("jpserver-*.json")):
+        with suppress(OSError, ValueError):
+            server = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(server, dict) and isinstance(server.get("url"), str):
+                yield server
+
+
+def _request(server: dict[str, Any], method: str, kernel_id: str) -> bytes:
+    """One call of the server's REST API (api/kernels), past any proxy.
+
+    Raises:
+        OSError, http.client.HTTPException, ValueError: no answer, or not a good one.
+    """
+    # A server whose token is empty wants the pair that a browser's page would send.
+    xsrf = secrets.token_hex(16)
+    headers = {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf}
+    if server.get("token"):
+        headers["Authorization"] = f"token {server['token']}"
+    url = f"{server['url'].rstrip('/')}/api/kernels/{urllib.parse.quote(kernel_id)}"
+    request = urllib.request.Request(url, headers=headers, method=method)
+    # Its certificate is made for the name that browsers use, not for this address.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    with opener.open(request, timeout=REQUEST_SECONDS) as answer:
+        return answer.read()
