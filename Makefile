@@ -1,0 +1,52 @@
+# `make notebooks` and `make test` are all that is needed; `make help` shows the rest.
+
+# The pins to install: requirements/gpu.txt on Linux with an NVIDIA GPU.
+REQUIREMENTS ?= requirements/cpu.txt
+# The first Python here that is new enough; setup explains it when none is.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	  $$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null \
+	  && echo $$p && exit; done; echo python3)
+VENV_PYTHON := .venv/bin/python
+
+# Nothing of the user's own Python may reach into .venv, nor its kernels into Jupyter.
+unexport PYTHONPATH PYTHONHOME
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup notebooks test lab pins clean
+
+help:
+	@echo "make notebooks  run every notebook into _build/ and make the gallery"
+	@echo "make test       run all tests, every notebook included"
+	@echo "make lab        open JupyterLab on notebooks/"
+	@echo "make setup      create .venv with everything; the others do it when needed"
+	@echo "make pins       rebuild requirements/cpu.txt and gpu.txt from the .in files"
+	@echo "make clean      remove .venv, _build and caches"
+	@echo "With a GPU: make setup REQUIREMENTS=requirements/gpu.txt"
+
+setup:
+	@$(PYTHON) requirements/install.py $(REQUIREMENTS)
+
+notebooks: setup
+	@$(VENV_PYTHON) -m helpers.notebooks build
+
+test: setup
+	@$(VENV_PYTHON) -m pytest --nbmake --nbmake-timeout=600 tests $(wildcard notebooks)
+
+lab: setup
+	@$(VENV_PYTHON) -m jupyterlab notebooks
+
+# uv gives torch without its +cpu, a build that only torch's own index has.
+UV_COMPILE := .venv/bin/uv pip compile --quiet --upgrade --no-annotate --no-header \
+	--no-emit-index-url --no-emit-find-links --python-platform x86_64-manylinux_2_28
+pins: setup
+	@$(UV_COMPILE) requirements/cpu.in --overrides requirements/cpu-overrides.txt \
+	  --python-version 3.11 --output-file requirements/cpu.txt
+	@sed -i 's/^\(torch==[0-9.]*\)$$/\1+cpu/' requirements/cpu.txt
+	@$(UV_COMPILE) requirements/gpu.in --python-version 3.12 \
+	  --output-file requirements/gpu.txt
+
+clean:
+	@rm -rf .venv _build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf unsloth_compiled_cache notebooks/unsloth_compiled_cache
+	@find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +

@@ -1,0 +1,145 @@
+"""Create .venv from a file of pins: `python requirements/install.py [PINS]`.
+
+Run by `make setup` with any Python and nothing installed, so it uses the standard
+library alone and syntax that Python 3.6 reads: they must get as far as the message.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / ".ready"
+VENV_PYTHON = VENV / "bin" / "python"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# GB of free disk: the environment, and as much again for pip's downloads and cache.
+DISK_GB = {"cpu": 5, "gpu": 25}
+DURATION = {
+    "cpu": "2 to 4 minutes, 1 GB to download",
+    "gpu": "10 minutes or more, 5 GB to download",
+}
+OURS = "fast-inference-notebooks"
+
+
+def fail(message):
+    """End with the message on stderr and exit status 1."""
+    sys.exit("make setup: " + message)
+
+
+def check_python(version=None):
+    """End with a message unless `version` (default: this Python's) is 3.11 or later."""
+    version = tuple(version or sys.version_info)[:3]
+    if version < (3, 11):
+        fail(
+            f"Python 3.11 or later is needed, this one is {version[0]}.{version[1]}. "
+            "Install it and run `make setup PYTHON=/path/to/python3.11`."
+        )
+
+
+def check_platform(system=None, machine=None):
+    """End with a message unless this is Linux on x86-64, which the pins are for."""
+    system, machine = system or platform.system(), machine or platform.machine()
+    if (system, machine.lower()) not in [("Linux", "x86_64"), ("Linux", "amd64")]:
+        fail(
+            f"the pins are for Linux on x86-64, this is {system} on {machine}. On "
+            "Windows use WSL 2, on a Mac a Linux x86-64 container."
+        )
+
+
+def check_venv_module():
+    """End with a message if this Python can't create environments with pip."""
+    try:
+        import ensurepip  # noqa: F401 (Debian's python3 has venv but leaves this out)
+        import venv  # noqa: F401
+    except ImportError:
+        fail(
+            "this Python has no venv module. On Debian or Ubuntu: `sudo apt install "
+            f"python{sys.version_info[0]}.{sys.version_info[1]}-venv`."
+        )
+
+
+def check_disk(kind, free_bytes=None):
+    """End with a message if fewer GB are free than pins of `kind` (cpu, gpu) need."""
+    if free_bytes is None:
+        free_bytes = shutil.disk_usage(str(ROOT)).free
+    if free_bytes < DISK_GB[kind] * 1e9:
+        fail(
+            f"{DISK_GB[kind]} GB of free disk are needed, {free_bytes / 1e9:.1f} GB "
+            "are free in this folder."
+        )
+
+
+def stamp(pins):
+    """What .venv/.ready holds once an environment with these pins is complete."""
+    digest = hashlib.sha256()
+    for path in (pins, ROOT / "pyproject.toml"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def canonical(name):
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pip(*arguments):
+    """Run pip of .venv quietly; end with a message if it fails."""
+    command = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", "-qq"]
+    if subprocess.call(command + list(arguments)):
+        fail(
+            "pip failed, see above. Nothing outside .venv was changed; when the cause "
+            "is mended (most often the network), run it again: it goes on from here."
+        )
+
+
+def remove_unpinned(pins):
+    """Uninstall what an earlier version of the pins brought and this one does not."""
+    listed = subprocess.check_output(
+        [str(VENV_PYTHON), "-m", "pip", "list", "--format=json"],
+        stderr=subprocess.DEVNULL,
+    )
+    kept = {canonical(line.split("==")[0]) for line in pins.read_text().splitlines()}
+    kept |= {"pip", OURS}
+    extra = [p["name"] for p in json.loads(listed) if canonical(p["name"]) not in kept]
+    if extra:
+        pip("uninstall", "--yes", *extra)
+
+
+def install(pins):
+    """Create or update .venv so that it holds exactly the pins, and helpers."""
+    kind = "gpu" if pins.name.startswith("gpu") else "cpu"
+    check_platform()
+    check_venv_module()
+    check_disk(kind)
+    print(f"Setting up .venv, once: {DURATION[kind]}.", flush=True)
+    STAMP.unlink(missing_ok=True)
+    if not VENV_PYTHON.exists():
+        subprocess.check_call([sys.executable, "-m", "venv", "--clear", str(VENV)])
+    torch = re.search(r"^torch==\S+\+cpu$", pins.read_text(), re.MULTILINE)
+    if torch:
+        # On its own: with this index on the next command, each package would ask it.
+        pip("install", "--no-deps", "--extra-index-url", TORCH_CPU_INDEX, torch.group())
+    # Compiled when first imported: most of these modules never are.
+    pip("install", "--no-deps", "--no-compile", "-r", str(pins))
+    remove_unpinned(pins)
+    pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    STAMP.write_text(stamp(pins))
+
+
+def main():
+    check_python()
+    os.chdir(str(ROOT))
+    pins = Path(sys.argv[1] if len(sys.argv) > 1 else "requirements/cpu.txt").resolve()
+    if not (STAMP.exists() and STAMP.read_text() == stamp(pins)):
+        install(pins)
+
+
+if __name__ == "__main__":
+    main()

