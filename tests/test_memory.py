@@ -1,0 +1,431 @@
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import psutil
+import pynvml
+import pytest
+
+from helpers import memory
+from helpers.memory import (
+    MIB,
+    MemoryMonitor,
+    NoSuchGpuError,
+    ReleaseReport,
+    cleanup_memory,
+    driver_error,
+    list_gpus,
+    measure_gpu_memory,
+    measure_memory,
+    measure_resident_memory,
+    memory_kind,
+    release_model,
+)
+
+UUIDS = [
+    "GPU-aaaa1111-0000-0000-0000-000000000000",
+    "GPU-aaaa2222-0000-0000-0000-000000000000",
+    "GPU-bbbb3333-0000-0000-0000-000000000000",
+]
+MIG = "MIG-cccc4444-0000-0000-0000-000000000000"
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Three GPUs with 1000, 2000 and 3000 MiB in use, and a MIG slice of the first.
+
+    A handle is the GPU's index, or "mig". The double keeps count of inits.
+    """
+    state = SimpleNamespace(open=0, used=[1000, 2000, 3000], count=3)
+
+    def init():
+        state.open += 1
+
+    def shutdown():
+        state.open -= 1
+
+    def usable(function):
+        def checked(*arguments, **options):
+            if not state.open:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
+            return function(*arguments, **options)
+
+        return checked
+
+    def by_uuid(uuid):
+        if uuid != MIG:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return "mig"
+
+    def used_mib(handle):
+        return 10 if handle == "mig" else state.used[handle]
+
+    def memory_info(handle, version=None):
+        assert version == pynvml.nvmlMemory_v2
+        return SimpleNamespace(total=24_000 * MIB, used=used_mib(handle) * MIB)
+
+    doubles = {
+        "nvmlDeviceGetCount": lambda: state.count,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda handle: 0,
+        "nvmlDeviceGetIndex": lambda handle: [0, 1, 2][handle],
+        "nvmlDeviceGetUUID": lambda handle: MIG if handle == "mig" else UUIDS[handle],
+        "nvmlDeviceGetName": lambda handle: f"Double {handle}",
+        "nvmlDeviceGetCudaComputeCapability": lambda handle: (
+            (7, 5) if handle == 2 else (8, 9)
+        ),
+        "nvmlDeviceGetMemoryInfo": memory_info,
+    }
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", shutdown)
+    for name, double in doubles.items():
+        monkeypatch.setattr(pynvml, name, usable(double))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    yield state
+    assert state.open == 0, "every nvmlInit needs its nvmlShutdown"
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    def init():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
+
+
+@pytest.mark.parametrize(
+    ("variable", "used"),
+    [
+        (None, [1000, 2000, 3000]),
+        ("0,1,2", [1000, 2000, 3000]),
+        ("2", [3000]),
+        (" 2 , 0 ", [3000, 1000]),
+        ("", []),
+        ("-1", []),
+        ("none", []),
+        ("1,9,0", [2000]),  # The list ends at the first that names no GPU.
+        ("1,-1,0", [2000]),
+        ("1,1", []),
+        (UUIDS[1], [2000]),
+        (f"{UUIDS[2]},{UUIDS[0]}", [3000, 1000]),
+        ("GPU-bbbb", [3000]),
+        ("GPU-aaaa", []),  # Two begin so.
+        ("GPU-dddd", []),
+        (MIG, [10]),
+        ("MIG-none", []),
+    ],
+)
+def test_visible_devices(nvml, monkeypatch, variable, used):
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert [gpu.used_mib for gpu in list_gpus()] == used
+    assert measure_gpu_memory() == (used[0] if used else 0)
+    assert memory_kind() == ("GPU memory" if used else "resident memory")
+    assert len(list_gpus(visible=False)) == 3
+
+
+def test_gpu_fields(nvml):
+    first, _, third = list_gpus()
+    assert (first.index, first.name, first.uuid) == (0, "Double 0", UUIDS[0])
+    assert (first.total_mib, first.free_mib) == (24_000, 23_000)
+    assert first.bf16 and not third.bf16
+
+
+def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert [measure_gpu_memory(index) for index in (0, 1, 2)] == [1000, 2000, 3000]
+    with pytest.raises(NoSuchGpuError, match=r"no GPU 3\. GPUs here: 0, 1, 2"):
+        measure_gpu_memory(3)
+
+
+def test_the_gpu_that_torch_uses_is_measured(nvml, monkeypatch):
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        current_device=lambda: 0,
+        get_device_properties=lambda device: SimpleNamespace(uuid=UUIDS[1][4:]),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert measure_gpu_memory() == 2000
+
+
+def test_memory_of_a_gpu_that_shares_main_memory(nvml, monkeypatch):
+    def not_supported(handle, version=None):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", not_supported)
+    assert list_gpus()[0].total_mib == psutil.virtual_memory().total // MIB
+
+
+def test_no_driver(no_driver):
+    assert driver_error() == "NVML Shared Library Not Found"
+    assert list_gpus() == ()
+    assert measure_gpu_memory() == 0
+    assert memory_kind() == "resident memory"
+    with pytest.raises(NoSuchGpuError, match="GPUs here: none"):
+        measure_gpu_memory(0)
+
+
+def test_driver_without_a_gpu(nvml):
+    nvml.count = 0
+    assert driver_error() is None
+    assert measure_gpu_memory() == 0
+    with pytest.raises(NoSuchGpuError):
+        measure_gpu_memory(0)
+
+
+def test_resident_memory_counts_children():
+    code = "block = bytearray(b'x') * (200 << 20); print('ready', flush=True); input()"
+    before = measure_resident_memory()
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout.readline() == b"ready\n"
+        assert measure_resident_memory() >= before + 190
+        child.communicate(b"\n")
+
+
+def test_cleanup_says_what_it_freed(no_driver):
+    cycle = [bytearray(b"x") * (200 * MIB)]
+    cycle.append(cycle)
+    del cycle
+    report = cleanup_memory()
+    assert report.kind == "resident memory"
+    assert report.collected >= 1
+    assert report.freed_mib >= 190
+    assert str(report).startswith(f"Freed {report.freed_mib} MiB of resident memory (")
+    assert report.after_mib == report.before_mib - report.freed_mib
+
+
+def test_cleanup_imports_no_torch():
+    code = (
+        "import sys; from helpers.memory import cleanup_memory, MemoryMonitor\n"
+        "cleanup_memory()\n"
+        "with MemoryMonitor(): pass\n"
+        "print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("initialized", [True, False])
+def test_cleanup_empties_cuda_caches_only_where_cuda_runs(
+    nvml, monkeypatch, initialized
+):
+    calls = []
+
+    def empty_cache():
+        calls.append("empty_cache")
+        nvml.used[0] = 400
+
+    cuda = SimpleNamespace(
+        is_initialized=lambda: initialized,
+        current_device=lambda: 0,
+        get_device_properties=lambda device: SimpleNamespace(uuid=UUIDS[0][4:]),
+        synchronize=lambda: calls.append("synchronize"),
+        empty_cache=empty_cache,
+        ipc_collect=lambda: calls.append("ipc_collect"),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    report = cleanup_memory()
+    expected = ["synchronize", "empty_cache", "ipc_collect"] if initialized else []
+    assert calls == expected
+    assert (report.kind, report.freed_mib) == ("GPU memory", 600 * initialized)
+
+
+def test_monitor_sees_an_allocation_between_marks(no_driver):
+    with MemoryMonitor() as monitor:
+        monitor.mark("before")
+        block = bytearray(b"x") * (200 * MIB)
+        monitor.mark("load")
+        del block
+        monitor.mark("del")
+    steps = dict(monitor.steps())
+    assert list(steps) == ["before", "load", "del", "stop"]
+    assert 190 <= steps["load"] <= 260
+    assert -260 <= steps["del"] <= -190
+    assert monitor.peak >= monitor.marks[0].mib + 190
+    seconds = [sample.seconds for sample in monitor.samples]
+    assert seconds == sorted(seconds)
+
+
+def test_monitor_samples_from_its_thread(nvml, monkeypatch):
+    monitor = MemoryMonitor(interval_s=0.001)
+    sample, sampled = monitor._sample, []
+
+    def twice(label=""):
+        nvml.used[0] = 5000 if not label else 1000
+        sample(label)
+        if not label:
+            sampled.append(label)
+            if len(sampled) == 2:
+                monitor._stopping.set()
+
+    monkeypatch.setattr(monitor, "_sample", twice)
+    monitor.start()
+    monitor._thread.join()
+    assert monitor.kind == "GPU memory"
+    assert [entry.mib for entry in monitor.samples] == [1000, 5000, 5000]
+    assert monitor.peak == 5000
+
+
+def test_monitor_ends_its_thread_after_an_error():
+    with pytest.raises(ZeroDivisionError), MemoryMonitor() as monitor:
+        raise ZeroDivisionError
+    assert not monitor._thread.is_alive()
+    assert monitor.marks[-1].label == "stop"
+
+
+def test_monitor_runs_once():
+    monitor = MemoryMonitor()
+    assert monitor.peak == 0
+    with pytest.raises(RuntimeError, match="start it first"):
+        monitor.mark("early")
+    monitor.stop()
+    monitor.start()
+    monitor.stop()
+    monitor.stop()
+    assert [mark.label for mark in monitor.marks] == ["start", "stop"]
+    with pytest.raises(RuntimeError, match="make a new one"):
+        monitor.start()
+    with pytest.raises(RuntimeError, match="not running"):
+        monitor.mark("late")
+
+
+def test_plot_shows_marks_and_peak(nvml):
+    from matplotlib.figure import Figure
+
+    with MemoryMonitor() as monitor:
+        nvml.used[0] = 4000
+        monitor.mark("load")
+    axes = monitor.plot(Figure().subplots())
+    assert axes.get_title() == "GPU memory, peak 4,000 MiB"
+    assert [text.get_text() for text in axes.texts] == ["load"]
+    assert max(axes.lines[0].get_ydata()) == 4000
+
+
+def test_release_of_a_transformers_model_names_what_holds_it():
+    torch = pytest.importorskip("torch")
+    namespace = {"model": torch.nn.Linear(8, 8), "other": 1}
+    report = release_model(namespace["model"], namespace=namespace)
+    assert namespace == {"other": 1}
+    assert (report.parameters, report.alive_parameters) == (2, 0)
+    assert report.holders == () and report.complete
+
+    namespace = {"model": torch.nn.Linear(8, 8)}
+    namespace["keep"] = [namespace["model"]]
+    report = release_model(namespace["model"], namespace=namespace)
+    assert (report.parameters, report.alive_parameters) == (2, 2)
+    assert report.holders == ("the variable keep (a list)",)
+    assert not report.complete
+    assert "Still held by the variable keep (a list)" in str(report)
+
+
+def test_release_names_a_traceback_that_holds_the_model():
+    torch = pytest.importorskip("torch")
+
+    def fail():
+        model = torch.nn.Linear(8, 8)
+        namespace["model"] = model
+        raise ValueError
+
+    namespace = {}
+    with pytest.raises(ValueError) as caught:
+        fail()
+    report = release_model(namespace["model"], namespace=namespace)
+    assert report.holders == ("a traceback or generator of fail()",)
+    assert caught.tb is not None  # What kept it.
+
+
+def test_release_names_a_function_that_holds_the_model():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(8, 8)
+    report = release_model(model, namespace={})
+    assert report.holders == ("a local variable of a function that is still running",)
+    assert report.alive_parameters == 2
+
+
+def test_release_compares_with_the_level_before_the_load():
+    report = ReleaseReport("GPU memory", 9000, 3000, 10, 0, (), kept_mib=2000)
+    assert report.freed_mib == 6000
+    assert not report.complete
+    assert "2000 MiB more than before the load" in str(report)
+    assert ReleaseReport("GPU memory", 9000, 1010, 10, 0, (), kept_mib=10).complete
+
+
+RELEASE_ENGINE = """
+    import os, sys
+    os.environ.update(
+        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1",
+    )
+    from transformers import Qwen3Config
+    from vllm import LLM, SamplingParams
+    from helpers.memory import measure_memory, release_model
+    import torch
+
+    Qwen3Config(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=1, num_key_value_heads=1, head_dim=64,
+        max_position_embeddings=256, architectures=["Qwen3ForCausalLM"],
+    ).save_pretrained(sys.argv[1])
+
+    class Model:
+        "What Unsloth adds to the model that it returns."
+
+    def load():
+        engine = LLM(
+            sys.argv[1], skip_tokenizer_init=True, load_format="dummy", seed=0,
+            dtype="float32", max_model_len=128, max_num_seqs=2,
+            # A compiled model leaves hooks with Dynamo; eager code generation is quick.
+            compilation_config={"mode": 3, "backend": "eager"},
+        )
+        model = Model()
+        model.vllm_engine, model.fast_generate = engine, engine.generate
+        return model
+
+    def generate(model):
+        prompts = [{"prompt_token_ids": [1, 2, 3]}] * 2
+        params = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
+        outputs = model.fast_generate(prompts, params, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    tokens = []
+    for cycle in range(2):
+        model = load()
+        hooks = len(torch._dynamo.convert_frame._bytecode_hooks)
+        assert hooks > 0, "nothing to release: the model was not compiled"
+        tokens.append(generate(model))
+        engine, generate_bound = model.vllm_engine, model.fast_generate
+        kept = {"engine": engine} if cycle else {}
+        report = release_model(model, namespace=globals())
+        print(report)
+        assert not {"model", "engine", "generate_bound"} & set(globals())
+        assert report.parameters > 10, report.parameters
+        assert report.alive_parameters == 0, report
+        holders = ("the variable kept (a dict)",) if cycle else ()
+        assert report.holders == holders, report
+        assert len(torch._dynamo.convert_frame._bytecode_hooks) == 0
+    assert tokens[0] == tokens[1], tokens
+    assert len(tokens[0][0]) == 8
+    print("released")
+"""
+
+
+def test_release_of_a_compiled_engine_frees_every_parameter(tmp_path):
+    """Two load cycles in one process, with the same greedy tokens from both."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(RELEASE_ENGINE), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    assert result.stdout.endswith("released\n")
+
+
+def test_measure_memory_is_resident_memory_without_a_gpu(no_driver, monkeypatch):
+    monkeypatch.setattr(memory, "measure_resident_memory", lambda: 123)
+    assert measure_memory() == 123
