@@ -1,0 +1,353 @@
+"""Draw what the other modules return: thinking, live text, tables and charts.
+
+Everything here is also readable where no JavaScript runs: a page of a gallery, a
+notebook on a code host, a terminal.
+"""
+
+import io
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from helpers.benchmark import EngineFigures
+from helpers.thinking import INCOMPLETE_HINT, ThinkingResult, ThinkingStream
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+_CARD = "flex:1 1 16em;border:1px solid #8888;border-radius:6px;padding:0.6em 0.9em"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+
+
+class Panel:
+    """HTML in a notebook, plain text everywhere else."""
+
+    def __init__(self, html: str, text: str) -> None:
+        self.html = html
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Chart:
+    """A matplotlib figure as a picture, with the same facts as text.
+
+    It draws itself, so it does not depend on a notebook's plotting backend.
+    """
+
+    def __init__(self, figure: "Figure", text: str) -> None:
+        self.figure = figure
+        self.text = text
+
+    def _repr_png_(self) -> bytes:
+        picture = io.BytesIO()
+        self.figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+        return picture.getvalue()
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def show_table(
+    rows: Sequence[Mapping[str, object]], *, caption: str | None = None
+) -> Panel:
+    """A table of rows that share their keys; numbers go to the right.
+
+    Raises `ValueError` for no rows and `KeyError` for a row that lacks a column.
+    """
+    if not rows:
+        raise ValueError("a table needs at least one row")
+    columns = list(rows[0])
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    numeric = [isinstance(rows[0][column], int | float) for column in columns]
+    widths = [
+        max(len(column), *(len(line[i]) for line in cells))
+        for i, column in enumerate(columns)
+    ]
+
+    def text_line(values: Sequence[str]) -> str:
+        padded = [
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(values, widths, numeric, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    def html_line(values: Sequence[str], tag: str) -> str:
+        return "".join(
+            f'<{tag} style="text-align:{"right" if right else "left"}">'
+            f"{escape(value)}</{tag}>"
+            for value, right in zip(values, numeric, strict=True)
+        )
+
+    body = "".join(f"<tr>{html_line(line, 'td')}</tr>" for line in cells)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    html = (
+        f"<table>{title}<thead><tr>{html_line(columns, 'th')}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+    lines = [caption] if caption else []
+    lines += [text_line(columns), *(text_line(line) for line in cells)]
+    return Panel(html, "\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def show_thinking(
+    results: ThinkingResult | Iterable[ThinkingResult],
+    *,
+    prompt: str | None = None,
+    titles: Sequence[str] | None = None,
+    unfold: bool = False,
+) -> Panel:
+    """Parsed completions beside each other, each with its thinking folded away.
+
+    `results` is one `ThinkingResult` or several of them; `titles` names each.
+    `unfold=True` opens the thinking. Raises `ValueError` if the titles are not as many
+    as the results.
+    """
+    # A ThinkingResult is a tuple itself.
+    several = [results] if isinstance(results, ThinkingResult) else list(results)
+    names = [""] * len(several) if titles is None else list(titles)
+    if len(names) != len(several):
+        raise ValueError(f"{len(names)} titles for {len(several)} results")
+    cards = [
+        _html_card(result, name, unfold)
+        for result, name in zip(several, names, strict=True)
+    ]
+    texts = [
+        _text_card(result, name) for result, name in zip(several, names, strict=True)
+    ]
+    question = f"<p><b>{escape(prompt)}</b></p>" if prompt else ""
+    html = f'{question}<div style="display:flex;flex-wrap:wrap;gap:0.8em">'
+    text = [prompt] if prompt else []
+    return Panel(html + "".join(cards) + "</div>", "\n\n".join(text + texts))
+
+
+def _answer(result: ThinkingResult) -> str:
+    if result.response is None:
+        return f"(no answer) {INCOMPLETE_HINT}"
+    return result.response
+
+
+def _html_card(result: ThinkingResult, title: str, unfold: bool) -> str:
+    heading = f"<b>{escape(title)}</b>" if title else ""
+    opened = " open" if unfold or result.response is None else ""
+    state = "" if result.complete else ", unfinished"
+    thinking = (
+        f'<details{opened}><summary style="cursor:pointer;opacity:0.75">Thinking '
+        f"({result.thinking_tokens} tokens{state})</summary>"
+        f'<div style="{_TEXT};opacity:0.75;font-size:0.9em">'
+        f"{escape(result.thinking)}</div></details>"
+    )
+    answer = f'<div style="{_TEXT};margin-top:0.5em">{escape(_answer(result))}</div>'
+    return f'<div style="{_CARD}">{heading}{thinking}{answer}</div>'
+
+
+def _text_card(result: ThinkingResult, title: str) -> str:
+    lines = [f"[{title}]"] if title else []
+    lines += [f"Thinking ({result.thinking_tokens} tokens):", result.thinking]
+    return "\n".join([*lines, "Answer:", _answer(result)])
+
+
+class LiveResponse:
+    """Watch a model write: pass it to `model.generate(..., streamer=LiveResponse(t))`.
+
+    It has the two methods that transformers asks of a streamer, `put` and `end`. What
+    it has drawn last stays in the notebook, so the saved page shows the whole answer.
+    Only for one prompt at a time, as transformers' own streamers.
+    """
+
+    # Drawing costs more than a token of a small model; the eye needs no more.
+    DRAW_EVERY = 8
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.result: ThinkingResult | None = None  # Once `end` was called.
+        self._stream: ThinkingStream | None = None
+        self._texts = ["", ""]  # The thinking, the answer.
+        self._tokens = [0, 0]
+        self._handle: Any = None
+
+    def put(self, token_ids: Any) -> None:
+        """Take the prompt at the first call, new tokens at all later ones.
+
+        Raises `ValueError` for a batch of more than one prompt.
+        """
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
+        if ids and isinstance(ids[0], list):
+            if len(ids) > 1:
+                raise ValueError("LiveResponse shows one prompt at a time")
+            ids = ids[0]
+        if self._stream is None:
+            self._stream = ThinkingStream(self.tokenizer, prompt_token_ids=ids)
+            return
+        delta = self._stream.feed(ids)
+        if delta.moved:  # What looked like the answer was thinking.
+            self._texts, self._tokens = (
+                ["".join(self._texts), ""],
+                [sum(self._tokens), 0],
+            )
+        self._texts[0] += delta.thinking
+        self._texts[1] += delta.response
+        self._tokens[0 if self._stream.is_thinking else 1] += len(ids)
+        if sum(self._tokens) % self.DRAW_EVERY == 0:
+            response = None if self._stream.is_thinking else self._texts[1]
+            self._draw(ThinkingResult(self._texts[0], response, *self._tokens))
+
+    def end(self) -> None:
+        """Draw the finished response, and keep it as `result`."""
+        if self._stream is not None:
+            self.result = self._stream.finish()
+            self._draw(self.result)
+
+    def _draw(self, result: ThinkingResult) -> None:
+        from IPython.display import display
+
+        panel = show_thinking(result, unfold=True)
+        if self._handle is None:
+            self._handle = display(panel, display_id=True)
+        elif self._handle:
+            self._handle.update(panel)
+
+
+class SamplingExplorer:
+    """Sampling parameters side by side, with sliders where JavaScript runs.
+
+    `generate(parameters)` gets a dict such as {"temperature": 0.6, "top_p": 0.95} and
+    returns a `ThinkingResult`. The presets that it is opened with are generated at
+    once and stay in the saved notebook; each press of the button adds one more.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[dict[str, float]], ThinkingResult],
+        presets: Mapping[str, Mapping[str, float]],
+        *,
+        prompt: str | None = None,
+    ) -> None:
+        self.generate = generate
+        self.prompt = prompt
+        self.results: dict[str, ThinkingResult] = {}
+        for name, values in presets.items():
+            self.run(dict(values), title=name)
+        self._handle: Any = None
+
+    def run(self, values: dict[str, float], title: str | None = None) -> ThinkingResult:
+        """Generate with `values` and keep the result under `title`."""
+        name = title or ", ".join(f"{key} {value:g}" for key, value in values.items())
+        self.results[name] = self.generate(values)
+        return self.results[name]
+
+    def panel(self) -> Panel:
+        """All results so far beside each other."""
+        return show_thinking(
+            self.results.values(), prompt=self.prompt, titles=list(self.results)
+        )
+
+    def controls(self) -> Any:
+        """The sliders and the button, as one ipywidgets box."""
+        import ipywidgets
+
+        sliders = {
+            "temperature": ipywidgets.FloatSlider(value=0.6, min=0, max=2, step=0.1),
+            "top_p": ipywidgets.FloatSlider(value=0.95, min=0.05, max=1, step=0.05),
+            "top_k": ipywidgets.IntSlider(value=20, min=1, max=100),
+        }
+        for name, slider in sliders.items():
+            slider.description = name
+        button = ipywidgets.Button(description="Generate")
+
+        def generate(_: object) -> None:
+            self.run({name: slider.value for name, slider in sliders.items()})
+            if self._handle:
+                self._handle.update(self.panel())
+
+        button.on_click(generate)
+        return ipywidgets.VBox([*sliders.values(), button])
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        bundle = self.controls()._repr_mimebundle_()
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        hint = "Sliders appear here while the notebook runs in JupyterLab."
+        display({**data, "text/plain": hint}, raw=True)
+        self._handle = display(self.panel(), display_id=True)
+
+
+def engine_table(*engines: EngineFigures) -> Panel:
+    """Load, first token, throughput and memory of each engine, one per row.
+
+    Tokens/s are medians, with the spread of the repeats (lowest to highest).
+    """
+    rows = []
+    for figures in engines:
+        row: dict[str, object] = {
+            "engine": figures.engine,
+            "device": figures.device,
+            "load (s)": _rounded(figures.load_seconds, 1),
+            "first token (ms)": f"{1000 * figures.ttft:,.0f}",
+        }
+        for batch_size, values in figures.tokens_per_second.items():
+            median = statistics.median(values)
+            spread = f"{min(values):,.0f} to {max(values):,.0f}"
+            row[f"tokens/s, batch {batch_size}"] = f"{median:,.0f} ({spread})"
+        row["memory (MiB)"] = _rounded(figures.memory_mib, 0)
+        rows.append(row)
+    return show_table(rows)
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def plot_engines(*engines: EngineFigures) -> Chart:
+    """Tokens per second over batch size, one line per engine, the spread as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), facecolor="white")
+    axes = figure.add_subplot()
+    facts = []
+    for figures, colour in zip(engines, _COLOURS, strict=False):
+        sizes = list(figures.tokens_per_second)
+        medians = [figures.throughput(size) for size in sizes]
+        values = figures.tokens_per_second.values()
+        spread = [
+            [m - min(v) for m, v in zip(medians, values, strict=True)],
+            [max(v) - m for m, v in zip(medians, values, strict=True)],
+        ]
+        axes.errorbar(
+            sizes,
+            medians,
+            yerr=spread,
+            label=figures.engine,
+            color=colour,
+            marker="o",
+            capsize=3,
+        )
+        best = max(medians)
+        facts.append(f"{figures.engine}: {best:,.0f} tokens/s at best")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("prompts at once (batch size)")
+    axes.set_ylabel("new tokens per second")
+    axes.set_title(f"Throughput on {engines[0].device}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")

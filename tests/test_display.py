@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helpers.benchmark import EngineFigures
+from helpers.display import (
+    LiveResponse,
+    SamplingExplorer,
+    engine_table,
+    plot_engines,
+    show_table,
+    show_thinking,
+)
+from helpers.thinking import INCOMPLETE_HINT, ThinkingResult, parse_thinking_response
+
+DONE = ThinkingResult("5 + 7 = 12", "It is <b>42</b>.", 9, 4)
+CUT = ThinkingResult("5 + 7", None, 3, 0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_tokens(["<think>", "</think>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def test_a_table_is_html_and_text_and_escapes_what_it_shows() -> None:
+    table = show_table([{"n": 1234, "who": "<x>"}, {"n": 0.5, "who": None}])
+    assert "&lt;x&gt;" in table._repr_html_()
+    assert "<x>" not in table._repr_html_()
+    assert repr(table).splitlines() == ["    n  who", "1,234  <x>", " 0.50  -"]
+
+
+def test_a_table_has_a_caption_and_needs_rows_that_match() -> None:
+    table = show_table([{"a": 1}], caption="One & only")
+    assert "<caption>One &amp; only</caption>" in table._repr_html_()
+    assert repr(table).startswith("One & only\n")
+    with pytest.raises(ValueError, match="at least one row"):
+        show_table([])
+    with pytest.raises(KeyError):
+        show_table([{"a": 1}, {"b": 1}])
+
+
+def test_thinking_is_folded_and_escaped() -> None:
+    html = show_thinking(DONE, prompt="What?")._repr_html_()
+    assert "<details><summary" in html
+    assert "It is &lt;b&gt;42&lt;/b&gt;." in html
+    assert "9 tokens" in html
+    assert "<details open>" in show_thinking(DONE, unfold=True)._repr_html_()
+
+
+def test_cut_thinking_stands_open_with_the_hint() -> None:
+    panel = show_thinking(CUT)
+    assert "<details open>" in panel._repr_html_()
+    assert "unfinished" in panel._repr_html_()
+    assert INCOMPLETE_HINT in panel._repr_html_()
+    assert INCOMPLETE_HINT in repr(panel)
+
+
+def test_results_stand_beside_each_other_under_their_titles() -> None:
+    panel = show_thinking([DONE, CUT], titles=["first", "second"])
+    assert panel._repr_html_().count("<details") == 2
+    assert repr(panel).index("[first]") < repr(panel).index("[second]")
+    with pytest.raises(ValueError, match="1 titles for 2 results"):
+        show_thinking([DONE, CUT], titles=["first"])
+
+
+def test_a_live_response_ends_as_parsing_at_once_does(tokenizer, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        LiveResponse, "_draw", lambda self, result: drawn.append(result)
+    )
+    prompt = tokenizer.encode("Hi<think>")
+    completion = tokenizer.encode("one and two</think>three, four, five")
+    live = LiveResponse(tokenizer)
+    live.put([prompt])
+    for token_id in completion:
+        live.put([token_id])
+    live.end()
+    assert live.result == parse_thinking_response(
+        completion, tokenizer, prompt_token_ids=prompt
+    )
+    assert live.result == ("one and two", "three, four, five")
+    assert drawn[0].response is None and drawn[0].thinking.startswith("one")
+    assert drawn[-1] is live.result
+    assert len(drawn) == len(completion) // LiveResponse.DRAW_EVERY + 1
+
+
+def test_a_live_response_refuses_a_batch(tokenizer) -> None:
+    with pytest.raises(ValueError, match="one prompt"):
+        LiveResponse(tokenizer).put([[1], [2]])
+
+
+def test_the_explorer_keeps_the_presets_and_adds_what_the_sliders_say() -> None:
+    asked = []
+
+    def generate(values: dict[str, float]) -> ThinkingResult:
+        asked.append(values)
+        return DONE
+
+    explorer = SamplingExplorer(generate, {"balanced": {"temperature": 0.6}})
+    box = explorer.controls()
+    *sliders, button = box.children
+    sliders[0].value = 1.5
+    button.click()
+    assert asked == [
+        {"temperature": 0.6},
+        {"temperature": 1.5, "top_p": 0.95, "top_k": 20},
+    ]
+    assert list(explorer.results)[0] == "balanced"
+    assert "temperature 1.5, top_p 0.95, top_k 20" in repr(explorer.panel())
+
+
+FIGURES = EngineFigures(
+    "engine", "CPU", (0.01, 0.02, 0.03), {1: (90.0, 100.0, 120.0), 4: (300.0,) * 3}, 2.5
+)
+
+
+def test_engines_are_compared_by_median_and_spread() -> None:
+    text = repr(engine_table(FIGURES))
+    assert "100 (90 to 120)" in text
+    assert "20" in text and "2.5" in text
+    assert text.rstrip().endswith("-")  # The memory was not measured.
+
+
+def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
+    chart = plot_engines(FIGURES, FIGURES)
+    assert chart._repr_png_().startswith(b"\x89PNG")
+    assert len(chart.figure.axes[0].get_legend().get_texts()) == 2
+    assert "engine: 300 tokens/s at best" in repr(chart)
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = "import sys, json, helpers.display; print(json.dumps(list(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    heavy = {"torch", "transformers", "unsloth", "vllm", "matplotlib", "ipywidgets"}
+    assert not heavy & set(json.loads(run.stdout))
