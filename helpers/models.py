@@ -220,12 +220,14 @@ def get_model(name: str) -> ModelSpec:
 def nearest_models(name: str, count: int = 2) -> list[str]:
     """Up to `count` supported names that look like `name`, the nearest first."""
     wanted = name.lower().split("/")[-1]
-    score = {
-        known: difflib.SequenceMatcher(
-            None, wanted, known.lower().split("/")[-1]
-        ).ratio()
-        for known in MODELS
-    }
+
+    def likeness(known: str) -> float:
+        short = known.lower().split("/")[-1]
+        if wanted and wanted in short:
+            return 1.0
+        return difflib.SequenceMatcher(None, wanted, short).ratio()
+
+    score = {known: likeness(known) for known in MODELS}
     ranked = sorted(score, key=score.__getitem__, reverse=True)
     return [known for known in ranked if score[known] >= 0.4][:count]
 

@@ -67,6 +67,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_known_one() -> None:
     assert f"Did you mean {QWEN_THINKING}" in str(caught.value)
 
 
+def test_part_of_a_name_is_enough_for_a_guess() -> None:
+    assert nearest_models("ministral") == ["unsloth/Ministral-3-3B-Reasoning-2512"]
+
+
 def test_a_name_like_nothing_gets_no_guess() -> None:
     assert nearest_models("zzzz") == []
     with pytest.raises(UnknownModelError, match="Supported: tiny-thinker, "):

@@ -1,0 +1,359 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_qwen3 import model_for_tests
+
+from helpers import loading
+from helpers.loading import (
+    GatedModelError,
+    ModelNotCachedError,
+    ModelNotFoundError,
+    NotEnoughMemoryError,
+    extension_is_unusable,
+    resolve_model_path,
+)
+from helpers.models import UnknownModelError
+from helpers.settings import Settings
+
+CPU_BUILD = ["_C.abi3.so", "_C_AVX2.abi3.so", "_C_AVX512.abi3.so"]
+QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+
+Child = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_for_tests(tmp_path_factory.mktemp("qwen3"))
+
+
+def run_child(code: str, *arguments: str, **variables: str) -> dict:
+    """Run code in a fresh Python; its last line is JSON, put beside what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DEVICE": "cpu", "LOG_LEVEL": "error", **variables},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    *printed, last = done.stdout.splitlines()
+    return {**json.loads(last), "stdout": printed, "stderr": done.stderr}
+
+
+FAST = """
+import json, os, signal, sys
+from helpers.loading import FastLanguageModel
+from helpers.sampling import preset
+
+import torch, unsloth
+model, tokenizer = FastLanguageModel.from_pretrained(
+    sys.argv[1], max_seq_length=512, load_in_4bit=True, fast_inference=True
+)
+FastLanguageModel.for_inference(model)
+engine = model.vllm_engine
+core = engine.llm_engine
+result = {
+    "engine": type(engine).__module__.split(".")[0],
+    "unsloth": issubclass(FastLanguageModel, unsloth.FastLanguageModel),
+    "blocked": sys.modules.get("vllm._C", False) is None,
+    "needs_block": not torch.cpu._is_avx512_bf16_supported(),
+}
+
+def greedy(prompts, tokens=24):
+    params = preset("balanced", temperature=0, max_tokens=tokens, ignore_eos=True)
+    outputs = model.fast_generate(prompts, params)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+before = greedy(["one", "two"])
+ids = tokenizer("one", return_tensors="pt")
+tokens = model.generate(
+    **ids,
+    **preset("balanced", for_generate=True, temperature=0, max_tokens=24,
+             min_tokens=24),
+)[0, ids.input_ids.shape[1]:].tolist()
+result["same_as_generate"] = tokens == before[0]
+
+def signal_at(owner, name, call):
+    real, calls = getattr(owner, name), [0]
+    def signalling(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+    setattr(owner, name, signalling)
+    return lambda: setattr(owner, name, real)
+
+# As prompts are queued, in the middle of a step, after the model ran, at the very end.
+places = [(core, "add_request", 3), (core.engine_core, "get_output", 4),
+          (core.output_processor, "process_outputs", 4),
+          (core.output_processor, "process_outputs", 400)]
+result["interrupted"], result["after"] = [], []
+for owner, name, call in places:
+    restore = signal_at(owner, name, call)
+    try:
+        greedy([f"number {n}" for n in range(6)], tokens=400)
+        result["interrupted"].append(False)
+    except KeyboardInterrupt:
+        result["interrupted"].append(True)
+    restore()
+    result["after"].append(greedy(["one", "two"]) == before)
+result["handler_restored"] = (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+
+def error_of(call):
+    try:
+        call()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+many = dict(max_new_tokens=4, do_sample=True, num_return_sequences=10**11)
+result["out_of_memory"] = error_of(lambda: model.generate(**ids, **many))
+result["too_long"] = error_of(
+    lambda: model.fast_generate({"prompt_token_ids": [5] * 600})
+)
+result["after"].append(greedy(["one", "two"]) == before)
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def fast(model_directory: str) -> dict:
+    return run_child(FAST, model_directory)
+
+
+def test_fast_inference_without_a_gpu_is_the_real_vllm(fast: dict) -> None:
+    assert fast["engine"] == "vllm"
+    assert fast["unsloth"]
+
+
+def test_both_engines_give_the_same_greedy_tokens(fast: dict) -> None:
+    assert fast["same_as_generate"]
+
+
+def test_loading_and_generating_print_nothing(fast: dict) -> None:
+    assert fast["stdout"] == []
+    assert fast["stderr"] == ""
+
+
+def test_an_interrupt_comes_through_wherever_it_falls(fast: dict) -> None:
+    assert fast["interrupted"] == [True] * 4
+    assert fast["handler_restored"]
+
+
+def test_after_an_interrupt_the_next_call_gives_its_own_outputs(fast: dict) -> None:
+    assert fast["after"] == [True] * 5
+
+
+def test_running_out_of_memory_in_generate_says_what_to_lower(fast: dict) -> None:
+    kind, message = fast["out_of_memory"]
+    assert kind == "NotEnoughMemoryError"
+    assert "100000000000 completions" in message
+    assert "MiB are free" in message and "max_new_tokens" in message
+
+
+def test_a_prompt_past_the_context_is_vllms_own_error(fast: dict) -> None:
+    assert "512" in fast["too_long"][1]
+
+
+def test_the_extension_is_hidden_exactly_where_vllm_would_not_load_it(
+    fast: dict,
+) -> None:
+    assert fast["blocked"] == fast["needs_block"]
+
+
+STANDARD = """
+import json, sys
+from helpers.loading import FastLanguageModel
+model, tokenizer = FastLanguageModel.from_pretrained(
+    sys.argv[1], max_seq_length=512, load_in_4bit=True
+)
+FastLanguageModel.for_inference(model)
+ids = tokenizer("one", return_tensors="pt")
+new = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+errors = {}
+for name, arguments in {
+    "kv": {"fast_inference": True},
+    "vllm": {"fast_inference": True},
+}.items():
+    if name == "vllm":
+        import importlib.util
+        real = importlib.util.find_spec
+        importlib.util.find_spec = lambda n, *a: None if n == "vllm" else real(n, *a)
+    try:
+        FastLanguageModel.from_pretrained(sys.argv[1], max_seq_length=512, **arguments)
+    except Exception as error:
+        errors[name] = [type(error).__name__, str(error)]
+print(json.dumps({
+    "errors": errors,
+    "engine": hasattr(model, "vllm_engine"),
+    "four_bit": type(model.model.layers[0].mlp.up_proj).__name__,
+    "new": new.shape[1] - ids.input_ids.shape[1],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def standard(model_directory: str) -> dict:
+    # More KV cache than any test machine has, so that loading the engine fails.
+    return run_child(STANDARD, model_directory, VLLM_CPU_KVCACHE_SPACE="100000")
+
+
+def test_standard_inference_is_unsloths_own_with_4bit_weights(standard: dict) -> None:
+    assert standard["new"] == 8
+    assert standard["four_bit"] == "Linear4bit"
+    assert not standard["engine"]
+    assert standard["stdout"] == []
+
+
+def test_too_large_a_kv_cache_names_the_variable_and_its_value(standard: dict) -> None:
+    kind, message = standard["errors"]["kv"]
+    assert kind == "NotEnoughMemoryError"
+    assert "VLLM_CPU_KVCACHE_SPACE (100000 GiB)" in message
+
+
+def test_a_missing_vllm_is_said_before_anything_is_loaded(standard: dict) -> None:
+    kind, message = standard["errors"]["vllm"]
+    assert kind == "EngineUnavailableError"
+    assert "not installed" in message
+
+
+ORDER = """
+import json, sys, warnings
+import transformers
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from helpers.loading import FastLanguageModel
+    from helpers.loading import FastLanguageModel as again
+names = [w.category.__name__ for w in caught]
+print(json.dumps({
+    "messages": [str(w.message) for w in caught
+                 if w.category.__name__ == "ImportOrderWarning"],
+    "files": [w.filename for w in caught
+              if w.category.__name__ == "ImportOrderWarning"],
+    "same": FastLanguageModel is again,
+}))
+"""
+
+
+def test_importing_transformers_first_is_warned_of_once() -> None:
+    seen = run_child(ORDER)
+    assert len(seen["messages"]) == 1
+    assert "transformers" in seen["messages"][0]
+    assert seen["files"] == ["<string>"]  # The reader's own line, not ours.
+    assert seen["same"]
+
+
+LOUD = """
+import json
+from helpers.loading import FastLanguageModel
+print()
+print(json.dumps({}))
+"""
+
+
+def test_log_level_debug_brings_the_engines_output_back() -> None:
+    assert "Unsloth" in "".join(run_child(LOUD, LOG_LEVEL="debug")["stdout"])
+    assert run_child(LOUD)["stdout"] == [""]
+
+
+def test_only_fast_language_model_is_lazy() -> None:
+    assert "unsloth" not in sys.modules
+    with pytest.raises(AttributeError, match="no attribute 'FastModel'"):
+        loading.FastModel  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("files", "flags", "unusable"),
+    [
+        (CPU_BUILD, "avx2", True),
+        (CPU_BUILD, "avx2 avx512f", True),
+        (CPU_BUILD, "avx2 avx512f avx512_bf16", False),
+        (["_C.abi3.so"], "avx2", False),  # CUDA: the GPU's kernels are in it.
+        ([], "avx2", False),
+    ],
+)
+def test_which_extension_a_cpu_can_not_run(
+    files: list[str], flags: str, unusable: bool
+) -> None:
+    cpuinfo = f"processor : 0\nflags\t\t: fpu {flags} sse\nbugs : none\n"
+    assert extension_is_unusable(files, cpuinfo) is unusable
+
+
+def test_names_become_paths(tmp_path: Path) -> None:
+    assert resolve_model_path(tmp_path) == str(tmp_path)
+    assert resolve_model_path("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert resolve_model_path(QWEN_THINKING.split("/")[1]) == QWEN_THINKING
+
+
+def test_a_name_that_is_nothing_gets_the_nearest() -> None:
+    with pytest.raises(UnknownModelError, match="Did you mean tiny-thinker"):
+        resolve_model_path("tinythinker")
+
+
+def test_a_missing_embedded_model_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loading.Path, "is_dir", lambda path: False)
+    with pytest.raises(ModelNotFoundError, match=r"helpers\.tiny_thinker\.train"):
+        resolve_model_path("tiny-thinker")
+
+
+def explain(error: Exception, path: str = QWEN_THINKING) -> Exception | None:
+    return loading._explain_load(error, path, 2048, True, Settings())
+
+
+def hub_error(name: str, message: str) -> Exception:
+    """An error of huggingface_hub as transformers passes it on."""
+    import httpx
+    from huggingface_hub import errors
+
+    request = httpx.Request("GET", "https://huggingface.co")
+    kind = getattr(errors, name)
+    try:
+        try:
+            if issubclass(kind, errors.HfHubHTTPError):
+                raise kind(message, response=httpx.Response(401, request=request))
+            raise kind(message)
+        except Exception as cause:
+            raise OSError("somewhere in transformers") from cause
+    except OSError as error:
+        return error
+
+
+def test_a_gated_model_names_the_page_and_the_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    known = explain(hub_error("GatedRepoError", "403"), "meta-llama/Llama-3.2-3B")
+    assert isinstance(known, GatedModelError)
+    assert "https://huggingface.co/meta-llama/Llama-3.2-3B" in str(known)
+    assert "HF_TOKEN" in str(known)
+
+
+def test_a_model_that_the_hub_does_not_know_gets_the_nearest() -> None:
+    known = explain(hub_error("RepositoryNotFoundError", "404"), "unsloth/Qwen3-4B-X")
+    assert isinstance(known, ModelNotFoundError)
+    assert "Did you mean unsloth/Qwen3-4B-unsloth-bnb-4bit" in str(known)
+
+
+def test_no_network_and_not_cached_offers_the_embedded_model() -> None:
+    known = explain(hub_error("LocalEntryNotFoundError", "offline"))
+    assert isinstance(known, ModelNotCachedError)
+    assert "MODEL_NAME=tiny-thinker" in str(known)
+
+
+def test_memory_errors_carry_the_estimate() -> None:
+    known = explain(ValueError("No available memory for the cache blocks."))
+    assert isinstance(known, NotEnoughMemoryError)
+    assert "MiB needed" in str(known)
+    assert "MAX_SEQ_LENGTH (2048)" in str(known)
+
+
+def test_an_error_of_unknown_cause_is_left_as_it_is() -> None:
+    assert explain(ValueError("something else")) is None
