@@ -2,10 +2,11 @@
 
 # The pins to install: requirements/gpu.txt on Linux with an NVIDIA GPU.
 REQUIREMENTS ?= requirements/cpu.txt
-# The first Python here that is new enough; setup explains it when none is.
-PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
-	  $$p -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null \
-	  && echo $$p && exit; done; echo python3)
+# The first Python here that the pins fit; setup explains it when none does.
+PYTHONS := $(if $(findstring gpu,$(REQUIREMENTS)),3.12,3.11 3.12 3.13)
+PYTHON ?= $(shell for version in $(PYTHONS); do \
+	  python$$version -c "" 2>/dev/null && echo python$$version && exit; \
+	  done; echo python3)
 VENV_PYTHON := .venv/bin/python
 
 # Nothing of the user's own Python may reach into .venv, nor its kernels into Jupyter.
@@ -38,7 +39,7 @@ lab: setup
 
 # uv gives torch without its +cpu, a build that only torch's own index has.
 UV_COMPILE := .venv/bin/uv pip compile --quiet --upgrade --no-annotate --no-header \
-	--no-emit-index-url --no-emit-find-links --python-platform x86_64-manylinux_2_28
+	--no-emit-index-url --no-emit-find-links --python-platform x86_64-manylinux_2_31 --only-binary :all:
 pins: setup
 	@$(UV_COMPILE) requirements/cpu.in --overrides requirements/cpu-overrides.txt \
 	  --python-version 3.11 --output-file requirements/cpu.txt

@@ -105,7 +105,7 @@ class Settings:
     )
     max_seq_length: int = _variable(
         "MAX_SEQ_LENGTH",
-        2048,
+        4096,
         "Longest prompt and completion together, in tokens.",
         "a whole number from 64 up",
         _whole(64),

@@ -21,6 +21,8 @@ VENV_PYTHON = VENV / "bin" / "python"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB of free disk: the environment, and as much again for pip's downloads and cache.
 DISK_GB = {"cpu": 5, "gpu": 25}
+# The oldest C library that there is a wheel of each package for (llguidance's is last).
+GLIBC = (2, 31)
 DURATION = {
     "cpu": "2 to 4 minutes, 1 GB to download",
     "gpu": "10 minutes or more, 5 GB to download",
@@ -33,23 +35,42 @@ def fail(message):
     sys.exit("make setup: " + message)
 
 
-def check_python(version=None):
-    """End with a message unless `version` (default: this Python's) is 3.11 or later."""
-    version = tuple(version or sys.version_info)[:3]
-    if version < (3, 11):
-        fail(
-            f"Python 3.11 or later is needed, this one is {version[0]}.{version[1]}. "
-            "Install it and run `make setup PYTHON=/path/to/python3.11`."
+def check_python(kind, version=None):
+    """End with a message unless pins of `kind` fit `version` (default: this Python's).
+
+    Those of the CPU have wheels for 3.11 to 3.13, those of the GPU for 3.12 alone.
+    """
+    version = tuple(version or sys.version_info)[:2]
+    oldest, newest = ((3, 12), (3, 12)) if kind == "gpu" else ((3, 11), (3, 13))
+    if oldest <= version <= newest:
+        return
+    if kind == "gpu":
+        needed = "Python 3.12 is needed for the GPU's pins"
+    elif version < oldest:
+        needed = "Python 3.11 or later is needed"
+    else:
+        needed = (
+            "Python 3.11, 3.12 or 3.13 is needed, not every package has a later one"
         )
+    fail(
+        f"{needed}; this one is {version[0]}.{version[1]}. Install it and run "
+        f"`make setup PYTHON=/path/to/python{oldest[0]}.{oldest[1]}`."
+    )
 
 
-def check_platform(system=None, machine=None):
-    """End with a message unless this is Linux on x86-64, which the pins are for."""
+def check_platform(system=None, machine=None, glibc=None):
+    """End with a message unless this is what the pins are for: see GLIBC."""
     system, machine = system or platform.system(), machine or platform.machine()
     if (system, machine.lower()) not in [("Linux", "x86_64"), ("Linux", "amd64")]:
         fail(
             f"the pins are for Linux on x86-64, this is {system} on {machine}. On "
             "Windows use WSL 2, on a Mac a Linux x86-64 container."
+        )
+    glibc = glibc or platform.libc_ver()[1]
+    if [int(part) for part in re.findall(r"\d+", glibc)][:2] < list(GLIBC):
+        fail(
+            f"glibc {GLIBC[0]}.{GLIBC[1]} or later is needed, this is {glibc or 'none'}"
+            ". Ubuntu 20.04, Debian 11 and later ones have it."
         )
 
 
@@ -78,7 +99,7 @@ def check_disk(kind, free_bytes=None):
 
 def stamp(pins):
     """What .venv/.ready holds once an environment with these pins is complete."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(ROOT).encode())  # helpers is installed by its path.
     for path in (pins, ROOT / "pyproject.toml"):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -87,6 +108,12 @@ def stamp(pins):
 def canonical(name):
     """A distribution's name as indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def is_usable():
+    """Whether .venv's Python is there, and in the folder that it was made in."""
+    config = VENV / "pyvenv.cfg"
+    return VENV_PYTHON.exists() and str(VENV) in config.read_text()
 
 
 def pip(*arguments):
@@ -115,26 +142,27 @@ def remove_unpinned(pins):
 def install(pins):
     """Create or update .venv so that it holds exactly the pins, and helpers."""
     kind = "gpu" if pins.name.startswith("gpu") else "cpu"
+    check_python(kind)
     check_platform()
     check_venv_module()
     check_disk(kind)
     print(f"Setting up .venv, once: {DURATION[kind]}.", flush=True)
     STAMP.unlink(missing_ok=True)
-    if not VENV_PYTHON.exists():
+    if not is_usable():
         subprocess.check_call([sys.executable, "-m", "venv", "--clear", str(VENV)])
     torch = re.search(r"^torch==\S+\+cpu$", pins.read_text(), re.MULTILINE)
     if torch:
         # On its own: with this index on the next command, each package would ask it.
         pip("install", "--no-deps", "--extra-index-url", TORCH_CPU_INDEX, torch.group())
     # Compiled when first imported: most of these modules never are.
-    pip("install", "--no-deps", "--no-compile", "-r", str(pins))
+    only_wheels = ("--only-binary", ":all:")  # A source would need compilers.
+    pip("install", "--no-deps", "--no-compile", *only_wheels, "-r", str(pins))
     remove_unpinned(pins)
     pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     STAMP.write_text(stamp(pins))
 
 
 def main():
-    check_python()
     os.chdir(str(ROOT))
     pins = Path(sys.argv[1] if len(sys.argv) > 1 else "requirements/cpu.txt").resolve()
     if not (STAMP.exists() and STAMP.read_text() == stamp(pins)):
