@@ -1,0 +1,514 @@
+"""Thinking and answer are told apart by token, whole and bit by bit."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helpers.thinking import (
+    INCOMPLETE_HINT,
+    THINK_END_TOKEN_ID,
+    THINK_MARKERS,
+    ThinkingResult,
+    ThinkingStream,
+    parse_thinking_response,
+    parse_thinking_responses,
+)
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+)
+OPENS = CHATML + "<think>\n{% endif %}"
+OPENS_NOT = CHATML + "{% endif %}"
+MISTRAL = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+
+
+def byte_level(
+    special: list[str], text: list[str], template: str | None, first_id: int = 0
+) -> PreTrainedTokenizerFast:
+    """One token for each byte, so that every character above ASCII takes several."""
+    vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for i in range(len(vocab), first_id):
+        vocab[f"unused {i}"] = i
+    core = Tokenizer(models.BPE(vocab, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(special)
+    core.add_tokens(text)  # Not special, as Qwen's <think>: decoding keeps them.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=special[0],
+        clean_up_tokenization_spaces=True,  # Llama's setting, which must not matter.
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """A decoder that drops a text's first space and spells unknown characters."""
+    words = ["<unk>", "▁", "▁a", "b", "▁<", *(f"<0x{i:02X}>" for i in range(256))]
+    core = Tokenizer(
+        models.BPE(
+            {w: i for i, w in enumerate(words)}, [], byte_fallback=True, fuse_unk=True
+        )
+    )
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    core.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    core.add_special_tokens(["</s>"])
+    core.add_tokens(["<think>", "</think>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="</s>", unk_token="<unk>"
+    )
+
+
+QWEN_TOKENS = ["<|im_end|>", "<|im_start|>"], ["<think>", "</think>"]
+QWEN3 = byte_level(*QWEN_TOKENS, OPENS, first_id=151665)
+HYBRID = byte_level(*QWEN_TOKENS, OPENS_NOT)
+NO_TEMPLATE = byte_level(*QWEN_TOKENS, None)
+MINISTRAL = byte_level(
+    ["</s>", "[INST]", "[/INST]", "[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]"],
+    [],
+    MISTRAL,
+)
+LLAMA = byte_level(["<|eot_id|>"], [], OPENS_NOT)
+TOKENIZERS = {
+    "qwen3": QWEN3,
+    "hybrid": HYBRID,
+    "no template": NO_TEMPLATE,
+    "ministral": MINISTRAL,
+    "llama": LLAMA,
+    "sentencepiece": sentencepiece(),
+}
+
+
+def ids(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def everything(result: ThinkingResult) -> tuple:
+    return *result, result.thinking_tokens, result.response_tokens, result.truncated
+
+
+def test_qwen3_ids_are_the_known_ones():
+    assert QWEN3.convert_tokens_to_ids("<think>") == 151667
+    assert QWEN3.convert_tokens_to_ids("</think>") == THINK_END_TOKEN_ID == 151668
+    assert ("[THINK]", "[/THINK]") in THINK_MARKERS
+
+
+# The template opens the thinking, so the completion begins inside it.
+OPENED = {
+    "usual": ("\na\n</think>\n\nb<|im_end|>", "a", "b"),
+    "unfinished": ("a", "a", None),
+    "ended inside": ("a<|im_end|>", "a", None),
+    "own start marker": ("<think>a</think>b", "a", "b"),
+    "own start marker after space": (" \n<think>\na</think>b", "a", "b"),
+    "start marker in the thinking": ("a<think>b</think>c", "a<think>b", "c"),
+    "two start markers": ("<think>a<think>b</think>c", "a<think>b", "c"),
+    "second end marker": ("a</think>b</think>c", "a", "b</think>c"),
+    "both markers in the answer": (
+        "a</think>b<think>c</think>d",
+        "a",
+        "b<think>c</think>d",
+    ),
+    "empty thinking": ("</think>b", "", "b"),
+    "blank thinking": ("\n\n</think>b", "", "b"),
+    "end marker last": ("a</think>", "a", ""),
+    "end marker alone": ("</think>", "", ""),
+    "start marker alone": ("<think>", "", None),
+    "nothing": ("", "", None),
+    "end of turn alone": ("<|im_end|>", "", None),
+    "not ASCII": ("naïve 思考 🤔</think>réponse ✓", "naïve 思考 🤔", "réponse ✓"),
+    "spaces before stops": ("a .</think>b , c .", "a .", "b , c ."),
+}
+# Nothing is opened: the completion does that itself, or never does.
+NOT_OPENED = {
+    "usual": ("<think>a</think>b", "a", "b"),
+    "none": ("b", "", "b"),
+    "unfinished": ("<think>a", "a", None),
+    "text before": ("pre <think>a</think>b", "a", "pre b"),
+    "text before, unfinished": ("pre <think>a", "a", None),
+    "nothing": ("", "", ""),
+    "empty thinking": ("<think></think>b", "", "b"),
+    "second end marker": ("<think>a</think>b</think>c", "a", "b</think>c"),
+    "second thinking": ("<think>a</think>b<think>c", "a", "b<think>c"),
+    # Only a prompt that nobody showed us can have opened it.
+    "lone end marker": ("a</think>b", "a", "b"),
+}
+
+
+@pytest.mark.parametrize("case", OPENED)
+def test_thinking_opened_by_the_template(case):
+    text, *expected = OPENED[case]
+    assert list(parse_thinking_response(ids(QWEN3, text), QWEN3)) == expected
+
+
+@pytest.mark.parametrize("tokenizer", ["hybrid", "no template", "ministral"])
+@pytest.mark.parametrize("case", NOT_OPENED)
+def test_thinking_opened_by_the_completion(case, tokenizer):
+    def spelled(text):
+        if tokenizer != "ministral" or text is None:
+            return text
+        return text.replace("<think>", "[THINK]").replace("</think>", "[/THINK]")
+
+    text, *expected = map(spelled, NOT_OPENED[case])
+    tokenizer = TOKENIZERS[tokenizer]
+    assert list(parse_thinking_response(ids(tokenizer, text), tokenizer)) == expected
+
+
+def test_a_marker_spelled_in_letters_is_text():
+    end = QWEN3.convert_tokens_to_ids("</think>")
+    letters = [i for c in "</think>" for i in ids(QWEN3, c)]
+    assert end not in letters
+    completion = [*letters, end, *letters]
+    result = parse_thinking_response(completion, QWEN3)
+    assert tuple(result) == ("</think>", "</think>")
+    assert (result.thinking_tokens, result.response_tokens) == (8, 8)
+
+
+def test_a_model_without_markers_only_answers():
+    text = "<think>a</think>b"
+    assert tuple(parse_thinking_response(ids(LLAMA, text), LLAMA)) == ("", text)
+
+
+TURN = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected"),
+    [
+        (f"hi{TURN}<think>\n", "a</think>b", ("a", "b")),
+        (f"hi{TURN}<think>\nFirst,", "a</think>b", ("a", "b")),
+        (f"hi{TURN}<think>\n", "a", ("a", None)),
+        (f"hi{TURN}", "b", ("", "b")),
+        (f"hi{TURN}", "<think>a</think>b", ("a", "b")),
+        (f"hi{TURN}", "a</think>b", ("", "a</think>b")),
+        # Closed at once, as with enable_thinking=False: all of it is the answer.
+        (f"hi{TURN}<think>\n\n</think>\n\n", "b", ("", "b")),
+        (f"hi{TURN}<think>\n\n</think>\n\n", "a<think>b", ("", "a<think>b")),
+        # What an earlier turn says of markers does not count.
+        (f"What is <think>?{TURN}", "b", ("", "b")),
+        (f"What is </think>?{TURN}<think>", "a", ("a", None)),
+        (f"What is </think>?{TURN}", "<think>a</think>b", ("a", "b")),
+        ("", "b", ("", "b")),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [QWEN3, HYBRID], ids=["qwen3", "hybrid"])
+def test_the_prompt_says_more_than_the_template(
+    tokenizer, prompt, completion, expected
+):
+    completion = ids(tokenizer, completion)
+    prompt = ids(tokenizer, prompt)
+    result = parse_thinking_response(completion, tokenizer, prompt_token_ids=prompt)
+    assert tuple(result) == expected
+    stream = ThinkingStream(tokenizer, prompt_token_ids=prompt)
+    stream.feed(completion)
+    assert everything(stream.finish()) == everything(result)
+
+
+def test_markers_in_ministrals_system_prompt_open_nothing():
+    prompt = ids(MINISTRAL, "Think so: [THINK]...[INST]hi[/INST]")
+    result = parse_thinking_response(
+        ids(MINISTRAL, "b"), MINISTRAL, prompt_token_ids=prompt
+    )
+    assert tuple(result) == ("", "b")
+
+
+def test_counts_leave_out_the_marker_that_cuts():
+    result = parse_thinking_response(ids(QWEN3, "abc</think>de<|im_end|>"), QWEN3)
+    assert (result.thinking_tokens, result.response_tokens) == (3, 3)
+    result = parse_thinking_response(ids(HYBRID, "abc</think>de"), HYBRID)
+    assert (result.thinking_tokens, result.response_tokens) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "complete", "truncated"),
+    [
+        ("a", None, False, True),
+        ("a", "length", False, True),
+        ("a<|im_end|>", "stop", False, False),
+        ("a</think>b", None, True, False),
+        ("a</think>b", "stop", True, False),
+        ("a</think>b", "length", True, True),
+        ("a</think>", "length", True, True),
+    ],
+)
+def test_complete_and_truncated(text, finish_reason, complete, truncated):
+    result = parse_thinking_response(
+        ids(QWEN3, text), QWEN3, finish_reason=finish_reason
+    )
+    assert (result.complete, result.truncated) == (complete, truncated)
+    assert (INCOMPLETE_HINT in repr(result)) == (truncated and not complete)
+
+
+def test_the_result_is_a_pair_that_survives_pickling():
+    result = parse_thinking_response(
+        ids(QWEN3, "a</think>b"), QWEN3, finish_reason="length"
+    )
+    thinking, response = result
+    assert (thinking, response) == ("a", "b") == result
+    assert everything(pickle.loads(pickle.dumps(result))) == everything(result)
+
+
+def test_tensors_and_processors_are_taken():
+    import torch
+
+    class Processor:
+        tokenizer = QWEN3
+
+    completion = ids(QWEN3, "a</think>b")
+    for token_ids in (torch.tensor(completion), tuple(completion), iter(completion)):
+        result = parse_thinking_response(token_ids, Processor())
+        assert everything(result) == ("a", "b", 1, 1, False)
+
+
+@pytest.mark.parametrize("wrong", ["a</think>b", [[1, 2]], [1.5]])
+def test_what_is_not_one_completion_is_refused(wrong):
+    with pytest.raises(TypeError, match="one completion"):
+        parse_thinking_response(wrong, QWEN3)
+
+
+class Counting:
+    """The real tokenizer, and a count of the calls and tokens that it decoded."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        self.calls = self.tokens = 0
+
+    def __getattr__(self, name):
+        if name == "tokenizer":
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+    def batch_decode(self, sequences, **options):
+        self.calls += 1
+        self.tokens += sum(map(len, sequences))
+        return self._tokenizer.batch_decode(sequences, **options)
+
+
+def test_many_completions_are_decoded_in_one_call():
+    texts = [text for text, *_ in OPENED.values() if "\n<think>" not in text]
+    reasons = ["stop"] * len(texts)
+    counting = Counting(QWEN3)
+    completions = [ids(QWEN3, text) for text in texts if not text.startswith("a<think")]
+    results = parse_thinking_responses(
+        completions, counting, finish_reasons=reasons[: len(completions)]
+    )
+    assert [everything(r) for r in results] == [
+        everything(parse_thinking_response(c, QWEN3, finish_reason="stop"))
+        for c in completions
+    ]
+    assert parse_thinking_responses([], QWEN3) == []
+    with pytest.raises(ValueError):
+        parse_thinking_responses(completions, QWEN3, finish_reasons=["stop"])
+
+
+@pytest.mark.parametrize("text", [b"word ", "思".encode(), b"\x80", b"\xf0", b"\xe2"])
+def test_streaming_work_grows_with_the_tokens_and_no_faster(text):
+    def work(count: int) -> int:
+        counting = Counting(QWEN3)
+        stream = ThinkingStream(counting)
+        for token_id in (raw(QWEN3, text) * count)[:count]:
+            stream.feed([token_id])
+        stream.finish()
+        return counting.tokens
+
+    assert work(800) < 2.5 * work(400)
+
+
+def raw(tokenizer, data: bytes) -> list[int]:
+    """The tokens of bytes that need not be text."""
+    if tokenizer is TOKENIZERS["sentencepiece"]:
+        return [tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in data]
+    alphabet = byte_alphabet()
+    return [tokenizer.convert_tokens_to_ids(alphabet[b]) for b in data]
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's letters for bytes: printable ones stand for themselves."""
+    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in keep]
+    return {b: chr(b) for b in keep} | {b: chr(256 + i) for i, b in enumerate(rest)}
+
+
+@st.composite
+def completions(draw, tokenizer):
+    """Tokens of text, torn characters, markers and special tokens, in any order."""
+    names = [m for pair in THINK_MARKERS for m in pair]
+    names += ["<|im_end|>", "</s>", "▁a", "▁", "b"]
+    known = [
+        i
+        for i in map(tokenizer.convert_tokens_to_ids, names)
+        if i not in (None, tokenizer.unk_token_id)
+    ]
+    characters = st.sampled_from(["a", "\n", "é", "€", "思", "🤔", "\ufffd"])
+    pieces = st.sampled_from([[i] for i in known] or [[0]])
+    if tokenizer is TOKENIZERS["sentencepiece"]:
+        # Byte fallback spoils a whole run of bytes for one bad one, and so takes back
+        # text that was good: only whole characters between words are promised there.
+        word = [tokenizer.convert_tokens_to_ids("▁a")]
+        pieces |= characters.map(lambda c: raw(tokenizer, c.encode()) + word)
+    else:
+        pieces |= (characters | st.text(max_size=30)).map(
+            lambda text: raw(tokenizer, text.encode())
+        )
+        pieces |= st.binary(min_size=1, max_size=3).map(lambda b: raw(tokenizer, b))
+        pieces |= st.integers(10, 40).map(lambda n: raw(tokenizer, b"\x80" * n))
+    return [i for piece in draw(st.lists(pieces, max_size=12)) for i in piece]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_any_split_gives_what_parsing_at_once_gives(name, data):
+    tokenizer = TOKENIZERS[name]
+    completion = data.draw(completions(tokenizer))
+    prompt = data.draw(st.none() | completions(tokenizer))
+    cuts = data.draw(st.lists(st.integers(0, len(completion)), max_size=20).map(sorted))
+    if data.draw(st.booleans()):
+        cuts = list(range(len(completion)))
+    at_once = parse_thinking_response(
+        completion, tokenizer, prompt_token_ids=prompt, finish_reason="stop"
+    )
+
+    stream = ThinkingStream(tokenizer, prompt_token_ids=prompt)
+    thinking = response = ""
+    for start, end in zip([0, *cuts], [*cuts, len(completion)], strict=True):
+        delta = stream.feed(completion[start:end])
+        if delta.moved:
+            thinking, response = thinking + response, ""
+        thinking += delta.thinking
+        response += delta.response
+    result = stream.finish("stop")
+
+    assert everything(result) == everything(at_once)
+    assert stream.is_thinking == (not result.complete)
+    assert result.thinking.startswith(thinking)
+    if result.complete:
+        assert result.response.startswith(response)
+
+
+def test_the_deltas_are_the_text():
+    stream = ThinkingStream(HYBRID)
+    seen = [stream.feed([i]) for i in ids(HYBRID, " é \n</think> b c")]
+    assert [tuple(d) for d in seen if any(d)] == [
+        ("", "é", False),
+        ("", "", True),
+        ("", "b", False),
+        ("", " c", False),
+    ]
+    assert stream.finish() == ("é", "b c")
+    with pytest.raises(RuntimeError, match="finished"):
+        stream.feed([0])
+    assert stream.finish() == ("é", "b c")
+
+
+ASK_VLLM = """
+import json, sys
+from transformers import AutoTokenizer
+from vllm.reasoning import ReasoningParserManager
+parser, directory = sys.argv[1:]
+make = ReasoningParserManager.get_reasoning_parser(parser)
+tokenizer = AutoTokenizer.from_pretrained(directory)
+answers = [make(tokenizer).extract_reasoning(t, None) for t in json.load(sys.stdin)]
+print("\\n" + json.dumps(answers))
+"""
+SAME = [
+    "{s}a{e}b",
+    "{s}a",
+    "a",
+    "",
+    "{e}",
+    "{s}",
+    "{s}{e}b",
+    "{s}\na\n{e}\n\nb\n",
+    " \n{s}a{e}b",
+    "{s}naïve 思考 🤔{e}réponse ✓",
+    "{e}b",
+    "{s}a{e}",
+]
+# Where vLLM's parser of that name says something else, and why we do not follow it.
+DIFFERENT = {
+    # A marker after the cut is the model's text; vLLM deletes it without a word.
+    "{s}a{e}b{e}c": {
+        "qwen3": (("a", "bc"), ("a", "b{e}c")),
+        "mistral": (("a", "bc"), ("a", "b{e}c")),
+    },
+    # vLLM's mistral goes back to thinking in mid-answer: the answer loses a piece.
+    "{s}a{e}b{s}c{e}d": {
+        "qwen3": (("a", "b{s}cd"), ("a", "b{s}c{e}d")),
+        "mistral": (("ac", "bd"), ("a", "b{s}c{e}d")),
+    },
+    # A start marker in mid-thinking is text too.
+    "{s}a{s}b{e}c": {
+        "qwen3": (("ab", "c"), ("a{s}b", "c")),
+        "mistral": (("ab", "c"), ("a{s}b", "c")),
+    },
+    # A lone end marker says that the prompt opened the thinking; with the prompt's
+    # tokens we need no guess, and the marker is text where nothing was opened.
+    "a{e}b": {
+        "qwen3": (("a", "b"), ("a", "b")),
+        "mistral": ((None, "ab"), ("a", "b")),
+    },
+    # Text before the start marker: after an opened prompt it is thinking for both.
+    "a{s}b{e}c": {
+        "qwen3": (("ab", "c"), ("a{s}b", "c")),
+        "mistral": (("b", "ac"), ("b", "ac")),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("parser", "tokenizer", "markers"),
+    [
+        ("qwen3", QWEN3, ("<think>", "</think>")),
+        ("mistral", MINISTRAL, ("[THINK]", "[/THINK]")),
+    ],
+    ids=["qwen3", "mistral"],
+)
+def test_agreement_with_vllms_parsers(parser, tokenizer, markers, tmp_path):
+    def spell(text):
+        return text and text.format(s=markers[0], e=markers[1])
+
+    def plain(pair):
+        # vLLM strips nothing, and has None for what is empty as for what is missing.
+        return tuple((text or "").strip() for text in pair)
+
+    tokenizer.save_pretrained(tmp_path)
+    texts = [spell(text) for text in [*SAME, *DIFFERENT]]
+    child = subprocess.run(
+        [sys.executable, "-c", ASK_VLLM, parser, str(tmp_path)],
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    theirs = dict(zip(texts, json.loads(child.stdout.splitlines()[-1]), strict=True))
+    ours = {
+        text: parse_thinking_response(ids(tokenizer, text), tokenizer) for text in texts
+    }
+
+    for text in map(spell, SAME):
+        assert plain(ours[text]) == plain(theirs[text]), text
+    for text, by_parser in DIFFERENT.items():
+        expected_theirs, expected_ours = by_parser[parser]
+        text = spell(text)
+        assert plain(theirs[text]) == plain(map(spell, expected_theirs)), text
+        assert plain(ours[text]) == plain(map(spell, expected_ours)), text
