@@ -317,37 +317,74 @@ def _rounded(value: float | None, digits: int) -> str:
 
 
 def plot_engines(*engines: EngineFigures) -> Chart:
-    """Tokens per second over batch size, one line per engine, the spread as bars."""
+    """The same figures as `engine_table`, drawn: an engine keeps its colour throughout.
+
+    Throughput over batch size, with the spread of the repeats as bars. With several
+    engines the load, the first token and the memory stand beside it, each where it was
+    measured for all of them; alone, a bar would compare nothing.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), facecolor="white")
-    axes = figure.add_subplot()
+    compared = {
+        "load (s)": [figures.load_seconds for figures in engines],
+        "first token (ms)": [1000 * figures.ttft for figures in engines],
+        "memory (MiB)": [figures.memory_mib for figures in engines],
+    }
+    bars = {
+        title: values
+        for title, values in compared.items()
+        if len(engines) > 1 and None not in values
+    }
+    width = 5.2 + 1.6 * len(bars)
+    figure = Figure(figsize=(width, 3.6), facecolor="white", layout="constrained")
+    figure.suptitle(f"Measured on {engines[0].device}", x=0.01, ha="left", fontsize=11)
+    ratios = [3, *(1 for _ in bars)]
+    first, *others = figure.subplots(
+        1, len(ratios), squeeze=False, width_ratios=ratios
+    ).flat
     facts = []
     for figures, colour in zip(engines, _COLOURS, strict=False):
-        sizes = list(figures.tokens_per_second)
-        medians = [figures.throughput(size) for size in sizes]
-        values = figures.tokens_per_second.values()
-        spread = [
-            [m - min(v) for m, v in zip(medians, values, strict=True)],
-            [max(v) - m for m, v in zip(medians, values, strict=True)],
-        ]
-        axes.errorbar(
-            sizes,
-            medians,
-            yerr=spread,
-            label=figures.engine,
-            color=colour,
-            marker="o",
-            capsize=3,
-        )
-        best = max(medians)
+        _draw_throughput(first, figures, colour)
+        best = max(figures.throughput(size) for size in figures.tokens_per_second)
         facts.append(f"{figures.engine}: {best:,.0f} tokens/s at best")
+    first.set_title("new tokens per second", fontsize=10)
+    first.set_xlabel("prompts at once (batch size)")
+    first.set_ylim(bottom=0)
+    first.yaxis.set_major_formatter("{x:,.0f}")
+    first.grid(alpha=0.3)
+    first.legend(frameon=False, fontsize=9)
+    for axes, (title, values) in zip(others, bars.items(), strict=True):
+        drawn = axes.bar(range(len(values)), values, color=_COLOURS[: len(values)])
+        axes.bar_label(drawn, [_figure(value) for value in values], fontsize=9)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlim(-0.8, len(values) - 0.2)
+        axes.margins(y=0.15)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
+
+
+def _draw_throughput(axes: Any, figures: EngineFigures, colour: str) -> None:
+    sizes = list(figures.tokens_per_second)
+    medians = [figures.throughput(size) for size in sizes]
+    values = figures.tokens_per_second.values()
+    spread = [
+        [m - min(v) for m, v in zip(medians, values, strict=True)],
+        [max(v) - m for m, v in zip(medians, values, strict=True)],
+    ]
+    axes.errorbar(
+        sizes,
+        medians,
+        yerr=spread,
+        label=figures.engine,
+        color=colour,
+        marker="o",
+        capsize=3,
+    )
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("prompts at once (batch size)")
-    axes.set_ylabel("new tokens per second")
-    axes.set_title(f"Throughput on {engines[0].device}")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,17 @@ def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
     assert chart._repr_png_().startswith(b"\x89PNG")
     assert len(chart.figure.axes[0].get_legend().get_texts()) == 2
     assert "engine: 300 tokens/s at best" in repr(chart)
+
+
+def test_what_only_one_engine_has_is_not_drawn_as_a_comparison() -> None:
+    def titles(*engines: EngineFigures) -> list[str]:
+        return [axes.get_title() for axes in plot_engines(*engines).figure.axes]
+
+    measured = replace(FIGURES, memory_mib=35.0)
+    throughput = "new tokens per second"
+    assert titles(measured) == [throughput]
+    assert titles(FIGURES, measured) == [throughput, "load (s)", "first token (ms)"]
+    assert titles(measured, measured)[-1] == "memory (MiB)"
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
