@@ -1,0 +1,87 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.models import TINY_THINKER, TINY_THINKER_DIRECTORY
+from helpers.random_model import SHAPES, is_noise, make_random_model
+from helpers.thinking import THINK_END_TOKEN_ID
+
+SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "layer_types": None,
+}
+
+GENERATE = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "What is 15 + 27?"}],
+    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+)
+length = prompt["input_ids"].shape[1]
+output = model.generate(**prompt, max_new_tokens=8, min_new_tokens=8)[0, length:]
+assert len(output) == 8 and tokenizer.decode(output).strip(), output
+assert sum(p.numel() for p in model.parameters()) == int(sys.argv[2])
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """A model of each shape, with few and narrow layers."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        shape: make_random_model(folder / shape, shape, **SMALL) for shape in SHAPES
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_random_model_loads_and_generates(shape: str, models) -> None:
+    vocabulary = SHAPES[shape]["vocab_size"]
+    norms = 2 * 128 + (2 * 64 if shape.startswith("qwen3") else 0)
+    layer = 128 * 64 * (2 + 1 + 1 + 2) + 3 * 128 * 256 + norms
+    expected = vocabulary * 128 + 2 * layer + 128
+    command = [sys.executable, "-c", GENERATE, str(models[shape]), str(expected)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_tokenizer_knows_every_id_and_has_qwen3s_markers(models) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(models["qwen3-4b"] / "tokenizer.json"))
+    size = SHAPES["qwen3-4b"]["vocab_size"]
+    assert tokenizer.get_vocab_size() == size
+    assert all(tokenizer.id_to_token(number) for number in range(size))
+    assert tokenizer.token_to_id("</think>") == THINK_END_TOKEN_ID
+    text = "What is 15 + 27?</think><|im_end|>"
+    ids = tokenizer.encode(text).ids
+    assert ids[-2:] == [THINK_END_TOKEN_ID, 151_645]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_its_card_says_that_it_is_noise_and_no_others_does(
+    models, tmp_path: Path
+) -> None:
+    assert not is_noise(tmp_path)
+    (tmp_path / "README.md").write_text("# A model with no random-weights tag")
+    assert not is_noise(tmp_path)
+    assert all(is_noise(directory) for directory in models.values())
+    assert not is_noise(TINY_THINKER)
+    assert not is_noise(TINY_THINKER_DIRECTORY)
+
+
+def test_it_does_not_write_over_a_real_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="not of random weights"):
+        make_random_model(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
