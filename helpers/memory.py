@@ -7,6 +7,7 @@ processes and need no torch. Where there is no GPU, resident memory takes their 
 import contextlib
 import ctypes
 import gc
+import inspect
 import os
 import sys
 import threading
@@ -240,38 +241,54 @@ class MemoryMonitor:
         ]
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw memory over time with the marks; returns the matplotlib axes."""
+        """Draw memory over time with the marks; returns the matplotlib axes.
+
+        Each stretch between two marks has a colour of its own. The names stand above
+        it in the order of the marks, also where these are too close to be told apart.
+        """
         if axes is None:
             import matplotlib.pyplot as plt
 
-            axes = plt.subplots(figsize=(8, 3.5), layout="constrained")[1]
-        seconds = [sample.seconds for sample in self.samples]
-        mib = [sample.mib for sample in self.samples]
-        axes.plot(seconds, mib, linewidth=1.5)
-        axes.fill_between(seconds, mib, alpha=0.15)
-        for mark in self.marks[1:]:
-            if mark.label == "stop":
-                continue
-            axes.axvline(mark.seconds, color="0.6", linestyle=":", linewidth=1)
+            axes = plt.subplots(figsize=(8, 4), layout="constrained")[1]
+        marks = self.marks
+        end = self.samples[-1].seconds if self.samples else 0.0
+        for number, (left, right) in enumerate(zip(marks, marks[1:], strict=False)):
+            part = [
+                s for s in self.samples if left.seconds <= s.seconds <= right.seconds
+            ]
+            axes.fill_between(
+                [sample.seconds for sample in part],
+                [sample.mib for sample in part],
+                color=f"C{number % 10}",
+                alpha=0.25,
+                linewidth=0,
+            )
+        axes.plot(
+            [sample.seconds for sample in self.samples],
+            [sample.mib for sample in self.samples],
+            color="0.25",
+            linewidth=1.5,
+        )
+        named = [mark for mark in marks[1:] if mark.label != "stop"]
+        places = _spread([mark.seconds for mark in named], 0.0, end, end / 9)
+        for mark, place in zip(named, places, strict=True):
+            axes.axvline(mark.seconds, color="0.5", linestyle=":", linewidth=1)
             axes.annotate(
-                mark.label,
+                f"{mark.label}\n{mark.mib:,}",
                 (mark.seconds, 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(-3, -3),
-                textcoords="offset points",
-                rotation=90,
-                ha="right",
-                va="top",
-                fontsize=8,
+                xytext=(place, 1.1),
+                textcoords=("data", "axes fraction"),
+                arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 1},
+                ha="center",
+                va="bottom",
+                fontsize=9,
             )
-        axes.set(
-            xlabel="seconds",
-            ylabel="MiB",
-            title=f"{self.kind.capitalize()}, peak {self.peak:,} MiB".replace(
-                "Gpu", "GPU"
-            ),
-            ylim=(0, None),
-        )
+        kind = self.kind[0].upper() + self.kind[1:]
+        axes.set_title(f"{kind}, peak {self.peak:,} MiB", pad=48)
+        axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
+        axes.margins(x=0.02)
+        axes.spines[["top", "right"]].set_visible(False)
         return axes
 
     def __repr__(self) -> str:
@@ -294,6 +311,21 @@ class MemoryMonitor:
             seconds = time.perf_counter() - self._started
             self.samples.append(Sample(seconds, mib, label))
         return mib
+
+
+def _spread(wanted: list[float], low: float, high: float, gap: float) -> list[float]:
+    """Places near the wanted ones, in their order, at least `gap` apart.
+
+    They stay between `low` and `high` where there is room for all of them.
+    """
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap) if places else max(place, low))
+    limit = high
+    for index in range(len(places) - 1, -1, -1):
+        places[index] = min(places[index], limit)
+        limit = places[index] - gap
+    return places
 
 
 @dataclass(frozen=True)
@@ -386,6 +418,8 @@ def release_model(
     # Nothing in this frame may hold what is to be freed.
     del model, engine, inner, networks, owners
     cleanup_memory()
+    if _clear_finished_frames(weak):
+        cleanup_memory()
     alive = [part for part in (reference() for reference in weak) if part is not None]
     alive_parameters = [
         part for part in (reference() for reference in parameters) if part is not None
@@ -601,6 +635,27 @@ def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) 
             setattr(sys, name, None)
 
 
+def _clear_finished_frames(weak: list[weakref.ref]) -> bool:
+    """Drop the variables of calls that have ended and still hold one of these.
+
+    Whatever keeps an exception keeps the variables of every call on its way, and
+    libraries keep some from a first load. A generator may still go on: it stays.
+    """
+    suspendable = (
+        inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    )
+    cleared = False
+    for reference in weak:
+        for referrer in gc.get_referrers(reference()):
+            if isinstance(referrer, types.FrameType) and not (
+                referrer.f_code.co_flags & suspendable
+            ):
+                with contextlib.suppress(RuntimeError):  # It is running.
+                    referrer.clear()
+                    cleared = True
+    return cleared
+
+
 def _refers(value: Any, owners: list[Any]) -> bool:
     """Whether it is one of them, or one of their bound methods."""
     target = getattr(value, "__self__", value)
@@ -619,9 +674,11 @@ def _holders(
     }
     for referrer in gc.get_referrers(target):
         kind = type(referrer)
-        if isinstance(referrer, types.FrameType):
+        if isinstance(referrer, types.GeneratorType | types.CoroutineType):
+            yield f"a generator of {referrer.__name__}()"
+        elif isinstance(referrer, types.FrameType):
             if referrer.f_code.co_filename != __file__:
-                yield f"a traceback or generator of {referrer.f_code.co_name}()"
+                yield f"a call of {referrer.f_code.co_name}() that still runs"
         elif referrer is namespace or id(referrer) in modules:
             home = "" if referrer is namespace else f"{modules[id(referrer)]}."
             for name, value in referrer.items():

@@ -303,7 +303,7 @@ def test_plot_shows_marks_and_peak(nvml):
         monitor.mark("load")
     axes = monitor.plot(Figure().subplots())
     assert axes.get_title() == "GPU memory, peak 4,000 MiB"
-    assert [text.get_text() for text in axes.texts] == ["load"]
+    assert [text.get_text() for text in axes.texts] == ["load\n4,000"]
     assert max(axes.lines[0].get_ydata()) == 4000
 
 
@@ -324,7 +324,23 @@ def test_release_of_a_transformers_model_names_what_holds_it():
     assert "Still held by the variable keep (a list)" in str(report)
 
 
-def test_release_names_a_traceback_that_holds_the_model():
+def test_names_of_marks_that_coincide_stand_apart_and_in_order(nvml):
+    from matplotlib.figure import Figure
+
+    labels = ["load", "generate", "del", "cleanup", "release"]
+    with MemoryMonitor() as monitor:
+        for label in labels:
+            monitor.mark(label)
+    end = monitor.samples[-1].seconds
+    axes = monitor.plot(Figure().subplots())
+    assert [text.get_text().split("\n")[0] for text in axes.texts] == labels
+    places = [text.xyann[0] for text in axes.texts]
+    gaps = [right - left for left, right in zip(places, places[1:], strict=False)]
+    assert min(gaps) >= end / 9 * 0.999
+    assert places[-1] <= end
+
+
+def test_release_empties_a_traceback_that_holds_the_model():
     torch = pytest.importorskip("torch")
 
     def fail():
@@ -336,8 +352,25 @@ def test_release_names_a_traceback_that_holds_the_model():
     with pytest.raises(ValueError) as caught:
         fail()
     report = release_model(namespace["model"], namespace=namespace)
-    assert report.holders == ("a traceback or generator of fail()",)
-    assert caught.tb is not None  # What kept it.
+    assert (report.alive_parameters, report.holders) == (0, ())
+    assert caught.tb is not None  # Kept, without the variables.
+
+
+def test_release_names_a_generator_that_holds_the_model():
+    torch = pytest.importorskip("torch")
+
+    def layers():
+        model = torch.nn.Linear(8, 8)
+        namespace["model"] = model
+        yield 1
+        yield model
+
+    namespace = {}
+    generator = layers()
+    next(generator)
+    report = release_model(namespace["model"], namespace=namespace)
+    assert report.holders == ("a generator of layers()",)
+    assert isinstance(next(generator), torch.nn.Linear)  # It can go on.
 
 
 def test_release_names_a_function_that_holds_the_model():
