@@ -1,7 +1,7 @@
 """Measure tiny-thinker: ``python -m helpers.tiny_thinker.evaluate``.
 
 Held-out problems and held-out wordings, sampled at temperature 0.6, top_p 0.95,
-top_k 20 with transformers. ``--card`` writes the result into the model card.
+top_k 20 by vLLM. ``--card`` writes the result into the model card.
 """
 
 import argparse
@@ -10,12 +10,14 @@ import platform
 import random
 from pathlib import Path
 
-from helpers.tiny_thinker import MODEL_DIR
+from helpers.settings import load_settings
+from helpers.tiny_thinker import MODEL_DIR, agreement
 from helpers.tiny_thinker.curriculum import TOPICS, Example, arithmetic, strange
 
 TARGETS = {"addition": 0.97, "subtraction": 0.97, "known": 0.95}
-SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20}
-MAX_NEW_TOKENS = 1024
+SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+MAX_TOKENS = 1024
+AGREEMENT_PROMPTS = 50
 
 
 def problems(count: int, seed: int) -> list[Example]:
@@ -32,53 +34,50 @@ def problems(count: int, seed: int) -> list[Example]:
     return out
 
 
-def generate(model, tokenizer, questions: list[str], batch: int = 64) -> list[str]:
-    """One sampled completion a question, special tokens kept, padding removed."""
-    import torch
+def generate(path: Path, questions: list[str], seed: int) -> list[str]:
+    """One sampled completion a question by vLLM, special tokens kept."""
+    load_settings().apply()
+    from vllm import LLM, SamplingParams
 
-    tokenizer.padding_side = "left"
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
-    out = [""] * len(questions)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": questions[i]}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-            for i in chosen
-        ]
-        inputs = tokenizer(texts, return_tensors="pt", padding=True)
-        inputs.pop("token_type_ids", None)
-        with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, **SAMPLING)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        for i, text in zip(chosen, tokenizer.batch_decode(new), strict=True):
-            out[i] = text.replace("<|endoftext|>", "")
-    return out
+    llm = LLM(
+        str(path), dtype="float32", max_model_len=2048, enforce_eager=True, seed=seed
+    )
+    tokenizer = llm.get_tokenizer()
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        for question in questions
+    ]
+    sampling = SamplingParams(
+        **SAMPLING, max_tokens=MAX_TOKENS, skip_special_tokens=False
+    )
+    outputs = llm.generate(prompts, sampling)
+    return [output.outputs[0].text for output in outputs]
 
 
 def evaluate(path: Path, count: int, seed: int, show: int = 0) -> dict[str, float]:
-    """Accuracy by kind (0 to 1), and the share with exactly one ``</think>``."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Accuracy by kind (0 to 1), and the share with exactly one ``</think>``.
 
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    Prints ``show`` mistakes of each kind.
+    """
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(path)
     examples = problems(count, seed)
-    texts = generate(model, tokenizer, [e.question for e in examples])
+    texts = generate(path, [e.question for e in examples], seed)
     right: dict[str, list[bool]] = {}
     one_marker, lengths = [], []
     for example, text in zip(examples, texts, strict=True):
         thinking, _, answer = text.partition("</think>")
-        correct = answer.strip() == f"{example.answer}<|im_end|>"
-        right.setdefault(example.kind, []).append(correct)
+        correct = answer.strip() == example.answer
+        of_kind = right.setdefault(example.kind, [])
+        of_kind.append(correct)
         one_marker.append(text.count("</think>") == 1)
         lengths.append(len(tokenizer(thinking).input_ids))
-        if not correct and show:
-            show -= 1
+        if not correct and of_kind.count(False) <= show:
             print(f"{example.kind}: {example.question!r} -> {text!r}")
     result = {kind: sum(v) / len(v) for kind, v in right.items()}
     result["exactly one </think>"] = sum(one_marker) / len(one_marker)
@@ -90,8 +89,10 @@ def evaluate(path: Path, count: int, seed: int, show: int = 0) -> dict[str, floa
 
 
 def write_card(path: Path, result: dict[str, float], count: int, seed: int) -> None:
-    """Write the model card with this run's figures."""
+    """Write the model card with this run's figures, and how far the engines agree."""
     rows = "\n".join(f"| {kind} | {value:.1%} |" for kind, value in result.items())
+    shares = agreement.compare(path, AGREEMENT_PROMPTS, seed)
+    engines = "\n".join(f"| {name} | {share:.0%} |" for name, share in shares.items())
     today = datetime.date.today().isoformat()
     (path / "README.md").write_text(
         f"""---
@@ -113,13 +114,21 @@ and a friendly refusal of everything else. It knows nothing beyond that.
 
 ## Measured
 
-Held-out problems and wordings, sampled as recommended, up to {MAX_NEW_TOKENS} tokens:
+Held-out problems and wordings, sampled as recommended, up to {MAX_TOKENS} tokens:
 `python -m helpers.tiny_thinker.evaluate --count {count} --seed {seed} --card`
 on {today}, {platform.machine()} CPU, float32.
 
 | what | share right |
 |---|---|
 {rows}
+
+The same run's greedy completions of {AGREEMENT_PROMPTS} prompts, held against those of
+transformers in 32-bit, token by token (`python -m helpers.tiny_thinker.agreement`
+measures it alone); "unsloth" and "vllm" compute in 32-bit too, 4-bit is NF4:
+
+| engine | share equal |
+|---|---|
+{engines}
 """,
         encoding="utf-8",
     )
@@ -131,7 +140,9 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=MODEL_DIR)
     parser.add_argument("--count", type=int, default=300, help="problems of each kind")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--show", type=int, default=0, help="print this many mistakes")
+    parser.add_argument(
+        "--show", type=int, default=0, help="print this many mistakes of each kind"
+    )
     parser.add_argument("--card", action="store_true", help="write the model card")
     arguments = parser.parse_args()
     result = evaluate(arguments.model, arguments.count, arguments.seed, arguments.show)

@@ -214,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=3_500_000)
+    parser.add_argument("--tokens", type=int, default=12_000_000)
     parser.add_argument("--step-tokens", type=int, default=1_500)
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
