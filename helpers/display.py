@@ -291,25 +291,34 @@ class SamplingExplorer:
 
 
 def engine_table(*engines: EngineFigures) -> Panel:
-    """Load, first token, throughput and memory of each engine, one per row.
+    """Load, first token, throughput and memory, with a column for each engine.
 
-    Tokens/s are medians, with the spread of the repeats (lowest to highest).
+    Tokens/s are medians, with the slowest and the fastest of the repeats; "-" is what
+    was not measured. Engines are told apart by their names.
     """
-    rows = []
-    for figures in engines:
-        row: dict[str, object] = {
-            "engine": figures.engine,
-            "device": figures.device,
-            "load (s)": _rounded(figures.load_seconds, 1),
-            "first token (ms)": f"{1000 * figures.ttft:,.0f}",
-        }
-        for batch_size, values in figures.tokens_per_second.items():
-            median = statistics.median(values)
-            spread = f"{min(values):,.0f} to {max(values):,.0f}"
-            row[f"tokens/s, batch {batch_size}"] = f"{median:,.0f} ({spread})"
-        row["memory (MiB)"] = _rounded(figures.memory_mib, 0)
-        rows.append(row)
-    return show_table(rows)
+    measured: dict[str, list[str]] = {
+        "load (s)": [_rounded(one.load_seconds, 1) for one in engines],
+        "first token (ms)": [_figure(1000 * one.ttft) for one in engines],
+    }
+    for size in sorted({size for one in engines for size in one.tokens_per_second}):
+        measured[f"tokens/s, batch {size}"] = [
+            _median_and_spread(one.tokens_per_second.get(size)) for one in engines
+        ]
+    measured["memory (MiB)"] = [_rounded(one.memory_mib, 0) for one in engines]
+    names = [one.engine for one in engines]
+    rows = [
+        {"": what, **dict(zip(names, values, strict=True))}
+        for what, values in measured.items()
+    ]
+    devices = dict.fromkeys(one.device for one in engines)
+    return show_table(rows, caption=f"Measured on {' and '.join(devices)}")
+
+
+def _median_and_spread(values: Sequence[float] | None) -> str:
+    if values is None:
+        return "-"
+    median = statistics.median(values)
+    return f"{median:,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
 def _rounded(value: float | None, digits: int) -> str:

@@ -132,6 +132,15 @@ def test_engines_are_compared_by_median_and_spread() -> None:
     assert text.rstrip().endswith("-")  # The memory was not measured.
 
 
+def test_engines_stand_beside_each_other_with_gaps_where_one_was_not_measured() -> None:
+    other = replace(FIGURES, engine="other", tokens_per_second={64: (7.0,)})
+    lines = repr(engine_table(FIGURES, other)).splitlines()
+    assert lines[0] == f"Measured on {FIGURES.device}"
+    assert lines[1].split() == [FIGURES.engine, "other"]
+    (only_other,) = [line for line in lines if "batch 64" in line]
+    assert only_other.split()[-5:] == ["-", "7", "(7", "to", "7)"]
+
+
 def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
     chart = plot_engines(FIGURES, FIGURES)
     assert chart._repr_png_().startswith(b"\x89PNG")
