@@ -240,7 +240,7 @@ def _merged(base: "SamplingParams | dict[str, Any]", own: Any) -> "SamplingParam
     """`own` if it is complete, else `base` with the values that `own` has."""
     from msgspec.structs import replace
     from vllm import SamplingParams
-    from vllm.exceptions import VLLMClientError
+    from vllm.exceptions import VLLMValidationError
 
     if not isinstance(own, SamplingParams | Mapping | None):
         raise _BadPrompt(
@@ -254,7 +254,7 @@ def _merged(base: "SamplingParams | dict[str, Any]", own: Any) -> "SamplingParam
             params = replace(base, **(own or {}))
         else:
             params = SamplingParams(**{**base, **(own or {})})
-    except (TypeError, ValueError, VLLMClientError) as error:
+    except (TypeError, ValueError, VLLMValidationError) as error:
         raise _BadPrompt(
             f"bad sampling_params {own}; vLLM's SamplingParams has the names and "
             f"ranges: {error}"
@@ -281,14 +281,14 @@ class _OneByOne:
     def generate(
         self, requests: list[_Request], use_tqdm: bool
     ) -> list[tuple[_Request, Any]]:
-        from vllm.exceptions import VLLMClientError
+        from vllm.exceptions import VLLMValidationError  # A ValueError in 0.26.
 
         taken = []
         for request in requests:
             prompt = {"prompt_token_ids": request.token_ids}
             try:
                 self._engine.enqueue(prompt, request.params, use_tqdm=False)
-            except (TypeError, ValueError, VLLMClientError) as error:
+            except (TypeError, ValueError, VLLMValidationError) as error:
                 self._refuse(request.index, f"vLLM refuses it, correct this: {error}")
             else:
                 taken.append(request)
