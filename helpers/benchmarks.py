@@ -54,8 +54,9 @@ CACHE_VARIABLES = (
 class Job:
     """What one child process does; `options` go to vLLM as they are.
 
-    `prompt_tokens` and `max_tokens` are for each prompt, `precision` is one of
-    `PRECISIONS` (on a CPU "16bit" are the 32 bits that it computes in).
+    `prompt_tokens` and `max_tokens` are for each prompt, `layer_tokens` for each where
+    `helpers.batch` is measured. `precision` is one of `PRECISIONS` (on a CPU "16bit"
+    are the 32 bits that it computes in).
     """
 
     engine: str
@@ -65,6 +66,7 @@ class Job:
     prompt_tokens: int = 64
     max_tokens: int = 128
     repeats: int = 3
+    layer_tokens: int = 512
     gpu_memory_utilization: float = 0.5
     load_only: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -145,15 +147,16 @@ def _tensors(directory: Path) -> Iterator[tuple[str, str, int]]:
 
 # --- the engines, in the child --------------------------------------------------------
 
-# Loads, and returns `generate` with the settings of the engine that are worth noting.
-Load = Callable[[], tuple[Generate, dict[str, Any]]]
+# Loads, and returns `generate`, the settings of the engine that are worth noting, and
+# the model where it has an engine for `helpers.batch`.
+Load = Callable[[], tuple[Generate, dict[str, Any], Any]]
 
 
 def _import_transformers(job: Job, device: str) -> Load:
     import torch
     import transformers
 
-    def load() -> tuple[Generate, dict[str, Any]]:
+    def load() -> tuple[Generate, dict[str, Any], Any]:
         arguments: dict[str, Any] = {"dtype": _dtype(device), "device_map": device}
         if job.precision == "4bit":
             arguments["quantization_config"] = transformers.BitsAndBytesConfig(
@@ -165,7 +168,7 @@ def _import_transformers(job: Job, device: str) -> Load:
         path = str(_directory(job.model))
         model = transformers.AutoModelForCausalLM.from_pretrained(path, **arguments)
         attention = model.config._attn_implementation
-        return _torch_generate(model.eval(), torch), {"attention": attention}
+        return _torch_generate(model.eval(), torch), {"attention": attention}, None
 
     return load
 
@@ -175,7 +178,7 @@ def _import_unsloth(job: Job, device: str) -> Load:
 
     import torch  # isort: skip
 
-    def load() -> tuple[Generate, dict[str, Any]]:
+    def load() -> tuple[Generate, dict[str, Any], Any]:
         model, _ = FastLanguageModel.from_pretrained(
             job.model,
             max_seq_length=_max_length(job),
@@ -183,7 +186,7 @@ def _import_unsloth(job: Job, device: str) -> Load:
             load_in_4bit=job.precision == "4bit",
         )
         FastLanguageModel.for_inference(model)
-        return _torch_generate(model, torch), {}
+        return _torch_generate(model, torch), {}, None
 
     return load
 
@@ -191,7 +194,7 @@ def _import_unsloth(job: Job, device: str) -> Load:
 def _import_unsloth_fast(job: Job, device: str) -> Load:
     from .loading import FastLanguageModel
 
-    def load() -> tuple[Generate, dict[str, Any]]:
+    def load() -> tuple[Generate, dict[str, Any], Any]:
         model, _ = FastLanguageModel.from_pretrained(
             job.model,
             max_seq_length=_max_length(job),
@@ -201,7 +204,8 @@ def _import_unsloth_fast(job: Job, device: str) -> Load:
             gpu_memory_utilization=job.gpu_memory_utilization,
             **_shared_options(job),
         )
-        return _vllm_generate(model.fast_generate), _vllm_settings(model.vllm_engine)
+        settings = _vllm_settings(model.vllm_engine)
+        return _vllm_generate(model.fast_generate), settings, model
 
     return load
 
@@ -209,7 +213,7 @@ def _import_unsloth_fast(job: Job, device: str) -> Load:
 def _import_vllm(job: Job, device: str) -> Load:
     from vllm import LLM
 
-    def load() -> tuple[Generate, dict[str, Any]]:
+    def load() -> tuple[Generate, dict[str, Any], Any]:
         arguments = {
             "dtype": str(_dtype(device)).removeprefix("torch."),
             "max_model_len": _max_length(job),
@@ -222,7 +226,7 @@ def _import_vllm(job: Job, device: str) -> Load:
             del arguments["gpu_memory_utilization"]
             arguments.setdefault("enforce_eager", True)  # As helpers.loading does.
         engine = LLM(str(_directory(job.model)), **arguments)
-        return _vllm_generate(engine.generate), _vllm_settings(engine)
+        return _vllm_generate(engine.generate), _vllm_settings(engine), None
 
     return load
 
@@ -262,7 +266,8 @@ def _shared_options(job: Job) -> dict[str, Any]:
 
 def _max_length(job: Job) -> int:
     """Room for prompt and completion, in whole blocks of 256 tokens."""
-    return -(-(job.prompt_tokens + job.max_tokens + 1) // 256) * 256
+    longest = job.prompt_tokens + max(job.max_tokens, job.layer_tokens)
+    return -(-(longest + 1) // 256) * 256
 
 
 def _dtype(device: str) -> Any:
@@ -341,7 +346,7 @@ def measure(job: Job) -> dict[str, Any]:
     load = ENGINES[job.engine](job, device)
     imported = time.perf_counter()
     before = measure_memory()
-    generate, settings = load()
+    generate, settings, model = load()
     loaded = time.perf_counter()
     after_load = measure_memory()
     record: dict[str, Any] = {
@@ -366,7 +371,44 @@ def measure(job: Job) -> dict[str, Any]:
         }
         for size in job.batch_sizes
     }
+    if model is not None:
+        record["layer"] = measure_layer(model, max(job.batch_sizes), job)
     return record
+
+
+def measure_layer(model: Any, batch_size: int, job: Job) -> list[float]:
+    """What `run_batch` takes beside the engine, as a share of the engine's time.
+
+    Templates, parsing and records of `batch_size` questions with `job.layer_tokens` new
+    tokens each, held against `fast_generate` on the same token ids; one value per
+    repeat, after a warm-up.
+    """
+    from vllm import SamplingParams
+
+    from .batch import run_batch
+
+    questions = [f"What is {n} + {n + 7}?" for n in range(batch_size)]
+    params = SamplingParams(temperature=0, max_tokens=job.layer_tokens, ignore_eos=True)
+    tokenizer = model.vllm_engine.get_tokenizer()
+    inputs = [
+        {
+            "prompt_token_ids": tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+            )
+        }
+        for question in questions
+    ]
+    shares = []
+    for _ in range(job.repeats + 1):
+        start = time.perf_counter()
+        model.fast_generate(inputs, params, use_tqdm=False)
+        bare = time.perf_counter()
+        run_batch(model, questions, params, progress=False)
+        shares.append((time.perf_counter() - bare) / (bare - start) - 1)
+    return shares[1:]
 
 
 def measure_bandwidth(device: str) -> float:
@@ -424,7 +466,7 @@ def run_engine(job: Job, timeout: float = 600, reload: bool = True) -> dict[str,
     """Measure one engine in a process of its own, and whether it leaves memory behind.
 
     An engine on vLLM begins with empty compile caches; with `reload` another process
-    then loads it again. A failure is kept in the record as its "error".
+    then loads Unsloth's again. A failure is kept in the record as its "error".
     """
     record = asdict(job)
     before = measure_memory()
@@ -435,7 +477,7 @@ def run_engine(job: Job, timeout: float = 600, reload: bool = True) -> dict[str,
             record |= _in_child("child", json.dumps(asdict(job)), timeout, env)
             if memory_kind() == GPU_MEMORY:
                 record["memory_mib"]["after exit"] = _memory_left(before)
-            if reload and env:
+            if reload and job.engine == "unsloth-fast":
                 again = json.dumps({**asdict(job), "load_only": True})
                 warm = _in_child("child", again, timeout, env)
                 record["warm_load_seconds"] = warm["load_seconds"]
@@ -597,6 +639,15 @@ def format_table(results: Mapping[str, Any]) -> str:
             ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    for record in results["records"]:
+        if shares := record.get("layer"):
+            lines += [
+                "",
+                f"{record['precision']}: run_batch takes "
+                f"{statistics.median(shares):+.1%} ({min(shares):+.1%} to "
+                f"{max(shares):+.1%}) of the engine's time beside it, at batch "
+                f"{max(record['batch_sizes'])} and {record['layer_tokens']} tokens",
+            ]
     failed = [record for record in results["records"] if "error" in record]
     for record in failed:
         last = record["error"].splitlines()[-1]
@@ -652,6 +703,7 @@ def _parser() -> argparse.ArgumentParser:
     engines.add_argument("--batch-sizes", type=_numbers, default=Job.batch_sizes)
     engines.add_argument("--prompt-tokens", type=int, default=Job.prompt_tokens)
     engines.add_argument("--max-tokens", type=int, default=Job.max_tokens)
+    engines.add_argument("--layer-tokens", type=int, default=Job.layer_tokens)
     engines.add_argument("--repeats", type=int, default=Job.repeats)
     engines.add_argument(
         "--gpu-memory-utilization", type=float, default=Job.gpu_memory_utilization
@@ -703,6 +755,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_sizes=options.batch_sizes,
             prompt_tokens=options.prompt_tokens,
             max_tokens=options.max_tokens,
+            layer_tokens=options.layer_tokens,
             repeats=options.repeats,
             gpu_memory_utilization=options.gpu_memory_utilization,
             options=dict(options.option),

@@ -17,6 +17,7 @@ def test_the_command_measures_real_engines_in_processes_of_their_own(
     command = [sys.executable, "-m", "helpers.benchmarks", "engines"]
     command += ["--engines", "transformers,unsloth-fast", "--precisions", "16bit"]
     command += ["--batch-sizes", "1,3", "--prompt-tokens", "8", "--max-tokens", "4"]
+    command += ["--layer-tokens", "8"]
     command += ["--repeats", "2", "--no-reload", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -28,6 +29,8 @@ def test_the_command_measures_real_engines_in_processes_of_their_own(
     engines = {record["engine"]: record for record in results["records"]}
     assert set(engines) == {"transformers", "unsloth-fast"}
     assert engines["unsloth-fast"]["settings"]["max_num_seqs"] == 3
+    assert len(engines["unsloth-fast"]["layer"]) == 2
+    assert "16bit: run_batch takes" in done.stdout and "at batch 3" in done.stdout
     for record in engines.values():
         assert record["load_seconds"] > 0
         for size in ("1", "3"):
