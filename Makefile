@@ -14,11 +14,12 @@ unexport PYTHONPATH PYTHONHOME
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebooks test lab pins clean
+.PHONY: help setup notebooks test gpu-test lab pins clean
 
 help:
 	@echo "make notebooks  run every notebook into _build/ and make the gallery"
 	@echo "make test       run all tests, every notebook included"
+	@echo "make gpu-test   on a GPU: every notebook, memory, estimates, the stop button"
 	@echo "make lab        open JupyterLab on notebooks/"
 	@echo "make setup      create .venv with everything; the others do it when needed"
 	@echo "make pins       rebuild requirements/cpu.txt and gpu.txt from the .in files"
@@ -33,6 +34,11 @@ notebooks: setup
 
 test: setup
 	@$(VENV_PYTHON) -m pytest --nbmake --nbmake-timeout=600 tests $(wildcard notebooks)
+
+# What only a GPU can show, on one that nothing else uses: tests/test_gpu.py.
+gpu-test:
+	@$(MAKE) --no-print-directory setup REQUIREMENTS=requirements/gpu.txt
+	@$(VENV_PYTHON) -m pytest -m gpu -ra tests/test_gpu.py
 
 lab: setup
 	@$(VENV_PYTHON) -m jupyterlab notebooks
