@@ -18,6 +18,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
+import logging
 import os
 import re
 import signal
@@ -64,6 +65,9 @@ _ENGINE_DEFAULTS = {
     "enable_prefix_caching": True,
     "enforce_eager": True,  # Loads in seconds; compiling gains little on a CPU.
 }
+# With one of these the CPU engine can take adapters. Unsloth's engine always can; here
+# it costs speed, so only where it is asked for. Their defaults are Unsloth's.
+_LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|No available memory for the cache"
     r"|Free memory on device|KV cache is needed|less than requested memory for kv"
@@ -137,8 +141,13 @@ def _fast_language_model() -> type:
             "why; DEVICE=auto takes the CPU instead."
         )
     if not _is_loud(settings):
+        import transformers.utils.logging
+
         for package in ("bitsandbytes", "torch", "transformers", "unsloth", "vllm"):
             warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+        # Both write past whatever `_quiet` holds back, at a later load.
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        transformers.utils.logging.disable_progress_bar()
 
     class FastLanguageModel(unsloth.FastLanguageModel):
         @staticmethod
@@ -166,7 +175,9 @@ def _from_pretrained(
 ) -> tuple[Any, Any]:
     """`FastLanguageModel.from_pretrained`; see the module's docstring.
 
-    `max_seq_length` is in tokens, prompt and completion together. With no GPU and
+    `max_seq_length` is in tokens, prompt and completion together. `max_loras` is how
+    many adapters one batch may use, `max_lora_rank` their largest rank; without a GPU
+    vLLM takes adapters only where one of the two is given. With no GPU and
     `fast_inference=True` neither engine is quantised, whatever `load_in_4bit` says:
     vLLM's CPU build has no 4-bit kernels, and both shall give the same tokens.
 
@@ -195,9 +206,13 @@ def _from_pretrained(
             for name, default in _ENGINE_DEFAULTS.items()
         }
         engine_arguments["seed"] = kwargs.get("random_state", 3407)
+        if _LORA_DEFAULTS.keys() & kwargs.keys():
+            engine_arguments["enable_lora"] = True
+            for name, default in _LORA_DEFAULTS.items():
+                engine_arguments[name] = kwargs.pop(name, default)
     else:
         kwargs["fast_inference"] = fast_inference
-    if not _is_here(path):
+    if not _is_here(path) and not (kwargs.get("local_files_only") or _is_offline()):
         print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
     try:
         with _quiet(settings):
@@ -254,6 +269,13 @@ def _is_here(path: str) -> bool:
     return isinstance(try_to_load_from_cache(path, "config.json"), str)
 
 
+def _is_offline() -> bool:
+    """Whether the hub is switched off (HF_HUB_OFFLINE, read as it is imported)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
 # --- vLLM -----------------------------------------------------------------------------
 
 
@@ -273,6 +295,8 @@ def _load_cpu_engine(
             "fast_inference=True without a GPU needs vLLM's CPU build, and another is "
             "installed. Use fast_inference=False, or install requirements/cpu.txt."
         )
+    if arguments.get("enable_lora"):
+        _spare_prompts_without_adapter()
     return LLM(
         model=path,
         dtype=str(dtype).removeprefix("torch."),
@@ -280,6 +304,29 @@ def _load_cpu_engine(
         use_tqdm_on_load=False,
         **arguments,
     )
+
+
+def _spare_prompts_without_adapter() -> None:
+    """Mend vLLM's CPU code for adapters: a prompt without one got the last one.
+
+    It marks such a prompt with -1 and uses that as an index, in all of
+    vllm/lora/ops/torch_ops/lora_ops.py; the GPU's kernels skip it.
+    """
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    shrink = lora_ops.bgmv_shrink
+    if hasattr(shrink, "__wrapped__"):
+        return
+
+    @functools.wraps(shrink)
+    def bgmv_shrink(
+        inputs: Any, weights: Any, output: Any, lora_indices: Any, scaling: float = 1.0
+    ) -> None:
+        shrink(inputs, weights, output, lora_indices, scaling)
+        output[lora_indices < 0] = 0  # What is expanded from zero adds nothing.
+
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
 
 
 def _require_vllm(in_4bit: bool) -> None:

@@ -6,6 +6,7 @@ number and not five. Nothing here imports torch or touches the network.
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ TINY_THINKER = "tiny-thinker"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 
 MIB = 1024 * 1024
+# How Unsloth names its checkpoints in 4 bits on the hub.
+_QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 
 # NF4: 4 bits a weight, and one 8-bit scale per block of 64 with double quantisation
 # (QLoRA, arXiv:2305.14314, section 3).
@@ -45,6 +48,7 @@ class ModelSpec:
     name: str
     path: str
     use_case: str
+    licence: str
     parameters: int
     thinking: bool
     think_start: str | None
@@ -65,6 +69,11 @@ class ModelSpec:
     def embedded(self) -> bool:
         """True for the model whose files ship with this package."""
         return self.name == TINY_THINKER
+
+    @property
+    def path_16bit(self) -> str:
+        """The path of the same weights before quantisation; often `path` itself."""
+        return _QUANTISED.sub("", self.path)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -98,6 +107,7 @@ _SPECS = (
         name=TINY_THINKER,
         path=str(TINY_THINKER_DIRECTORY),
         use_case="Learning and testing with no GPU and no download",
+        licence="Apache-2.0",
         # helpers/tiny_thinker/train.py; a test holds these against the model's files.
         parameters=1_115_776,
         thinking=True,
@@ -117,6 +127,7 @@ _SPECS = (
         name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
         path="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
         use_case="Reasoning, chain of thought",
+        licence="Apache-2.0",
         # huggingface.co/Qwen/Qwen3-4B-Thinking-2507, model card and config.json.
         parameters=4_022_468_096,
         thinking=True,
@@ -138,9 +149,10 @@ _SPECS = (
         name="unsloth/Ministral-3-3B-Reasoning-2512",
         path="unsloth/Ministral-3-3B-Reasoning-2512",
         use_case="Fast reasoning",
-        # Model card: 3.4B language model and a 0.4B vision encoder; 26 layers, 8 KV
-        # heads, hidden size 3072 (NVIDIA Megatron Bridge, "Ministral 3").
-        parameters=3_850_000_000,
+        licence="Apache-2.0",
+        # huggingface.co/mistralai/Ministral-3-3B-Reasoning-2512, config.json: language
+        # model of 3.4 billion, vision encoder and its projector of 0.4 billion.
+        parameters=3_849_090_048,
         thinking=True,
         think_start="[THINK]",
         think_end="[/THINK]",
@@ -148,7 +160,7 @@ _SPECS = (
         kv_heads=8,
         head_dim=128,
         embedding_parameters=131_072 * 3072,
-        kept_16bit_parameters=420_000_000,  # The vision encoder.
+        kept_16bit_parameters=420_083_712,  # The vision encoder and its projector.
         context_length=262_144,
         smallest_gpu="8 GB in 4-bit, 12 GB in 16-bit",
         sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.95}),
@@ -158,6 +170,7 @@ _SPECS = (
         name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
         path="unsloth/Qwen3-4B-unsloth-bnb-4bit",
         use_case="General instruction following",
+        licence="Apache-2.0",
         # huggingface.co/Qwen/Qwen3-4B. It can think too: enable_thinking=False is what
         # these values are for.
         parameters=4_022_468_096,
@@ -180,6 +193,7 @@ _SPECS = (
         name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
         path="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
         use_case="General instruction following",
+        licence="Llama 3.2 Community License",
         # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
         parameters=3_212_749_824,
         thinking=False,
@@ -280,6 +294,9 @@ class MemoryEstimate:
                 f"Does not fit: {need}. Lower the concurrency to {at_once} and "
                 f"MAX_SEQ_LENGTH to {rounded}."
             )
+        if not self.load_in_4bit:
+            rest = four.advice(available_mib).removeprefix("Does not fit: ")
+            return f"Does not fit: {need}. With LOAD_IN_4BIT=true: {rest}"
         return (
             f"Does not fit: {need}, and weights and overhead alone take "
             f"{self.weights_mib + self.overhead_mib:,} MiB. Choose a smaller model: "

@@ -62,6 +62,7 @@ result = {
     "unsloth": issubclass(FastLanguageModel, unsloth.FastLanguageModel),
     "blocked": sys.modules.get("vllm._C", False) is None,
     "needs_block": not torch.cpu._is_avx512_bf16_supported(),
+    "takes_adapters": core.vllm_config.lora_config is not None,
 }
 
 def greedy(prompts, tokens=24):
@@ -167,6 +168,68 @@ def test_the_extension_is_hidden_exactly_where_vllm_would_not_load_it(
     assert fast["blocked"] == fast["needs_block"]
 
 
+def test_the_cpu_engine_takes_no_adapters_unless_asked(fast: dict) -> None:
+    assert not fast["takes_adapters"]
+
+
+ADAPTERS = """
+import json, sys
+from helpers.loading import FastLanguageModel
+from helpers.sampling import preset
+
+path, *adapters = sys.argv[1:]
+fixed = {"temperature": 0, "max_tokens": 24, "min_tokens": 24}
+expected = []
+for seed, adapter in enumerate(adapters):
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        path, max_seq_length=256, load_in_4bit=False
+    )
+    # Random matrices on both sides: an adapter as it starts has no effect.
+    model = FastLanguageModel.get_peft_model(
+        model, r=8, init_lora_weights=False, random_state=seed
+    )
+    model.save_pretrained(adapter)
+    FastLanguageModel.for_inference(model)
+    ids = tokenizer("one", return_tensors="pt")
+    tokens = model.generate(**ids, **preset("balanced", for_generate=True, **fixed))
+    expected.append(tokens[0, ids.input_ids.shape[1]:].tolist())
+
+model, tokenizer = FastLanguageModel.from_pretrained(
+    path, max_seq_length=256, fast_inference=True, max_loras=2
+)
+from vllm.lora.request import LoRARequest
+
+requests = [None] + [
+    LoRARequest(adapter, number, adapter)
+    for number, adapter in enumerate(adapters, start=1)
+]
+params = preset("balanced", ignore_eos=True, **fixed)
+outputs = model.fast_generate(["one"] * 3, params, lora_request=requests)
+found = [list(output.outputs[0].token_ids) for output in outputs]
+plain = model.fast_generate(["one"], params)[0].outputs[0].token_ids
+config = model.vllm_engine.llm_engine.vllm_config.lora_config
+print(json.dumps({
+    "same_as_generate": found[1:] == expected,
+    "none_is_the_base": found[0] == list(plain),
+    "different": len({tuple(tokens) for tokens in found}),
+    "config": [config.max_loras, config.max_lora_rank],
+}))
+"""
+
+
+def test_the_cpu_engine_serves_two_adapters_in_one_batch(
+    model_directory: str, tmp_path: Path
+) -> None:
+    seen = run_child(
+        ADAPTERS, model_directory, str(tmp_path / "first"), str(tmp_path / "second")
+    )
+    assert seen["same_as_generate"]
+    assert seen["none_is_the_base"]
+    assert seen["different"] == 3
+    assert seen["config"] == [2, 64]
+    assert seen["stdout"] == [] and seen["stderr"] == ""
+
+
 STANDARD = """
 import json, sys
 from helpers.loading import FastLanguageModel
@@ -177,6 +240,10 @@ FastLanguageModel.for_inference(model)
 ids = tokenizer("one", return_tensors="pt")
 new = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
 errors = {}
+try:
+    FastLanguageModel.from_pretrained("unsloth/not-here", local_files_only=True)
+except Exception as error:
+    errors["offline"] = [type(error).__name__, str(error)]
 for name, arguments in {
     "kv": {"fast_inference": True},
     "vllm": {"fast_inference": True},
@@ -208,6 +275,15 @@ def test_standard_inference_is_unsloths_own_with_4bit_weights(standard: dict) ->
     assert standard["new"] == 8
     assert standard["four_bit"] == "Linear4bit"
     assert not standard["engine"]
+    assert standard["stdout"] == []
+
+
+def test_offline_a_model_that_is_not_cached_fails_without_a_word_of_download(
+    standard: dict,
+) -> None:
+    kind, message = standard["errors"]["offline"]
+    assert kind == "ModelNotCachedError"
+    assert "unsloth/not-here is not on this machine" in message
     assert standard["stdout"] == []
 
 

@@ -77,8 +77,124 @@ def test_a_name_like_nothing_gets_no_guess() -> None:
         get_model("zzzz")
 
 
-def test_kv_cache_per_token_is_a_key_and_a_value_in_every_layer() -> None:
-    assert get_model(QWEN_THINKING).kv_bytes_per_token == 2 * 36 * 8 * 128 * 2
+# The values of the published config.json of each model's 16-bit weights.
+QWEN3_4B = {
+    "vocab_size": 151_936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "qk_norm": True,  # Not in the config: Qwen3 normalises queries and keys.
+}
+MINISTRAL_3_3B = {
+    "vocab_size": 131_072,
+    "hidden_size": 3072,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "spatial_merge_size": 2,
+    "vision_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "num_channels": 3,
+    },
+}
+LLAMA_3_2_3B = {
+    "vocab_size": 128_256,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+PUBLISHED = dict(
+    zip(HUB_PATHS, [QWEN3_4B, MINISTRAL_3_3B, QWEN3_4B, LLAMA_3_2_3B], strict=True)
+)
+
+
+def block(width: int, attention: int, kv: int, mlp: int) -> int:
+    """Parameters of a layer: four projections, a gated MLP, two norms, no biases."""
+    projections = 2 * width * attention + 2 * width * kv
+    return projections + 3 * width * mlp + 2 * width
+
+
+def text_parameters(config: dict) -> int:
+    """All of them have the input embedding tied to the output."""
+    width, head = config["hidden_size"], config["head_dim"]
+    layer = block(
+        width,
+        config["num_attention_heads"] * head,
+        config["num_key_value_heads"] * head,
+        config["intermediate_size"],
+    )
+    layer += 2 * head if config.get("qk_norm") else 0
+    return config["vocab_size"] * width + config["num_hidden_layers"] * layer + width
+
+
+def vision_parameters(config: dict) -> int:
+    """Pixtral's encoder, and the projector that merges patches before it projects."""
+    if "vision_config" not in config:
+        return 0
+    vision, text = config["vision_config"], config["hidden_size"]
+    width = vision["hidden_size"]
+    patches = vision["num_channels"] * vision["patch_size"] ** 2 * width
+    layer = block(width, width, width, vision["intermediate_size"])
+    encoder = patches + width + vision["num_hidden_layers"] * layer
+    merger = config["spatial_merge_size"] ** 2 * width * width
+    return encoder + width + merger + width * text + text * text
+
+
+@pytest.mark.parametrize("name", HUB_PATHS)
+def test_the_parameters_are_those_of_the_published_config(name: str) -> None:
+    config, spec = PUBLISHED[name], MODELS[name]
+    vision = vision_parameters(config)
+    assert spec.parameters == text_parameters(config) + vision
+    assert spec.embedding_parameters == config["vocab_size"] * config["hidden_size"]
+    assert spec.weight_bytes(load_in_4bit=False) == 2 * spec.parameters
+    assert spec.kept_16bit_parameters >= vision
+
+
+@pytest.mark.parametrize(
+    ("name", "mib_per_1000"),
+    list(zip(HUB_PATHS, [140.6, 101.6, 140.6, 109.4], strict=True)),
+)
+def test_the_kv_cache_is_that_of_the_published_config(
+    name: str, mib_per_1000: float
+) -> None:
+    config, spec = PUBLISHED[name], MODELS[name]
+    of_a_layer = 2 * config["num_key_value_heads"] * config["head_dim"] * 2
+    assert spec.kv_bytes_per_token == config["num_hidden_layers"] * of_a_layer
+    mib = spec.kv_bytes_per_token * 1000 / 2**20
+    assert mib == pytest.approx(mib_per_1000, abs=0.05)
+
+
+@pytest.mark.parametrize("name", HUB_PATHS)
+def test_the_smallest_gpu_holds_the_4bit_weights_and_a_short_answer(name: str) -> None:
+    gigabytes = int(MODELS[name].smallest_gpu.split()[0])
+    assert estimate_memory(name, 2048, 1, True).fits(gigabytes * 1024)
+
+
+def test_the_16bit_path_is_the_name_without_the_quantisation() -> None:
+    found = [MODELS[path].path_16bit for path in HUB_PATHS]
+    assert found == [
+        "unsloth/Qwen3-4B-Thinking-2507",
+        "unsloth/Ministral-3-3B-Reasoning-2512",
+        "unsloth/Qwen3-4B",
+        "unsloth/Llama-3.2-3B-Instruct",
+    ]
+    assert get_model("tiny-thinker").path_16bit == str(TINY_THINKER_DIRECTORY)
+
+
+def test_every_row_has_its_licence_and_the_source_of_its_sampling() -> None:
+    assert all(spec.licence and spec.sampling_source for spec in MODELS.values())
+    assert all(spec.sampling["temperature"] > 0 for spec in MODELS.values())
 
 
 def test_the_estimate_grows_by_the_kv_cache_alone() -> None:
@@ -106,6 +222,13 @@ def test_what_fits_is_said_with_both_numbers() -> None:
 def test_advice_turns_to_4bit_first() -> None:
     estimate = estimate_memory(QWEN_THINKING, 2048, 1, load_in_4bit=False)
     assert "LOAD_IN_4BIT=true" in estimate.advice(8192)
+
+
+def test_advice_where_4bit_alone_is_not_enough_says_what_else() -> None:
+    estimate = estimate_memory(QWEN_THINKING, 4096, 16, load_in_4bit=False)
+    four = estimate_memory(QWEN_THINKING, 4096, 16, load_in_4bit=True)
+    assert "With LOAD_IN_4BIT=true: " in estimate.advice(8192)
+    assert estimate.advice(8192).endswith(four.advice(8192).split(". ", 1)[1])
 
 
 @pytest.mark.parametrize("available", [5600, 6000, 7000, 9000, 15_000])
