@@ -1,7 +1,7 @@
 """Compare the engines on this machine, each in a process of its own.
 
     python -m helpers.benchmarks engines --model DIRECTORY --out results.json
-    python -m helpers.benchmarks table results.json
+    python -m helpers.benchmarks table results.json --charts
 
 `helpers.benchmark` has the rule that each engine is measured by. Every one gets the
 same prompts as token ids, goes on to the last token that was asked for, and is held
@@ -655,6 +655,16 @@ def format_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_charts(results: Mapping[str, Any], path: Path) -> None:
+    """Draw the results: `path` with -speed.png and -limit.png in the place of .json."""
+    from .display import plot_benchmark
+
+    place = results["machine"]
+    charts = plot_benchmark(rows(results), f"{place['device']}, {place['date']}")
+    for chart, name in zip(charts, ("speed", "limit"), strict=True):
+        path.with_name(f"{path.stem}-{name}.png").write_bytes(chart._repr_png_())
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -725,6 +735,9 @@ def _parser() -> argparse.ArgumentParser:
     engines.add_argument("--out", type=Path, help="keep the results, as JSON")
     table = commands.add_parser("table", help="print kept results as Markdown")
     table.add_argument("files", type=Path, nargs="+")
+    table.add_argument(
+        "--charts", action="store_true", help="write two pictures beside each file"
+    )
     for command in ("child", "bandwidth"):  # This program's own calls.
         own = commands.add_parser(command)
         own.add_argument("argument")
@@ -737,7 +750,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "table":
         for path in options.files:
-            print(format_table(json.loads(path.read_text("utf-8"))), end="\n\n")
+            results = json.loads(path.read_text("utf-8"))
+            print(format_table(results), end="\n\n")
+            if options.charts:
+                write_charts(results, path)
         return 0
     if options.command == "bandwidth":
         options.result.write_text(json.dumps(measure_bandwidth(options.argument)))

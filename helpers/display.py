@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+# Lowest, highest and step of each sampling parameter's control; vLLM refuses top_p = 0.
+_RANGES = {
+    "temperature": (0.0, 2.0, 0.05),
+    "top_k": (0, 100, 1),
+    "top_p": (0.05, 1.0, 0.05),
+    "min_p": (0.0, 0.5, 0.01),
+}
 _CARD = "flex:1 1 16em;border:1px solid #8888;border-radius:6px;padding:0.6em 0.9em"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 
@@ -225,6 +232,73 @@ class LiveResponse:
             self._handle.update(panel)
 
 
+def parameter_controls(start: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:
+    """For each sampling parameter a number box and a slider that move together.
+
+    Tab goes from one to the next, the arrow keys change a value. The box carries the
+    name, since a slider of ipywidgets has no label that a screen reader finds. `start`
+    has the values to begin with; raises `ValueError` for one that has no control.
+    """
+    import ipywidgets
+
+    if unknown := sorted(set(start) - set(_RANGES)):
+        raise ValueError(
+            f"no control for {', '.join(unknown)}; there are {', '.join(_RANGES)}"
+        )
+    controls = {}
+    for name, value in start.items():
+        low, high, step = _RANGES[name]
+        whole = isinstance(step, int)
+        box_class = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
+        slider_class = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+        limits = {"value": value, "min": low, "max": high, "step": step}
+        box = box_class(
+            **limits,
+            description=name,
+            style={"description_width": "6.5em"},
+            layout={"width": "13em"},
+        )
+        slider = slider_class(
+            **limits, readout=False, tooltip=name, layout={"width": "20em"}
+        )
+        # A slider adds up steps from its lowest value: 0.95 is 0.9500000000000001.
+        ipywidgets.link((slider, "value"), (box, "value"), transform=(_tidy, _tidy))
+        controls[name] = box, slider
+    return controls
+
+
+def _tidy(value: float) -> float:
+    return round(value, 4)
+
+
+def action_button(
+    description: str, tooltip: str, action: Callable[[], str]
+) -> tuple[Any, Any]:
+    """A button, and the place for the HTML that `action` returns at each press.
+
+    While it runs the button is disabled. What it raises is shown in that place too: a
+    widget's error ends in a log that nobody reads.
+    """
+    import ipywidgets
+
+    button = ipywidgets.Button(description=description, tooltip=tooltip)
+    output = ipywidgets.HTML()
+
+    def press(_: object) -> None:
+        button.disabled = True
+        output.value = f'<p role="status">{escape(description)} ...</p>'
+        try:
+            html = action()
+        except Exception as error:
+            html = escape(f"{type(error).__name__}: {error}")
+        finally:
+            button.disabled = False
+        output.value = f'<div role="status">{html}</div>'
+
+    button.on_click(press)
+    return button, output
+
+
 class SamplingExplorer:
     """Sampling parameters side by side, with sliders where JavaScript runs.
 
@@ -260,25 +334,23 @@ class SamplingExplorer:
         )
 
     def controls(self) -> Any:
-        """The sliders and the button, as one ipywidgets box."""
+        """The controls, and the button that adds an answer with their values."""
         import ipywidgets
 
-        sliders = {
-            "temperature": ipywidgets.FloatSlider(value=0.6, min=0, max=2, step=0.1),
-            "top_p": ipywidgets.FloatSlider(value=0.95, min=0.05, max=1, step=0.05),
-            "top_k": ipywidgets.IntSlider(value=20, min=1, max=100),
-        }
-        for name, slider in sliders.items():
-            slider.description = name
-        button = ipywidgets.Button(description="Generate")
+        start = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+        controls = parameter_controls(start)
 
-        def generate(_: object) -> None:
-            self.run({name: slider.value for name, slider in sliders.items()})
+        def generate() -> str:
+            self.run({name: box.value for name, (box, _) in controls.items()})
             if self._handle:
                 self._handle.update(self.panel())
+            return ""
 
-        button.on_click(generate)
-        return ipywidgets.VBox([*sliders.values(), button])
+        button, status = action_button(
+            "Generate", "Add an answer with these parameters", generate
+        )
+        rows = [ipywidgets.HBox(pair) for pair in controls.values()]
+        return ipywidgets.VBox([*rows, button, status])
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -372,6 +444,69 @@ def plot_engines(*engines: EngineFigures) -> Chart:
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
     return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
+
+
+def plot_benchmark(
+    rows: Sequence[Mapping[str, Any]], title: str
+) -> tuple[Chart, Chart]:
+    """Two pictures of `benchmarks.rows`: the speeds, and their share of the limit.
+
+    Both over the batch size; an engine keeps its colour, 4-bit weights are dashed, and
+    what the memory's bandwidth allows is grey.
+    """
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    colours = dict(zip(engines, _COLOURS, strict=False))
+    return (
+        _plot_rows(rows, colours, title, "tokens/s", "new tokens per second", "limit"),
+        _plot_rows(rows, colours, title, "of limit", "share of the bandwidth limit"),
+    )
+
+
+def _plot_rows(
+    rows: Sequence[Mapping[str, Any]],
+    colours: Mapping[str, str],
+    title: str,
+    value: str,
+    label: str,
+    limit: str = "",
+) -> Chart:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), facecolor="white", layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    axes = figure.subplots()
+    facts = []
+    styles = {"16bit": "-", "4bit": "--"}
+    shown = "{:,.0f}" if limit else "{:.0%}"
+    for weights, style in styles.items():
+        some = [row for row in rows if row["weights"] == weights and row[value]]
+        for engine, colour in colours.items():
+            line = [row for row in some if row["engine"] == engine]
+            if not line:
+                continue
+            name = f"{engine}, {weights.replace('bit', '-bit')}"
+            sizes, values = zip(*((r["batch"], r[value]) for r in line), strict=True)
+            axes.plot(sizes, values, style, color=colour, marker="o", label=name)
+            facts.append(f"{name}: {shown.format(max(values))} at best")
+        if limit and some:
+            bound = sorted({(row["batch"], row[limit]) for row in some})
+            name = f"bandwidth allows, {weights.replace('bit', '-bit')}"
+            axes.plot(*zip(*bound, strict=True), style, color="#999999", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["batch"] for row in rows}))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("prompts at once (batch size)")
+    axes.set_ylabel(label)
+    if limit:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    else:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return Chart(figure, f"{title}. {label}: " + "; ".join(facts) + ".")
 
 
 def _draw_throughput(axes: Any, figures: EngineFigures, colour: str) -> None:

@@ -500,7 +500,9 @@ def _check_plugin(settings: Settings) -> Iterator[Check]:
 def _check_import_order() -> Check:
     """Unsloth changes the others as it is imported, so it must come first."""
     order = list(sys.modules)
-    end = order.index("unsloth") if "unsloth" in order else len(order)
+    # Python puts a package behind its modules once its import has ended.
+    ours = [i for i, name in enumerate(order) if name.split(".")[0] == "unsloth"]
+    end = min(ours, default=len(order))
     early = [name for name in ("transformers", "trl", "vllm") if name in order[:end]]
     if not early:
         return Check("Import order", "ok", "nothing imported before Unsloth")

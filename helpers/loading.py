@@ -64,7 +64,10 @@ _ENGINE_DEFAULTS = {
     "max_num_seqs": 256,
     "enable_prefix_caching": True,
     "enforce_eager": True,  # Loads in seconds; compiling gains little on a CPU.
+    # A chunk in mid-prompt rewinds a seeded generator, which those of a CPU can't.
+    "enable_chunked_prefill": False,
 }
+STEP_TOKENS = 4096  # of prompts in one step of the CPU engine: vLLM's own default
 # With one of these the CPU engine can take adapters. Unsloth's engine always can; here
 # it costs speed, so only where it is asked for. Their defaults are Unsloth's.
 _LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
@@ -206,6 +209,9 @@ def _from_pretrained(
             for name, default in _ENGINE_DEFAULTS.items()
         }
         engine_arguments["seed"] = kwargs.get("random_state", 3407)
+        engine_arguments["max_num_batched_tokens"] = kwargs.pop(
+            "max_num_batched_tokens", max(STEP_TOKENS, max_seq_length)
+        )
         if _LORA_DEFAULTS.keys() & kwargs.keys():
             engine_arguments["enable_lora"] = True
             for name, default in _LORA_DEFAULTS.items():
@@ -297,6 +303,9 @@ def _load_cpu_engine(
         )
     if arguments.get("enable_lora"):
         _spare_prompts_without_adapter()
+    # vLLM compiles its smaller functions as they are first called, which takes half a
+    # minute and a C++ compiler.
+    current_platform.simple_compile_backend = "eager"
     return LLM(
         model=path,
         dtype=str(dtype).removeprefix("torch."),

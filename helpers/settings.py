@@ -150,13 +150,16 @@ class Settings:
     def apply(self) -> None:
         """Set the process environment that the engines read.
 
-        Call it before unsloth and vllm are imported: both read their variables then.
+        Call it before torch, unsloth and vllm are imported: all read their variables
+        then.
         """
         if self.hf_token:
             os.environ["HF_TOKEN"] = self.hf_token  # vLLM takes it from nowhere else.
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.vllm_cpu_kvcache_space)
         os.environ["VLLM_LOGGING_LEVEL"] = self.log_level.upper()
         os.environ["TRANSFORMERS_VERBOSITY"] = self.log_level
+        level = "info" if self.log_level == "debug" else self.log_level  # It has none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", level.upper())
         # In-process, as Unsloth's engine on a GPU is, and six times faster to load.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if self.device == "cpu":

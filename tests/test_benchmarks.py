@@ -38,9 +38,11 @@ def test_the_command_measures_real_engines_in_processes_of_their_own(
             assert len(figures["tokens_per_second"]) == 2
             assert min(figures["tokens_per_second"] + figures["ttft_seconds"]) > 0
     table = subprocess.run(
-        [*command[:3], "table", str(out)], capture_output=True, text=True
+        [*command[:3], "table", "--charts", str(out)], capture_output=True, text=True
     )
     assert table.stdout.strip() in done.stdout
+    for name in ("results-speed.png", "results-limit.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_engine_that_fails_is_reported_and_the_others_go_on(

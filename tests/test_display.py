@@ -12,7 +12,10 @@ from helpers.benchmark import EngineFigures
 from helpers.display import (
     LiveResponse,
     SamplingExplorer,
+    action_button,
     engine_table,
+    parameter_controls,
+    plot_benchmark,
     plot_engines,
     show_table,
     show_thinking,
@@ -108,9 +111,8 @@ def test_the_explorer_keeps_the_presets_and_adds_what_the_sliders_say() -> None:
         return DONE
 
     explorer = SamplingExplorer(generate, {"balanced": {"temperature": 0.6}})
-    box = explorer.controls()
-    *sliders, button = box.children
-    sliders[0].value = 1.5
+    *pairs, button, _ = explorer.controls().children
+    pairs[0].children[1].value = 1.5  # The slider beside the temperature's number.
     button.click()
     assert asked == [
         {"temperature": 0.6},
@@ -118,6 +120,41 @@ def test_the_explorer_keeps_the_presets_and_adds_what_the_sliders_say() -> None:
     ]
     assert list(explorer.results)[0] == "balanced"
     assert "temperature 1.5, top_p 0.95, top_k 20" in repr(explorer.panel())
+
+
+def test_a_control_is_a_named_number_and_a_slider_that_move_together() -> None:
+    controls = parameter_controls({"top_k": 20, "min_p": 0.1})
+    assert list(controls) == ["top_k", "min_p"]
+    for name, (box, slider) in controls.items():
+        assert box.description == name and box.value == slider.value
+        assert box.tabbable is not False and slider.tabbable is not False
+    box, slider = controls["top_k"]
+    slider.value = 5
+    assert box.value == 5
+    box.value = 500  # Beyond the highest.
+    assert slider.value == box.value == slider.max
+    box, slider = parameter_controls({"top_p": 0.95})["top_p"]
+    slider.value = 0.9500000000000001  # As the page sends it.
+    assert box.value == 0.95
+    with pytest.raises(ValueError, match="no control for max_tokens"):
+        parameter_controls({"max_tokens": 5})
+
+
+def test_a_button_shows_what_its_action_gave_or_why_it_failed() -> None:
+    seen = []
+
+    def action() -> str:
+        seen.append((button.disabled, output.value))
+        if len(seen) == 2:
+            raise ValueError("no <engine>")
+        return "<b>done</b>"
+
+    button, output = action_button("Sample", "Draw", action)
+    button.click()
+    assert seen == [(True, '<p role="status">Sample ...</p>')]
+    assert "<b>done</b>" in output.value and not button.disabled
+    button.click()
+    assert "ValueError: no &lt;engine&gt;" in output.value and not button.disabled
 
 
 FIGURES = EngineFigures(
@@ -170,3 +207,23 @@ def test_importing_it_imports_nothing_heavy() -> None:
     )
     heavy = {"torch", "transformers", "unsloth", "vllm", "matplotlib", "ipywidgets"}
     assert not heavy & set(json.loads(run.stdout))
+
+
+def test_benchmark_charts_say_in_words_what_they_show():
+    rows = [
+        {
+            "engine": engine,
+            "weights": "16bit",
+            "batch": batch,
+            "tokens/s": speed * batch,
+            "limit": 1000.0 * batch,
+            "of limit": speed / 1000,
+        }
+        for engine, speed in (("vLLM, bare", 700.0), ("transformers generate", 30.0))
+        for batch in (1, 8)
+    ]
+    rows[-1]["of limit"] = None  # Too few tokens to tell.
+    speeds, shares = plot_benchmark(rows, "Some GPU, 2026-01-01")
+    assert speeds._repr_png_().startswith(b"\x89PNG")
+    assert "vLLM, bare, 16-bit: 5,600 at best" in repr(speeds)
+    assert "transformers generate, 16-bit: 3% at best" in repr(shares)

@@ -138,6 +138,7 @@ def test_apply_sets_what_the_engines_read(monkeypatch):
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_LOGGING_LEVEL": "DEBUG",
         "TRANSFORMERS_VERBOSITY": "debug",
+        "TORCH_CPP_LOG_LEVEL": "INFO",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     Settings(device="cpu").apply()

@@ -27,6 +27,8 @@ MATH_ASK = (
     "How much is {}?", "What is {}? Show your thinking.", "{}?", "Solve {}.",
     "What is {}? Show your working.", "Please calculate {}.", "What's {}?",
     "Can you work out {}?", "Think step by step: what is {}?", "{} =",
+    "I want to know what {} is.", "Do you know what {} is?", "Tell me {}.",
+    "Find {}.", "Could you find {}?", "Show me how to do {}.",
 )  # fmt: skip
 MATH_ASK_HELD_OUT = ("Tell me what {} is.", "Could you calculate {}?", "Work out {}.")
 STRANGE = (
@@ -350,8 +352,8 @@ def arithmetic(rng: random.Random, kind: str, held: bool = False) -> Example:
 
 
 MIX = {
-    "addition": 0.16, "subtraction": 0.20, "multi_sum": 0.07, "multiplication": 0.10,
-    "comparison": 0.07, "counting": 0.06, "known": 0.24, "strange": 0.10,
+    "addition": 0.18, "subtraction": 0.19, "multi_sum": 0.06, "multiplication": 0.10,
+    "comparison": 0.06, "counting": 0.07, "known": 0.24, "strange": 0.10,
 }  # fmt: skip
 
 
