@@ -27,7 +27,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +218,9 @@ def _from_pretrained(
                 engine_arguments[name] = kwargs.pop(name, default)
     else:
         kwargs["fast_inference"] = fast_inference
-    if not _is_here(path) and not (kwargs.get("local_files_only") or _is_offline()):
+    if "cache_dir" not in kwargs and not _is_here(path):
+        if kwargs.get("local_files_only") or _is_offline():
+            raise _not_cached(path)  # Unsloth would ask the hub, several times.
         print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
     try:
         with _quiet(settings):
@@ -519,16 +521,20 @@ def _explain_load(
         "ConnectError",
         "ConnectTimeout",
     }:
-        return ModelNotCachedError(
-            f"{path} is not on this machine and the hub can't be reached. Connect to "
-            f"the network once, or set MODEL_NAME={TINY_THINKER}, which needs none."
-        )
+        return _not_cached(path)
     if {"ImportError", "PackageNotFoundError"} & names and "bitsandbytes" in text:
         return EngineUnavailableError(
             f"4-bit weights need a working bitsandbytes: {error}. "
             "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false."
         )
     return None
+
+
+def _not_cached(path: str) -> ModelNotCachedError:
+    return ModelNotCachedError(
+        f"{path} is not on this machine and the hub can't be reached. Connect to the "
+        f"network once, or set MODEL_NAME={TINY_THINKER}, which needs none."
+    )
 
 
 def _load_memory_error(
@@ -628,6 +634,16 @@ class _Mutable:
         return getattr(self._stream, name)
 
 
+def _no_displays() -> AbstractContextManager:
+    """Hold back what is displayed in a notebook: progress bars are widgets there."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or ipython.get_ipython() is None:
+        return nullcontext()
+    from IPython.utils.capture import capture_output
+
+    return capture_output(stdout=False, stderr=False, display=True)
+
+
 @contextmanager
 def _quiet(settings: Settings) -> Iterator[None]:
     """Hold back what the engines print, at the level of Python and of the process.
@@ -642,7 +658,7 @@ def _quiet(settings: Settings) -> Iterator[None]:
     for stream in streams:
         stream.flush()
     saved = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as file, warnings.catch_warnings():
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings(), _no_displays():
         warnings.simplefilter("ignore")
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -152,7 +152,7 @@ def cleanup_memory() -> CleanupReport:
     starts no CUDA context (some 500 MiB) where none runs.
     """
     kind, before = memory_kind(), measure_memory()
-    collected = gc.collect()
+    collected = _collect_garbage()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -161,6 +161,20 @@ def cleanup_memory() -> CleanupReport:
     with contextlib.suppress(OSError, AttributeError):  # glibc only.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     return CleanupReport(kind, before, measure_memory(), collected)
+
+
+def _collect_garbage() -> int:
+    """Collect until nothing more comes; the number of objects that were collected.
+
+    A tensor that another one is a view of is seen as garbage only once that is gone.
+    """
+    total = 0
+    for _ in range(5):
+        collected = gc.collect()
+        total += collected
+        if not collected:
+            break
+    return total
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from tiny_qwen3 import model_for_tests
 
 from helpers import loading
@@ -113,6 +115,10 @@ def error_of(call):
     except Exception as error:
         return [type(error).__name__, str(error)]
 
+# More prompt tokens than one step takes, so that one prompt would be cut in two.
+prompts = [{"prompt_token_ids": [5 + n] * 100} for n in range(50)]
+seeded = model.fast_generate(prompts, preset("balanced", seed=1, max_tokens=2))
+result["seeded"] = len(seeded)
 many = dict(max_new_tokens=4, do_sample=True, num_return_sequences=10**11)
 result["out_of_memory"] = error_of(lambda: model.generate(**ids, **many))
 result["too_long"] = error_of(
@@ -158,6 +164,10 @@ def test_running_out_of_memory_in_generate_says_what_to_lower(fast: dict) -> Non
     assert "MiB are free" in message and "max_new_tokens" in message
 
 
+def test_many_seeded_prompts_fit_no_single_step(fast: dict) -> None:
+    assert fast["seeded"] * 100 > loading.STEP_TOKENS
+
+
 def test_a_prompt_past_the_context_is_vllms_own_error(fast: dict) -> None:
     assert "512" in fast["too_long"][1]
 
@@ -175,6 +185,7 @@ def test_the_cpu_engine_takes_no_adapters_unless_asked(fast: dict) -> None:
 ADAPTERS = """
 import json, sys
 from helpers.loading import FastLanguageModel
+from helpers.memory import release_model
 from helpers.sampling import preset
 
 path, *adapters = sys.argv[1:]
@@ -208,7 +219,9 @@ outputs = model.fast_generate(["one"] * 3, params, lora_request=requests)
 found = [list(output.outputs[0].token_ids) for output in outputs]
 plain = model.fast_generate(["one"], params)[0].outputs[0].token_ids
 config = model.vllm_engine.llm_engine.vllm_config.lora_config
+report = release_model(model, namespace=globals())
 print(json.dumps({
+    "released": [report.alive_parameters, report.holders],
     "same_as_generate": found[1:] == expected,
     "none_is_the_base": found[0] == list(plain),
     "different": len({tuple(tokens) for tokens in found}),
@@ -227,6 +240,7 @@ def test_the_cpu_engine_serves_two_adapters_in_one_batch(
     assert seen["none_is_the_base"]
     assert seen["different"] == 3
     assert seen["config"] == [2, 64]
+    assert seen["released"] == [0, []]
     assert seen["stdout"] == [] and seen["stderr"] == ""
 
 
@@ -336,6 +350,20 @@ print(json.dumps({}))
 def test_log_level_debug_brings_the_engines_output_back() -> None:
     assert "Unsloth" in "".join(run_child(LOUD, LOG_LEVEL="debug")["stdout"])
     assert run_child(LOUD)["stdout"] == [""]
+
+
+def test_a_quiet_load_shows_no_progress_bar_in_a_notebook() -> None:
+    code = """
+from IPython.display import display
+from helpers.loading import _quiet
+from helpers.settings import Settings
+with _quiet(Settings()):
+    display("a bar")
+display("shown")
+"""
+    cell = nbformat.v4.new_code_cell(code)
+    NotebookClient(nbformat.v4.new_notebook(cells=[cell])).execute()
+    assert [output.data["text/plain"] for output in cell.outputs] == ["'shown'"]
 
 
 def test_only_fast_language_model_is_lazy() -> None:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from helpers.tiny_thinker import MODEL_DIR, agreement, curriculum, evaluate
+from helpers.tiny_thinker.train import Muon
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +139,20 @@ def test_engines_write_the_same_greedy_tokens():
     assert shares["unsloth"] == shares["vllm"] == 1
     assert shares["unsloth 16-bit"] >= 0.8
     assert shares["unsloth 4-bit"] >= 0.3
+
+
+def test_muon_updates_by_nearly_orthogonal_matrices():
+    import torch
+
+    torch.manual_seed(0)
+    for shape in ((16, 48), (48, 16)):
+        matrices = [torch.nn.Parameter(torch.randn(shape)) for _ in range(2)]
+        before = [matrix.detach().clone() for matrix in matrices]
+        for matrix in matrices:
+            matrix.grad = torch.randn(shape)
+        Muon(matrices, rate=0.1).step(scale=0.5)
+        for matrix, old in zip(matrices, before, strict=True):
+            decayed = old * (1 - 0.05 * Muon.WEIGHT_DECAY)
+            change = (decayed - matrix.detach()) / 0.05
+            sizes = torch.linalg.svdvals(change) / max(1, shape[0] / shape[1]) ** 0.5
+            assert sizes.min() > 0.6 and sizes.max() < 1.3
