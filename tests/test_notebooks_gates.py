@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_gates import GATES, ROOT, SHUTDOWN, check_numbering, check_take_away_runs
 
-from helpers.memory import list_gpus
 from helpers.notebooks import STAMP, canonical_bytes, make_stamp
 
 FOLDER = ROOT / "notebooks"
@@ -30,21 +28,9 @@ def test_notebook_passes(gate, path):
     assert GATES[gate](path) == []
 
 
-@pytest.fixture(scope="module")
-def take_aways(request) -> Iterator[dict[Path, Future]]:
-    """The runs of those that are asked for, two at once where no GPU is shared."""
-    paths = [
-        item.callspec.params["path"]
-        for item in request.session.items
-        if getattr(item, "originalname", "") == "test_take_away_runs"
-    ]
-    with ThreadPoolExecutor(1 if list_gpus() else 2) as pool:
-        yield {path: pool.submit(check_take_away_runs, path) for path in paths}
-
-
 @each_notebook
-def test_take_away_runs(path, take_aways):
-    assert take_aways[path].result() == []
+def test_take_away_runs(path):
+    assert check_take_away_runs(path) == []
 
 
 # --- The gates can fail ---------------------------------------------------------------

@@ -10,7 +10,6 @@ import json
 import random
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from helpers.tiny_thinker import MODEL_DIR
@@ -63,19 +62,20 @@ def greedy(path: Path, engine: str, texts: list[str]) -> list[list[int]]:
 
 def compare(path: Path, count: int, seed: int) -> dict[str, float]:
     """The share (0 to 1) of completions equal to those of transformers, by engine."""
-
-    def run(engines: tuple[str, ...]) -> dict[str, list[list[int]]]:
-        command = [sys.executable, "-m", "helpers.tiny_thinker.agreement"]
-        command += ["--model", str(path), "--count", str(count), "--seed", str(seed)]
-        printed = subprocess.run(
-            [*command, "--of", *engines], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        return json.loads(printed.splitlines()[-1])
-
     completions: dict[str, list[list[int]]] = {}
-    with ThreadPoolExecutor(len(_PROCESSES)) as pool:
-        for found in pool.map(run, _PROCESSES):
-            completions |= found
+    for engines in _PROCESSES:
+        command = [
+            sys.executable,
+            "-m",
+            "helpers.tiny_thinker.agreement",
+            "--model",
+            str(path),
+        ]
+        command += ["--count", str(count), "--seed", str(seed), "--of", *engines]
+        printed = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        completions |= json.loads(printed.splitlines()[-1])
     reference = completions.pop("transformers")
     return {
         engine: sum(map(list.__eq__, rows, reference)) / count
