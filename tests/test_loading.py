@@ -195,9 +195,9 @@ for seed, adapter in enumerate(adapters):
     model, tokenizer = FastLanguageModel.from_pretrained(
         path, max_seq_length=256, load_in_4bit=False
     )
-    # Random matrices on both sides: an adapter as it starts has no effect.
+    # Random matrices on both sides, and a large alpha: as it starts it has no effect.
     model = FastLanguageModel.get_peft_model(
-        model, r=8, init_lora_weights=False, random_state=seed
+        model, r=8, lora_alpha=64, init_lora_weights=False, random_state=seed
     )
     model.save_pretrained(adapter)
     FastLanguageModel.for_inference(model)
