@@ -1,7 +1,8 @@
 # `make notebooks` and `make test` are all that is needed; `make help` shows the rest.
 
-# The pins to install: requirements/gpu.txt on Linux with an NVIDIA GPU.
-REQUIREMENTS ?= requirements/cpu.txt
+# The pins to install: requirements/gpu.txt on Linux with an NVIDIA GPU. An environment
+# that is there keeps the kind that it was made with.
+REQUIREMENTS ?= requirements/$(or $(shell cat .venv/.kind 2>/dev/null),cpu).txt
 # The first Python here that the pins fit; setup explains it when none does.
 PYTHONS := $(if $(findstring gpu,$(REQUIREMENTS)),3.12,3.11 3.12 3.13)
 PYTHON ?= $(shell for version in $(PYTHONS); do \
@@ -32,8 +33,11 @@ setup:
 notebooks: setup
 	@$(VENV_PYTHON) -m helpers.notebooks build
 
+# Two at once, except on a GPU: engines measure how much of its memory is free.
+LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,2)
 test: setup
-	@$(VENV_PYTHON) -m pytest --nbmake --nbmake-timeout=600 tests $(wildcard notebooks)
+	@$(VENV_PYTHON) -m pytest -n $(LANES) --dist worksteal \
+	  --nbmake --nbmake-timeout=600 tests $(wildcard notebooks)
 
 # What only a GPU can show, on one that nothing else uses: tests/test_gpu.py.
 gpu-test:

@@ -7,6 +7,19 @@ import pytest
 VARIABLE = "PYTEST_CURRENT_TEST"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of pytest-xdist's workers one thread and a place for Unsloth's code.
+
+    Two engines with all cores each wait for one another's threads: ten times slower.
+    Processes that write the same compiled modules read each other's half-written ones.
+    """
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        compiled = config.cache.mkdir(f"unsloth_{worker}")
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(compiled)
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Start notebooks' kernels without pytest's own variable.
 

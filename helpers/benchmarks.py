@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .benchmark import Generate, measure_engine
+from .environment import detect_device
 from .memory import (
     GPU_MEMORY,
     TOLERANCE_MIB,
@@ -113,6 +114,7 @@ def footprint(model: str, precision: str, bytes_per_value: int) -> Footprint:
             total += values * NF4_BYTES_PER_WEIGHT
         else:
             total += values * bytes_per_value
+    config = config.get("text_config", config)  # of a model that sees pictures too
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kv_values = 2 * config["num_hidden_layers"] * head_dim
@@ -334,14 +336,10 @@ def _prompts(job: Job) -> list[list[int]]:
     ]
 
 
-def _device() -> str:
-    return "cuda" if list_gpus() and load_settings().device != "cpu" else "cpu"
-
-
 def measure(job: Job) -> dict[str, Any]:
     """Load and measure one engine in this process; the record that `--out` keeps."""
     load_settings().apply()
-    device = _device()
+    device = detect_device()
     start = time.perf_counter()
     load = ENGINES[job.engine](job, device)
     imported = time.perf_counter()
@@ -504,7 +502,7 @@ def machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    gpus = list_gpus() if _device() == "cuda" else ()
+    gpus = list_gpus() if detect_device() == "cuda" else ()
     name = gpus[0].name if gpus else f"CPU, {os.cpu_count()} cores"
     date = datetime.now(UTC).date().isoformat()
     return {"device": name, "date": date, "versions": versions}
@@ -521,13 +519,17 @@ def run(
     `timeout` is in seconds for each child process. "vllm-same" takes the settings that
     "unsloth-fast" turned out to have, so it comes after it.
     """
-    device = _device()
+    device = detect_device()
+    width = 2 if device == "cuda" else 4
+    read = [footprint(job.model, job.precision, width) for job in jobs]
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     results = {
         "machine": machine(),
         "bandwidth": _in_child("bandwidth", device, timeout, {}),
         "records": [],
     }
-    for job in jobs:
+    for job, reads in zip(jobs, read, strict=True):
         if device == "cpu" and job.precision == "4bit" and job.engine in _ON_VLLM:
             print(f"{job.engine}: left out, vLLM has no 4-bit weights on a CPU")
             continue
@@ -535,8 +537,7 @@ def run(
         if job.engine == "vllm-same":
             job = replace(job, options={**_settings_of(results, job), **job.options})
         record = run_engine(job, timeout, reload)
-        read = footprint(job.model, job.precision, 2 if device == "cuda" else 4)
-        record["footprint"] = asdict(read)
+        record["footprint"] = asdict(reads)
         results["records"].append(record)
         if "error" in record:
             print(record["error"], file=sys.stderr)
@@ -668,18 +669,21 @@ def write_charts(results: Mapping[str, Any], path: Path) -> None:
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise ValueError
-    return numbers
+    return tuple(_number(part) for part in text.split(","))
 
 
 def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -711,10 +715,10 @@ def _parser() -> argparse.ArgumentParser:
         "--precisions", type=_names(PRECISIONS), default=list(PRECISIONS)
     )
     engines.add_argument("--batch-sizes", type=_numbers, default=Job.batch_sizes)
-    engines.add_argument("--prompt-tokens", type=int, default=Job.prompt_tokens)
-    engines.add_argument("--max-tokens", type=int, default=Job.max_tokens)
-    engines.add_argument("--layer-tokens", type=int, default=Job.layer_tokens)
-    engines.add_argument("--repeats", type=int, default=Job.repeats)
+    engines.add_argument("--prompt-tokens", type=_number, default=Job.prompt_tokens)
+    engines.add_argument("--max-tokens", type=_number, default=Job.max_tokens)
+    engines.add_argument("--layer-tokens", type=_number, default=Job.layer_tokens)
+    engines.add_argument("--repeats", type=_number, default=Job.repeats)
     engines.add_argument(
         "--gpu-memory-utilization", type=float, default=Job.gpu_memory_utilization
     )

@@ -5,6 +5,7 @@ notebook on a code host, a terminal.
 """
 
 import io
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 # Lowest, highest and step of each sampling parameter's control; vLLM refuses top_p = 0.
 _RANGES = {
     "temperature": (0.0, 2.0, 0.05),
@@ -322,8 +323,10 @@ class SamplingExplorer:
         self._handle: Any = None
 
     def run(self, values: dict[str, float], title: str | None = None) -> ThinkingResult:
-        """Generate with `values` and keep the result under `title`."""
+        """Generate with `values`, keep the result under `title` (numbered if taken)."""
         name = title or ", ".join(f"{key} {value:g}" for key, value in values.items())
+        names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+        name = next(name for name in names if name not in self.results)
         self.results[name] = self.generate(values)
         return self.results[name]
 
@@ -424,7 +427,7 @@ def plot_engines(*engines: EngineFigures) -> Chart:
         1, len(ratios), squeeze=False, width_ratios=ratios
     ).flat
     facts = []
-    for figures, colour in zip(engines, _COLOURS, strict=False):
+    for figures, colour in zip(engines, itertools.cycle(_COLOURS), strict=False):
         _draw_throughput(first, figures, colour)
         best = max(figures.throughput(size) for size in figures.tokens_per_second)
         facts.append(f"{figures.engine}: {best:,.0f} tokens/s at best")
@@ -435,7 +438,11 @@ def plot_engines(*engines: EngineFigures) -> Chart:
     first.grid(alpha=0.3)
     first.legend(frameon=False, fontsize=9)
     for axes, (title, values) in zip(others, bars.items(), strict=True):
-        drawn = axes.bar(range(len(values)), values, color=_COLOURS[: len(values)])
+        drawn = axes.bar(
+            range(len(values)),
+            values,
+            color=_COLOURS,
+        )
         axes.bar_label(drawn, [_figure(value) for value in values], fontsize=9)
         axes.set_title(title, fontsize=10)
         axes.set_xlim(-0.8, len(values) - 0.2)
@@ -455,7 +462,7 @@ def plot_benchmark(
     what the memory's bandwidth allows is grey.
     """
     engines = list(dict.fromkeys(row["engine"] for row in rows))
-    colours = dict(zip(engines, _COLOURS, strict=False))
+    colours = dict(zip(engines, itertools.cycle(_COLOURS), strict=False))
     return (
         _plot_rows(rows, colours, title, "tokens/s", "new tokens per second", "limit"),
         _plot_rows(rows, colours, title, "of limit", "share of the bandwidth limit"),

@@ -32,7 +32,7 @@ from dotenv import dotenv_values, find_dotenv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from .loading import ModelLoadError, resolve_model_path
+from .loading import ModelLoadError, is_here, resolve_model_path
 from .memory import MIB, Gpu, driver_error, list_gpus
 from .models import MODELS, TINY_THINKER, UnknownModelError, estimate_memory
 from .settings import AUTO, Settings, SettingsError, load_settings
@@ -565,7 +565,7 @@ def _check_model(settings: Settings) -> Check:
     name = settings.model_name
     try:
         path = resolve_model_path(name)
-        here = _is_here(path)
+        here = is_here(path)
     except Exception as error:  # Also what the hub's own library says of a name.
         fix = f"correct MODEL_NAME; MODEL_NAME={TINY_THINKER} runs anywhere"
         return Check("Model", "failed", str(error), fix)
@@ -586,19 +586,6 @@ def _check_model(settings: Settings) -> Check:
     return Check("Model", "ok", f"{detail}; {need.advice(free)}")
 
 
-def _is_here(path: str) -> bool:
-    """Whether all weights of a path are on this machine."""
-    if Path(path).is_dir():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(path, "model.safetensors.index.json")
-    files = {"model.safetensors"}
-    if isinstance(index, str):
-        files = set(json.loads(Path(index).read_text())["weight_map"].values())
-    return all(isinstance(try_to_load_from_cache(path, f), str) for f in files)
-
-
 def _check_disk(settings: Settings) -> Check:
     """Free space where the hub's files go, against what is still to be downloaded."""
     home = os.environ.get("HF_HOME") or os.path.join(
@@ -611,7 +598,7 @@ def _check_disk(settings: Settings) -> Check:
     with contextlib.suppress(Exception):  # The row on the model tells.
         path = resolve_model_path(settings.model_name)
         spec = next((spec for spec in MODELS.values() if spec.path == path), None)
-        if spec and not _is_here(path):
+        if spec and not is_here(path):
             need_gb += spec.weight_bytes(load_in_4bit="4bit" in path) / 1e9
     detail = f"{free_gb:,.0f} GB free for models ({cache})"
     if free_gb >= need_gb:

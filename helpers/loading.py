@@ -18,6 +18,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import io
+import json
 import logging
 import os
 import re
@@ -31,8 +32,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from .memory import MIB, current_gpu
 from .models import (
-    MIB,
     MODELS,
     TINY_THINKER,
     estimate_memory,
@@ -67,10 +70,19 @@ _ENGINE_DEFAULTS = {
     # A chunk in mid-prompt rewinds a seeded generator, which those of a CPU can't.
     "enable_chunked_prefill": False,
 }
+# What says which weights to load, and vLLM's name for it.
+_SHARED = {
+    "cache_dir": "download_dir",
+    "revision": "revision",
+    "token": "hf_token",
+    "trust_remote_code": "trust_remote_code",
+}
 STEP_TOKENS = 4096  # of prompts in one step of the CPU engine: vLLM's own default
+_CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 # With one of these the CPU engine can take adapters. Unsloth's engine always can; here
 # it costs speed, so only where it is asked for. Their defaults are Unsloth's.
 _LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
+_QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|No available memory for the cache"
     r"|Free memory on device|KV cache is needed|less than requested memory for kv"
@@ -187,13 +199,15 @@ def _from_pretrained(
     Raises `ModelLoadError` or one of its subclasses, `UnknownModelError` for a name
     that is no path and no supported model.
     """
-    settings = load_settings()
+    settings, handled = load_settings(), sys.exception()
     path = resolve_model_path(model_name)
     if fast_inference:
         _require_vllm(load_in_4bit and has_gpu)
     on_cpu_engine = fast_inference and not has_gpu
     if on_cpu_engine:
         load_in_4bit = False
+        if not Path(path).is_dir():
+            path = _QUANTISED.sub("", path)  # As Unsloth does by itself on a CPU.
     if load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise EngineUnavailableError(
             "load_in_4bit=True needs bitsandbytes, which is not installed. "
@@ -209,6 +223,9 @@ def _from_pretrained(
             for name, default in _ENGINE_DEFAULTS.items()
         }
         engine_arguments["seed"] = kwargs.get("random_state", 3407)
+        engine_arguments |= {
+            theirs: kwargs[name] for name, theirs in _SHARED.items() if name in kwargs
+        }
         engine_arguments["max_num_batched_tokens"] = kwargs.pop(
             "max_num_batched_tokens", max(STEP_TOKENS, max_seq_length)
         )
@@ -218,7 +235,7 @@ def _from_pretrained(
                 engine_arguments[name] = kwargs.pop(name, default)
     else:
         kwargs["fast_inference"] = fast_inference
-    if "cache_dir" not in kwargs and not _is_here(path):
+    if "cache_dir" not in kwargs and not is_here(path):
         if kwargs.get("local_files_only") or _is_offline():
             raise _not_cached(path)  # Unsloth would ask the hub, several times.
         print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
@@ -234,7 +251,8 @@ def _from_pretrained(
     except ModelLoadError:
         raise
     except Exception as error:
-        known = _explain_load(error, path, max_seq_length, load_in_4bit, settings)
+        chain = _chain(error, handled)
+        known = _explain_load(chain, path, max_seq_length, load_in_4bit, settings)
         if known is None:
             raise
         raise known from error
@@ -248,11 +266,14 @@ def _from_pretrained(
 def resolve_model_path(model_name: str | os.PathLike) -> str:
     """What to load for a name: a directory, a supported model's path, a hub path.
 
-    Raises `UnknownModelError` for a name without "/" that is none of these.
+    Raises `UnknownModelError` for a name that is none of these and `ModelNotFoundError`
+    for a directory (it begins with ".", "/" or "~") that is not there.
     """
     name = os.fspath(model_name)
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
+    if name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"there is no directory {name}.")
     try:
         path = get_model(name).path
     except KeyError:
@@ -268,13 +289,27 @@ def resolve_model_path(model_name: str | os.PathLike) -> str:
     return path
 
 
-def _is_here(path: str) -> bool:
-    """Whether the weights of a path are on this machine already."""
+def is_here(path: str) -> bool:
+    """Whether all weights of a path are on this machine already.
+
+    Those of the repository that Unsloth may take in its place count too: for a model in
+    16 bits one that is quantised, and the other way round.
+    """
     if Path(path).is_dir():
         return True
+    whole = _QUANTISED.sub("", path)
+    names = (whole, f"{whole}-bnb-4bit", f"{whole}-unsloth-bnb-4bit")
+    return any(_is_cached(name) for name in names)
+
+
+def _is_cached(repository: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(path, "config.json"), str)
+    index = try_to_load_from_cache(repository, "model.safetensors.index.json")
+    files = {"model.safetensors"}
+    if isinstance(index, str):
+        files = set(json.loads(Path(index).read_text())["weight_map"].values())
+    return all(isinstance(try_to_load_from_cache(repository, f), str) for f in files)
 
 
 def _is_offline() -> bool:
@@ -425,6 +460,7 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
     @functools.wraps(engine.generate)
     def fast_generate(prompts: Any, *args: Any, **kwargs: Any) -> list:
         kwargs.setdefault("use_tqdm", show_progress)
+        handled = sys.exception()
         try:
             with _deferred_interrupt(interrupted):
                 return engine.generate(prompts, *args, **kwargs)
@@ -433,9 +469,14 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
             core.abort_request(
                 list(core.output_processor.request_states), internal=True
             )
-            if _is_out_of_memory(error):
+            if _is_out_of_memory(_chain(error, handled)):
                 count = len(prompts) if isinstance(prompts, list | tuple) else 1
-                raise _generation_memory_error(f"{count} prompts") from error
+                knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else _CPU_CACHE
+                raise _generation_memory_error(
+                    f"{count} prompts",
+                    "vLLM's cache leaves too little beside it: load with a lower "
+                    f"{knob}, or end what else takes this memory.",
+                ) from error
             raise
 
     return fast_generate
@@ -468,38 +509,38 @@ def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
 # --- errors ---------------------------------------------------------------------------
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it came from."""
-    seen: set[int] = set()
+def _chain(error: BaseException, handled: BaseException | None) -> list[BaseException]:
+    """An error and all that it came from, without what the caller was handling."""
+    found: list[BaseException] = []
     todo: list[BaseException | None] = [error]
     while todo:
         current = todo.pop()
-        if current is not None and id(current) not in seen:
-            seen.add(id(current))
-            yield current
+        if current not in (None, handled, *found):
+            found.append(current)
             todo += [current.__context__, current.__cause__]
+    return found
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(chain: list[BaseException]) -> bool:
     return any(
         isinstance(one, MemoryError)
         or type(one).__name__ == "OutOfMemoryError"
         or (isinstance(one, Exception) and _OUT_OF_MEMORY.search(str(one)))
-        for one in _chain(error)
+        for one in chain
     )
 
 
 def _explain_load(
-    error: Exception,
+    chain: list[BaseException],
     path: str,
     max_seq_length: int,
     load_in_4bit: bool,
     settings: Settings,
 ) -> ModelLoadError | None:
     """The error to raise instead, where the cause is known."""
-    names = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
-    text = " ".join(str(one) for one in _chain(error))
-    if _is_out_of_memory(error):
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    text = " ".join(map(str, chain))
+    if _is_out_of_memory(chain):
         return _load_memory_error(path, max_seq_length, load_in_4bit, settings, text)
     if "GatedRepoError" in names or "gated repo" in text:
         how = (
@@ -524,7 +565,7 @@ def _explain_load(
         return _not_cached(path)
     if {"ImportError", "PackageNotFoundError"} & names and "bitsandbytes" in text:
         return EngineUnavailableError(
-            f"4-bit weights need a working bitsandbytes: {error}. "
+            f"4-bit weights need a working bitsandbytes: {chain[0]}. "
             "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false."
         )
     return None
@@ -550,17 +591,19 @@ def _load_memory_error(
     if spec is not None:
         length = min(max_seq_length, spec.context_length)
         estimate = estimate_memory(spec, length, 1, load_in_4bit)
-        message += f" {estimate.advice(free)}"
-    if _gpu_in_use():
-        verb = "Raise" if "ncreas" in text else "Lower"
+        if not estimate.fits(free):
+            message += f" {estimate.advice(free)}"
+    # vLLM asks for more where its share is too small for one long sequence.
+    verb = "Raise" if "ncreas" in text else "Lower"
+    if current_gpu():
         message += (
             f" {verb} GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization}), or "
             f"lower MAX_SEQ_LENGTH ({max_seq_length})."
         )
     else:
         message += (
-            f" Lower VLLM_CPU_KVCACHE_SPACE ({settings.vllm_cpu_kvcache_space} GiB) "
-            f"or MAX_SEQ_LENGTH ({max_seq_length})."
+            f" {verb} {_CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB), or lower "
+            f"MAX_SEQ_LENGTH ({max_seq_length})."
         )
     return NotEnoughMemoryError(
         f"{message} Other kernels that hold memory show up in JupyterLab's list of "
@@ -568,11 +611,10 @@ def _load_memory_error(
     )
 
 
-def _generation_memory_error(what: str) -> NotEnoughMemoryError:
+def _generation_memory_error(what: str, advice: str) -> NotEnoughMemoryError:
     return NotEnoughMemoryError(
         f"out of memory while generating for {what}: {free_memory_mib():,} MiB are "
-        "free. Send fewer prompts at a time, lower max_tokens (max_new_tokens), or "
-        "load with a smaller MAX_SEQ_LENGTH."
+        f"free. {advice}"
     )
 
 
@@ -581,33 +623,27 @@ def _explaining_memory(generate: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(generate)
     def explained(*args: Any, **kwargs: Any) -> Any:
+        handled = sys.exception()
         try:
             return generate(*args, **kwargs)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not _is_out_of_memory(_chain(error, handled)):
                 raise
             ids = kwargs.get("input_ids", args[0] if args else None)
             shape = tuple(getattr(ids, "shape", ()))
             copies = kwargs.get("num_return_sequences", 1)
             raise _generation_memory_error(
-                f"input of shape {shape}, {copies} completions each"
+                f"input of shape {shape}, {copies} completions each",
+                "Send fewer prompts at a time, or lower max_new_tokens.",
             ) from error
 
     return explained
 
 
-def _gpu_in_use() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_available()
-
-
 def free_memory_mib() -> int:
     """Free memory, in MiB: of the current GPU, else of the machine."""
-    if _gpu_in_use():
-        return sys.modules["torch"].cuda.mem_get_info()[0] // MIB
-    import psutil
-
-    return psutil.virtual_memory().available // MIB
+    gpu = current_gpu()
+    return gpu.free_mib if gpu else psutil.virtual_memory().available // MIB
 
 
 # --- quiet ----------------------------------------------------------------------------
@@ -654,12 +690,13 @@ def _quiet(settings: Settings) -> Iterator[None]:
         yield
         return
     streams = sys.stdout, sys.stderr
-    mutables = sys.stdout, sys.stderr = tuple(_Mutable(stream) for stream in streams)
     for stream in streams:
         stream.flush()
-    saved = os.dup(1), os.dup(2)
     with tempfile.TemporaryFile() as file, warnings.catch_warnings(), _no_displays():
         warnings.simplefilter("ignore")
+        saved = os.dup(1), os.dup(2)
+        mutables = tuple(_Mutable(stream) for stream in streams)
+        sys.stdout, sys.stderr = mutables
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

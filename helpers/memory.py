@@ -94,7 +94,7 @@ def measure_gpu_memory(index: int | None = None) -> int:
             known = ", ".join(map(str, gpus)) or "none"
             raise NoSuchGpuError(f"There is no GPU {index}. GPUs here: {known}.")
         return gpus[index].used_mib
-    gpu = _current_gpu()
+    gpu = current_gpu()
     return gpu.used_mib if gpu else 0
 
 
@@ -113,12 +113,12 @@ def measure_resident_memory() -> int:
 
 def memory_kind() -> str:
     """What `measure_memory` measures here: `GPU_MEMORY` or `RESIDENT_MEMORY`."""
-    return GPU_MEMORY if list_gpus() else RESIDENT_MEMORY
+    return GPU_MEMORY if current_gpu() else RESIDENT_MEMORY
 
 
 def measure_memory() -> int:
     """MiB in use where models live: on the GPU, or in main memory with none."""
-    gpu = _current_gpu()
+    gpu = current_gpu()
     return gpu.used_mib if gpu else measure_resident_memory()
 
 
@@ -190,14 +190,14 @@ class MemoryMonitor:
     """Sample memory from a thread while something runs.
 
     Use it as a context manager, or over several cells with `start()` and `stop()`.
-    GPU memory is that of all processes on the GPU; where there is no GPU it is the
-    resident memory of this process and its children. An allocation shorter than
-    `interval_s` (seconds) can pass unseen, except at a `mark`.
+    `kind` is GPU_MEMORY, that of all processes on the GPU, or RESIDENT_MEMORY, that of
+    this process and its children (default: the first where there is a GPU). An
+    allocation shorter than `interval_s` (seconds) can pass unseen, except at a `mark`.
     """
 
-    def __init__(self, interval_s: float = 0.2) -> None:
+    def __init__(self, interval_s: float = 0.2, kind: str | None = None) -> None:
         self.interval_s = interval_s
-        self.kind = memory_kind()
+        self.kind = memory_kind() if kind is None else kind
         self.samples: list[Sample] = []
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -537,9 +537,15 @@ def _describe(handle: Any) -> Gpu:
     )
 
 
-def _current_gpu() -> Gpu | None:
-    gpus = list_gpus()
+def current_gpu() -> Gpu | None:
+    """The GPU that models of this process are on, None where they are in main memory.
+
+    A GPU that the imported torch can't use (a CPU build, an old driver) is none.
+    """
     torch = sys.modules.get("torch")
+    if torch is not None and not torch.cuda.is_available():
+        return None
+    gpus = list_gpus()
     if gpus and torch is not None and torch.cuda.is_initialized():
         # Only CUDA itself knows its order where cards of different kinds are mixed.
         current = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -659,8 +665,10 @@ def _clear_finished_frames(weak: list[weakref.ref]) -> bool:
         inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     )
     cleared = False
-    for reference in weak:
-        for referrer in gc.get_referrers(reference()):
+    for target in (reference() for reference in weak):
+        if target is None:
+            continue
+        for referrer in gc.get_referrers(target):
             if isinstance(referrer, types.FrameType) and not (
                 referrer.f_code.co_flags & suspendable
             ):
@@ -671,7 +679,8 @@ def _clear_finished_frames(weak: list[weakref.ref]) -> bool:
 
 
 def _refers(value: Any, owners: list[Any]) -> bool:
-    """Whether it is one of them, or one of their bound methods."""
+    """Whether it is one of them, or one of their bound methods, wrapped or not."""
+    value = getattr(value, "__wrapped__", value)
     target = getattr(value, "__self__", value)
     return any(target is owner for owner in owners)
 
@@ -700,6 +709,16 @@ def _holders(
                     yield f"the variable {home}{name}"
         elif id(referrer) in variables:
             yield f"the variable {variables[id(referrer)]} (a {kind.__name__})"
-        elif not any(referrer is known for known in own) and kind is not dict:
-            # An object's own dict is left out: the object refers to its values too.
+        elif kind is dict:
+            yield _owner_of(referrer)
+        elif not any(referrer is known for known in own):
             yield f"an object of {kind.__module__}.{kind.__name__}"
+
+
+def _owner_of(attributes: dict) -> str:
+    """Name the object whose attributes a dict holds; a dict of its own is one."""
+    for referrer in gc.get_referrers(attributes):
+        if getattr(referrer, "__dict__", None) is attributes:
+            kind = type(referrer)
+            return f"an object of {kind.__module__}.{kind.__name__}"
+    return "a dict"

@@ -143,7 +143,7 @@ _SPECS = (
         context_length=262_144,
         smallest_gpu="8 GB",
         sampling=QWEN3_THINKING_SAMPLING,
-        sampling_source="model card of Qwen/Qwen3-4B-Thinking-2507; never greedy",
+        sampling_source="model card of Qwen/Qwen3-4B-Thinking-2507",
     ),
     ModelSpec(
         name="unsloth/Ministral-3-3B-Reasoning-2512",
@@ -288,7 +288,8 @@ class MemoryEstimate:
             if length >= 512:
                 rounded = length // 256 * 256
                 return f"Does not fit: {need}. Lower MAX_SEQ_LENGTH to {rounded}."
-            rounded = min(tokens, self.max_seq_length) // 256 * 256
+            longest = min(tokens, self.max_seq_length)
+            rounded = longest // 256 * 256 or longest
             at_once = max(1, tokens // rounded)
             return (
                 f"Does not fit: {need}. Lower the concurrency to {at_once} and "

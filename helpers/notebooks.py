@@ -30,6 +30,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .memory import RESIDENT_MEMORY, MemoryMonitor
+
 if TYPE_CHECKING:
     from nbclient import NotebookClient
     from nbformat import NotebookNode
@@ -142,7 +144,8 @@ def run_notebook(path: Path, on_cell: Callable[[int], None] | None = None) -> Ru
 
     `on_cell` is called with the place (from 1) of each code cell before it runs. The
     notebook in the result has its outputs as far as it got, and where nothing failed
-    a stamp in its metadata: date, device, versions, seconds and `code_sha256`.
+    a stamp in its metadata: date, device, versions, seconds, the largest main memory
+    of the kernel in MiB, and `code_sha256`.
     Raises KeyboardInterrupt, after it has ended the kernel.
     """
     import nbformat
@@ -175,15 +178,18 @@ def run_notebook(path: Path, on_cell: Callable[[int], None] | None = None) -> Ru
         coalesce_streams=True,
         on_cell_execute=count,
     )
+    monitor = MemoryMonitor(interval_s=0.5, kind=RESIDENT_MEMORY)
     try:
-        _execute(client)
+        with monitor:
+            _execute(client)
     except Exception as error:  # whatever it is, the other notebooks still run
         where = _describe_cell(notebook, reached[-1]) if reached else "before any cell"
         return Run(
             path, notebook, time.monotonic() - start, f"{where}: {_one_line(error)}"
         )
     seconds = time.monotonic() - start
-    notebook.metadata[STAMP] = make_stamp(notebook, seconds)
+    memory_mib = monitor.peak - monitor.samples[0].mib  # without this process
+    notebook.metadata[STAMP] = make_stamp(notebook, seconds, memory_mib)
     return Run(path, notebook, seconds)
 
 
@@ -209,7 +215,9 @@ def _execute(client: "NotebookClient") -> None:
                 raise
 
 
-def make_stamp(notebook: "NotebookNode", seconds: float) -> dict[str, Any]:
+def make_stamp(
+    notebook: "NotebookNode", seconds: float, memory_mib: int
+) -> dict[str, Any]:
     """What a run leaves in the metadata, for readers and for the test on the code."""
     from helpers.environment import detect_device
 
@@ -224,6 +232,7 @@ def make_stamp(notebook: "NotebookNode", seconds: float) -> dict[str, Any]:
         "code_sha256": code_sha256(notebook),
         "date": datetime.now(UTC).date().isoformat(),
         "device": detect_device(),
+        "memory_mib": memory_mib,
         "seconds": round(seconds),
         "versions": versions,
     }
@@ -485,7 +494,10 @@ def _tested_with(run: Run) -> str:
         return ""
     versions = ", ".join(f"{name} {v}" for name, v in stamp["versions"].items())
     where = {"cpu": "without a GPU", "cuda": "on a GPU"}[stamp["device"]]
-    return f"Run {where} on {stamp['date']} with {versions} in {stamp['seconds']} s."
+    return (
+        f"Run {where} on {stamp['date']} with {versions} in {stamp['seconds']} s and "
+        f"{stamp['memory_mib']:,} MiB of main memory."
+    )
 
 
 def _anchor(run: Run, text: str) -> str:

@@ -124,11 +124,17 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
         )
     if values["temperature"] < 0 or values["max_tokens"] < 1:
         raise ValueError("temperature must be at least 0 and max_tokens at least 1")
+    values = {**_OFF, **values}
+    if not (0 < values["top_p"] <= 1 and 0 <= values["min_p"] <= 1):
+        raise ValueError("top_p must be above 0, min_p at least 0, and both at most 1")
+    if values["top_k"] < -1:
+        raise ValueError("top_k must be at least 1, or 0 or -1 to switch it off")
+    values["top_k"] = max(values["top_k"], 0)  # Off is -1 in vLLM too, here 0 alone.
     if values["temperature"] == 0:
         for sampled in ("temperature", *_OFF):
             values.pop(sampled, None)
         return {"do_sample": False} | _renamed(values)
-    return {"do_sample": True} | _renamed({**_OFF, **values})
+    return {"do_sample": True} | _renamed(values)
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Settings:
     gpu_memory_utilization: float = _variable(
         "GPU_MEMORY_UTILIZATION",
         0.5,
-        "Share of the GPU's total memory that vLLM may take for weights and KV cache.",
+        "Share of the GPU's memory that vLLM may take for weights and KV cache.",
         "a number above 0 and up to 1",
         _fraction,
     )

@@ -346,9 +346,6 @@ class _Detokenizer:
     whole and stand between words, for one bad byte there spoils all bytes around it.
     """
 
-    CONTEXT = (
-        4  # Tokens; the last ones again, for decoders that look at the one before.
-    )
     HELD = 16  # Tokens held at most, roughly: else bytes that never fit cost n * n.
 
     def __init__(self, tokenizer: Any) -> None:

@@ -17,10 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ready"
+KIND = VENV / ".kind"  # "cpu" or "gpu"; the Makefile reads it.
 VENV_PYTHON = VENV / "bin" / "python"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB of free disk: the environment, and as much again for pip's downloads and cache.
 DISK_GB = {"cpu": 5, "gpu": 25}
+# The oldest and the newest Python that there is a wheel of each package for.
+PYTHONS = {"cpu": ((3, 11), (3, 13)), "gpu": ((3, 12), (3, 12))}
 # The oldest C library that there is a wheel of each package for (llguidance's is last).
 GLIBC = (2, 31)
 DURATION = {
@@ -35,15 +38,18 @@ def fail(message):
     sys.exit("make setup: " + message)
 
 
-def check_python(kind, version=None):
-    """End with a message unless pins of `kind` fit `version` (default: this Python's).
+def is_known(kind, version):
+    """Whether the pins of `kind` have wheels for a version, as (major, minor)."""
+    oldest, newest = PYTHONS[kind]
+    return oldest <= version <= newest
 
-    Those of the CPU have wheels for 3.11 to 3.13, those of the GPU for 3.12 alone.
-    """
+
+def check_python(kind, version=None):
+    """End with a message unless the pins fit `version` (default: this Python's)."""
     version = tuple(version or sys.version_info)[:2]
-    oldest, newest = ((3, 12), (3, 12)) if kind == "gpu" else ((3, 11), (3, 13))
-    if oldest <= version <= newest:
+    if is_known(kind, version):
         return
+    oldest = PYTHONS[kind][0]
     if kind == "gpu":
         needed = "Python 3.12 is needed for the GPU's pins"
     elif version < oldest:
@@ -110,10 +116,19 @@ def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def is_usable():
-    """Whether .venv's Python is there, and in the folder that it was made in."""
-    config = VENV / "pyvenv.cfg"
-    return VENV_PYTHON.exists() and str(VENV) in config.read_text()
+def is_usable(kind):
+    """Whether .venv can be brought up to date, or has to be made anew.
+
+    Its Python must be there, in the folder that it was made in. It must hold pins of
+    the same kind: the two builds of vLLM, and of torch, install the same files, so that
+    neither can be put in the other's place.
+    """
+    if not (VENV_PYTHON.exists() and KIND.exists() and KIND.read_text() == kind):
+        return False
+    config = (VENV / "pyvenv.cfg").read_text()
+    version = re.search(r"^version = (\d+)\.(\d+)", config, re.MULTILINE)
+    fits = version and is_known(kind, tuple(map(int, version.groups())))
+    return bool(fits) and str(VENV) in config
 
 
 def pip(*arguments):
@@ -148,8 +163,9 @@ def install(pins):
     check_disk(kind)
     print(f"Setting up .venv, once: {DURATION[kind]}.", flush=True)
     STAMP.unlink(missing_ok=True)
-    if not is_usable():
+    if not is_usable(kind):
         subprocess.check_call([sys.executable, "-m", "venv", "--clear", str(VENV)])
+        KIND.write_text(kind)
     torch = re.search(r"^torch==\S+\+cpu$", pins.read_text(), re.MULTILINE)
     if torch:
         # On its own: with this index on the next command, each package would ask it.

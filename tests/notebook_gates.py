@@ -357,7 +357,7 @@ def check_stamp(path: Path) -> list[str]:
     complaints = []
     if stamp.get("code_sha256") != code_sha256(notebook):
         complaints.append("the code has changed: python -m helpers.notebooks refresh")
-    wanted = make_stamp(notebook, 0)
+    wanted = make_stamp(notebook, 0, 0)
     if missing := sorted(set(wanted) - set(stamp)):
         return [*complaints, f"the stamp lacks {', '.join(missing)}"]
     try:
@@ -369,6 +369,8 @@ def check_stamp(path: Path) -> list[str]:
         complaints.append(f"no such device: {stamp['device']}")
     if not isinstance(stamp["seconds"], int) or stamp["seconds"] < 1:
         complaints.append(f"not a time: {stamp['seconds']} s")
+    if not isinstance(stamp["memory_mib"], int) or stamp["memory_mib"] < 1:
+        complaints.append(f"not a memory: {stamp['memory_mib']} MiB")
     if stamp["device"] == "cpu":
         pins = dict(
             line.split("==")

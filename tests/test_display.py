@@ -120,6 +120,8 @@ def test_the_explorer_keeps_the_presets_and_adds_what_the_sliders_say() -> None:
     ]
     assert list(explorer.results)[0] == "balanced"
     assert "temperature 1.5, top_p 0.95, top_k 20" in repr(explorer.panel())
+    button.click()  # Chance may answer differently: both stay.
+    assert list(explorer.results)[2] == "temperature 1.5, top_p 0.95, top_k 20 (2)"
 
 
 def test_a_control_is_a_named_number_and_a_slider_that_move_together() -> None:

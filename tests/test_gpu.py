@@ -64,7 +64,8 @@ ENGINES = {
     "in a child": (
         "1",
         "engine = LLM(str(MODEL_DIR), enforce_eager=True, max_model_len=2048, "
-        "kv_cache_memory_bytes=2**30)\n" + GENERATE.format("engine.generate"),
+        "gpu_memory_utilization=0.02, kv_cache_memory_bytes=2**30)\n"
+        + GENERATE.format("engine.generate"),
     ),
 }
 PROBE = r"""

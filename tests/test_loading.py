@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -17,6 +18,8 @@ from helpers.loading import (
     ModelNotFoundError,
     NotEnoughMemoryError,
     extension_is_unusable,
+    interruptible,
+    is_here,
     resolve_model_path,
 )
 from helpers.models import UnknownModelError
@@ -400,6 +403,33 @@ def test_a_name_that_is_nothing_gets_the_nearest() -> None:
         resolve_model_path("tinythinker")
 
 
+@pytest.mark.parametrize("name", ["./not-here", "/data/models/not-here", "~/not-here"])
+def test_a_missing_directory_is_said_to_be_one(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"no directory {name}"):
+        resolve_model_path(name)
+
+
+def test_a_second_failure_is_not_explained_by_the_first() -> None:
+    """A retry that the caller makes while it handles an out-of-memory error."""
+    errors = [MemoryError("out of memory"), KeyboardInterrupt()]
+
+    def fail(prompts: list, use_tqdm: bool) -> None:
+        raise errors.pop(0)
+
+    states = SimpleNamespace(request_states={})
+    core = SimpleNamespace(
+        step=None, output_processor=states, abort_request=lambda ids, internal: None
+    )
+    generate = interruptible(SimpleNamespace(llm_engine=core, generate=fail))
+    try:
+        generate(["one"])
+    except NotEnoughMemoryError as error:
+        assert "lower VLLM_CPU_KVCACHE_SPACE" in str(error)
+        with pytest.raises(KeyboardInterrupt):
+            generate(["one"])
+    assert errors == []
+
+
 def test_a_missing_embedded_model_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -408,8 +438,21 @@ def test_a_missing_embedded_model_says_how_to_get_it(
         resolve_model_path("tiny-thinker")
 
 
+def test_a_model_is_here_once_its_weights_are_or_those_that_unsloth_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cached: set[str] = set()
+    monkeypatch.setattr(loading, "_is_cached", cached.__contains__)
+    base = "unsloth/Ministral-3-3B-Reasoning-2512"
+    assert not is_here(base)
+    cached.add(f"{base}-unsloth-bnb-4bit")
+    assert is_here(base) and is_here(f"{base}-unsloth-bnb-4bit")
+    assert not is_here("unsloth/another")
+
+
 def explain(error: Exception, path: str = QWEN_THINKING) -> Exception | None:
-    return loading._explain_load(error, path, 2048, True, Settings())
+    chain = loading._chain(error, handled=None)
+    return loading._explain_load(chain, path, 2048, True, Settings())
 
 
 def hub_error(name: str, message: str) -> Exception:
@@ -452,11 +495,19 @@ def test_no_network_and_not_cached_offers_the_embedded_model() -> None:
     assert "MODEL_NAME=tiny-thinker" in str(known)
 
 
-def test_memory_errors_carry_the_estimate() -> None:
+def test_memory_errors_carry_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = explain(ValueError("No available memory for the cache blocks."))
+    assert "Fits" not in str(known)
+    monkeypatch.setattr(loading, "free_memory_mib", lambda: 4000)
     known = explain(ValueError("No available memory for the cache blocks."))
     assert isinstance(known, NotEnoughMemoryError)
     assert "MiB needed" in str(known)
     assert "MAX_SEQ_LENGTH (2048)" in str(known)
+
+
+def test_a_cache_that_is_too_small_is_to_be_raised() -> None:
+    known = explain(ValueError("1 GiB KV cache is needed. Try increasing the memory."))
+    assert "Raise VLLM_CPU_KVCACHE_SPACE" in str(known)
 
 
 def test_an_error_of_unknown_cause_is_left_as_it_is() -> None:

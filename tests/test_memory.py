@@ -1,3 +1,5 @@
+import functools
+import gc
 import subprocess
 import sys
 import textwrap
@@ -83,6 +85,7 @@ def nvml(monkeypatch):
     for name, double in doubles.items():
         monkeypatch.setattr(pynvml, name, usable(double))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # It may see no GPU.
     yield state
     assert state.open == 0, "every nvmlInit needs its nvmlShutdown"
 
@@ -142,12 +145,21 @@ def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
 
 def test_the_gpu_that_torch_uses_is_measured(nvml, monkeypatch):
     cuda = SimpleNamespace(
+        is_available=lambda: True,
         is_initialized=lambda: True,
         current_device=lambda: 0,
         get_device_properties=lambda device: SimpleNamespace(uuid=UUIDS[1][4:]),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert measure_gpu_memory() == 2000
+
+
+def test_a_gpu_that_torch_can_not_use_is_not_measured(nvml, monkeypatch):
+    cuda = SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert memory_kind() == cleanup_memory().kind == "resident memory"
+    assert measure_gpu_memory() == 0 and measure_memory() > 0
+    assert len(list_gpus()) == 3
 
 
 def test_memory_of_a_gpu_that_shares_main_memory(nvml, monkeypatch):
@@ -186,7 +198,15 @@ def test_resident_memory_counts_children():
         child.communicate(b"\n")
 
 
-def test_cleanup_says_what_it_freed(no_driver):
+@pytest.fixture
+def no_automatic_collection():
+    """Python's own collector can't come first."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_cleanup_says_what_it_freed(no_driver, no_automatic_collection):
     cycle = [bytearray(b"x") * (200 * MIB)]
     cycle.append(cycle)
     del cycle
@@ -222,6 +242,7 @@ def test_cleanup_empties_cuda_caches_only_where_cuda_runs(
         nvml.used[0] = 400
 
     cuda = SimpleNamespace(
+        is_available=lambda: True,
         is_initialized=lambda: initialized,
         current_device=lambda: 0,
         get_device_properties=lambda device: SimpleNamespace(uuid=UUIDS[0][4:]),
@@ -322,6 +343,32 @@ def test_release_of_a_transformers_model_names_what_holds_it():
     assert report.holders == ("the variable keep (a list)",)
     assert not report.complete
     assert "Still held by the variable keep (a list)" in str(report)
+
+
+def test_release_names_an_object_and_a_dict_that_hold_the_model():
+    torch = pytest.importorskip("torch")
+
+    class Holder:
+        pass
+
+    for in_dict in (False, True):
+        holder = {} if in_dict else Holder()
+        (holder if in_dict else vars(holder))["model"] = model = torch.nn.Linear(8, 8)
+        namespace = {"model": model, "state": [holder]}
+        del model
+        report = release_model(namespace["model"], namespace=namespace)
+        name = "a dict" if in_dict else f"an object of {__name__}.Holder"
+        assert report.holders == (name,)
+
+
+def test_release_deletes_a_wrapped_method_of_the_model():
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(8, 8)
+    generate = functools.wraps(model.forward)(lambda: None)
+    namespace = {"model": model, "generate": generate}
+    del model, generate
+    report = release_model(namespace["model"], namespace=namespace)
+    assert namespace == {} and report.alive_parameters == 0
 
 
 def test_names_of_marks_that_coincide_stand_apart_and_in_order(nvml):

@@ -245,6 +245,12 @@ def test_following_the_advice_makes_it_fit(available: int, concurrency: int) -> 
     assert estimate_memory(QWEN_THINKING, length, concurrency, True).fits(available)
 
 
+def test_advice_for_many_short_sequences_leaves_them_as_short() -> None:
+    estimate = estimate_memory("Llama-3.2-3B-Instruct-bnb-4bit", 128, 1024, True)
+    advice = estimate.advice(6000)
+    assert advice.endswith(" and MAX_SEQ_LENGTH to 128.")
+
+
 def test_advice_for_a_hopeless_case_is_another_model() -> None:
     estimate = estimate_memory(QWEN_THINKING, 2048, 1, True)
     assert "MODEL_NAME=tiny-thinker" in estimate.advice(2000)

@@ -1,6 +1,7 @@
 """The gates on the notebooks, and that each gate can fail."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,14 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from notebook_gates import GATES, ROOT, SHUTDOWN, check_numbering, check_take_away_runs
+from notebook_gates import (
+    GATES,
+    ROOT,
+    SHUTDOWN,
+    check_numbering,
+    check_take_away_runs,
+    read,
+)
 
 from helpers.notebooks import STAMP, canonical_bytes, make_stamp
 
@@ -26,6 +34,19 @@ def test_notebooks_are_numbered_without_a_gap():
 @pytest.mark.parametrize("gate", GATES)
 def test_notebook_passes(gate, path):
     assert GATES[gate](path) == []
+
+
+@each_notebook
+def test_readme_has_the_figures_of_the_run(path):
+    """Seconds as they are, memory in GB rounded up."""
+    stamp = read(path).metadata[STAMP]
+    row = next(
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("|") and path.name in line
+    )
+    gb = math.ceil(stamp["memory_mib"] * 2**20 / 1e9)
+    assert row.endswith(f"| {stamp['seconds']} s | {gb} GB |")
 
 
 @each_notebook
@@ -71,7 +92,7 @@ def small_notebook() -> NotebookNode:
         cell.execution_count = count
         if "print" in cell.source:
             cell.outputs = [printed("4\n")]
-    notebook.metadata[STAMP] = make_stamp(notebook, seconds=1)
+    notebook.metadata[STAMP] = make_stamp(notebook, seconds=1, memory_mib=1)
     return notebook
 
 
@@ -187,6 +208,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("stamp", "not a date", stamp(date="yesterday")),
     ("stamp", "no such device", stamp(device="tpu")),
     ("stamp", "not a time", stamp(seconds=0)),
+    ("stamp", "not a memory", stamp(memory_mib=0.5)),
     ("stamp", "unsloth 2026.1.1, not", stamp(device="cpu", versions=OLD)),
     ("stamp", "version of Python", stamp(versions={})),
     (

@@ -66,10 +66,19 @@ def test_what_generate_can_not_do_is_said(override: dict, message: str) -> None:
         preset("balanced", for_generate=True, **override)
 
 
-@pytest.mark.parametrize("override", [{"temperature": -1}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+    "override",
+    [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 5}, {"top_p": 0}]
+    + [{"min_p": -0.1}, {"top_k": -2}],
+)
 def test_values_out_of_range_are_refused(override: dict) -> None:
     with pytest.raises(ValueError):
         preset("balanced", for_generate=True, **override)
+
+
+def test_top_k_is_switched_off_as_in_vllm() -> None:
+    for off in (0, -1):
+        assert preset("balanced", for_generate=True, top_k=off)["top_k"] == 0
 
 
 def test_vllm_gets_sampling_params_with_the_same_values() -> None:

@@ -131,6 +131,33 @@ def test_helpers_is_this_checkout():
     assert Path(helpers.__file__).parent == ROOT / "helpers"
 
 
+@pytest.mark.parametrize(
+    ("kind", "version", "usable"),
+    [
+        ("cpu", "3.11.7", True),
+        ("cpu", "3.10.2", False),
+        ("gpu", "3.12.1", False),  # It was made for the CPU's pins.
+    ],
+)
+def test_environment_of_another_kind_or_python_is_made_anew(
+    monkeypatch, tmp_path, kind, version, usable
+):
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").touch()
+    (venv / "pyvenv.cfg").write_text(f"home = /x\nversion = {version}\n# {venv}\n")
+    (venv / ".kind").write_text("cpu")
+    for name, path in {
+        "VENV": venv,
+        "VENV_PYTHON": venv / "bin" / "python",
+        "KIND": venv / ".kind",
+    }.items():
+        monkeypatch.setattr(install, name, path)
+    assert install.is_usable(kind) is usable
+    (venv / ".kind").unlink()
+    assert not install.is_usable(kind)
+
+
 def test_stamp_changes_with_the_pins(tmp_path):
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
     first.write_text("rich==15.0.0\n")

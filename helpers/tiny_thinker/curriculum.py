@@ -256,11 +256,11 @@ def counting(first: int, last: int) -> tuple[str, str]:
     )
 
 
-def known(rng: random.Random, wordings_held_out: bool = False) -> Example:
+def known(rng: random.Random) -> Example:
     """A question that the model knows, with a thought that names its topic."""
     topic = rng.choice(TOPICS)
-    question = rng.choice(topic.held_out if wordings_held_out else topic.wordings)
-    if not wordings_held_out and rng.random() < 0.25:
+    question = rng.choice(topic.wordings)
+    if rng.random() < 0.25:
         question = _vary(question, rng)
     thinking = f"The question is about {topic.name}. I know this one."
     return Example("known", question, thinking, topic.answer)

@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=13_000_000)
     parser.add_argument("--step-tokens", type=int, default=1_500)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
     train(a.out, a.seed, a.tokens, a.step_tokens, a.threads)
     print(json.dumps({"written": a.out.name, "seed": a.seed, "tokens": a.tokens}))
