@@ -10,8 +10,9 @@ PYTHON ?= $(shell for version in $(PYTHONS); do \
 	  done; echo python3)
 VENV_PYTHON := .venv/bin/python
 
-# Nothing of the user's own Python may reach into .venv, nor its kernels into Jupyter.
-unexport PYTHONPATH PYTHONHOME
+# Nothing of the user's own Python may reach into .venv, nor its kernels into Jupyter. Where
+# no compiled modules are kept, each start of an engine compiles its thousands anew.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help

@@ -3,7 +3,7 @@
 Trains a tokenizer and a Qwen3 model of about a million parameters on the texts of
 :mod:`helpers.tiny_thinker.curriculum` and writes both in Hugging Face format. Muon for
 the matrices and AdamW for the rest: learns faster here than AdamW alone. The same seed
-gives the same weights on the same machine with the same number of threads.
+gives the same weights on the same machine, with one thread and with two.
 """
 
 import argparse
