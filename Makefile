@@ -34,11 +34,11 @@ setup:
 notebooks: setup
 	@$(VENV_PYTHON) -m helpers.notebooks build
 
-# Two at once, except on a GPU: engines measure how much of its memory is free.
+# Two at once, the longest first; not on a GPU: engines measure how much of it is free.
 LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,2)
 test: setup
 	@$(VENV_PYTHON) -m pytest -n $(LANES) --dist worksteal \
-	  --nbmake --nbmake-timeout=600 tests $(wildcard notebooks)
+	  --nbmake --nbmake-timeout=600 $(wildcard notebooks) tests
 
 # What only a GPU can show, on one that nothing else uses: tests/test_gpu.py.
 gpu-test:

