@@ -10,6 +10,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import re
@@ -108,6 +109,7 @@ except BaseException as error:
     facts["error"] = f"{type(cause).__name__}: {cause}"
 with open(sys.argv[2], "w") as file:
     json.dump(facts, file)
+sys.stdout.flush()
 sys.stderr.flush()
 os._exit(0)
 """
@@ -583,6 +585,15 @@ def _check_model(settings: Settings) -> Check:
     free = gpus[0].free_mib if gpus else psutil.virtual_memory().available // MIB
     if not need.fits(free):
         return Check("Model", "warning", detail, need.advice(free))
+    if gpus and not need.fits(free * settings.gpu_memory_utilization):
+        share = math.ceil(20 * need.total_mib / free) / 20
+        return Check(
+            "Model",
+            "warning",
+            f"{detail}; {need.total_mib:,} MiB needed, GPU_MEMORY_UTILIZATION="
+            f"{settings.gpu_memory_utilization:g} of {free:,} MiB are less",
+            f"set GPU_MEMORY_UTILIZATION={share:g} for fast_inference=True",
+        )
     return Check("Model", "ok", f"{detail}; {need.advice(free)}")
 
 

@@ -356,9 +356,12 @@ class _Detokenizer:
     def push(self, token_ids: list[int]) -> str:
         self._pending += token_ids
         text = self._text(self._pending)
+        held = len(self._pending) <= self.HELD
+        if not text and held:  # A text's first space: it counts before what follows.
+            return ""
         if not text.endswith(_REPLACEMENT):
             return self._give(len(self._pending), text)
-        if len(self._pending) <= self.HELD:
+        if held:
             return ""
         for tail in range(4, 8):  # No character has more than 4 bytes.
             cut = len(self._pending) - tail

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -462,8 +462,8 @@ def test_platform(monkeypatch, system, machine, status):
 @pytest.fixture
 def gpu(monkeypatch):
     """One GPU behind a driver for CUDA 13.0, by doubles for NVML."""
-    state = SimpleNamespace(count=1, cuda=13000, capability=(9, 0))
     info = SimpleNamespace(total=80_000 * MIB, used=1_000 * MIB)
+    state = SimpleNamespace(count=1, cuda=13000, capability=(9, 0), info=info)
     doubles = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
@@ -515,6 +515,18 @@ def test_detect_device(gpu, torch_for, built_for, driver, count, device):
     assert detect_device(Settings()) == device
     assert detect_device(Settings(device="cpu")) == "cpu"
     assert detect_device(Settings(device="cuda")) == "cuda"
+
+
+def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
+    settings = Settings(device="cuda", model_name=environment.GPU_MODEL)
+    resolved = resolve_settings(settings)
+    assert environment._check_model(resolved).status == "ok"
+    gpu.info.total = 8_600 * MIB  # 7,600 MiB are free, 5,152 are needed.
+    row = environment._check_model(resolved)
+    assert row.status == "warning" and "5,152 MiB needed" in row.detail
+    assert row.fix.startswith("set GPU_MEMORY_UTILIZATION=0.7 ")
+    enough = replace(resolved, gpu_memory_utilization=0.7)
+    assert environment._check_model(enough).status == "ok"
 
 
 def test_auto_is_resolved_by_the_device(gpu, torch_for):

@@ -408,6 +408,30 @@ def test_a_missing_directory_is_said_to_be_one(name: str) -> None:
         resolve_model_path(name)
 
 
+def test_vllm_loads_the_weights_that_unsloth_takes_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    class Unsloth:
+        @staticmethod
+        def from_pretrained(path: str, *args: object, **kwargs: object) -> tuple:
+            seen.append((path, kwargs))
+            return SimpleNamespace(), None
+
+    monkeypatch.setattr(loading, "is_here", lambda path: True)
+    monkeypatch.setattr(loading, "_require_vllm", lambda in_4bit: None)
+    monkeypatch.setattr(
+        loading, "_load_cpu_engine", lambda path, *args: seen.append((path, args[-1]))
+    )
+    loading._from_pretrained(
+        Unsloth, False, QWEN_THINKING, fast_inference=True, revision="abc"
+    )
+    base = QWEN_THINKING.removesuffix("-unsloth-bnb-4bit")
+    assert [path for path, _ in seen] == [base, base]
+    assert [arguments["revision"] for _, arguments in seen] == ["abc", "abc"]
+
+
 def test_a_second_failure_is_not_explained_by_the_first() -> None:
     """A retry that the caller makes while it handles an out-of-memory error."""
     errors = [MemoryError("out of memory"), KeyboardInterrupt()]

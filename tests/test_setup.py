@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -205,6 +206,29 @@ def test_other_platforms_are_refused():
     with pytest.raises(SystemExit, match=r"glibc 2\.31 .*, this is 2\.28"):
         install.check_platform("Linux", "x86_64", "2.28")
     install.check_platform("Linux", "x86_64", "2.31")
+
+
+@pytest.mark.parametrize("kind", [None, "cpu", "gpu"])
+def test_make_stays_with_the_kind_of_the_environment(tmp_path, kind):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    if kind:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / ".kind").write_text(kind)
+    environment = {k: v for k, v in os.environ.items() if k != "REQUIREMENTS"}
+    shown = subprocess.run(
+        [make, "-n", "setup"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.endswith(
+        f" requirements/install.py requirements/{kind or 'cpu'}.txt\n"
+    )
 
 
 def test_makefile_help_names_every_target():

@@ -405,6 +405,17 @@ def test_any_split_gives_what_parsing_at_once_gives(name, data):
         assert result.response.startswith(response)
 
 
+def test_a_space_at_the_beginning_of_a_text_is_kept_until_more_comes():
+    tokenizer = TOKENIZERS["sentencepiece"]
+    names = ["<think>", "<think>", "▁", "▁a"]
+    completion = tokenizer.convert_tokens_to_ids(names)
+    stream = ThinkingStream(tokenizer)
+    deltas = [stream.feed([i]).thinking for i in completion]
+    at_once = parse_thinking_response(completion, tokenizer, finish_reason="stop")
+    assert everything(stream.finish("stop")) == everything(at_once)
+    assert deltas == ["", "<think>", "", " a"]
+
+
 def test_the_deltas_are_the_text():
     stream = ThinkingStream(HYBRID)
     seen = [stream.feed([i]) for i in ids(HYBRID, " é \n</think> b c")]
