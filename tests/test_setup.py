@@ -217,7 +217,8 @@ def test_make_stays_with_the_kind_of_the_environment(tmp_path, kind):
     if kind:
         (tmp_path / ".venv").mkdir()
         (tmp_path / ".venv" / ".kind").write_text(kind)
-    environment = {k: v for k, v in os.environ.items() if k != "REQUIREMENTS"}
+    of_make = ("REQUIREMENTS", "MAKEFLAGS", "MAKELEVEL")  # where make runs the tests
+    environment = {k: v for k, v in os.environ.items() if k not in of_make}
     shown = subprocess.run(
         [make, "-n", "setup"],
         cwd=tmp_path,
