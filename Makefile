@@ -32,7 +32,7 @@ setup:
 	@$(PYTHON) requirements/install.py $(REQUIREMENTS)
 
 notebooks: setup
-	@$(VENV_PYTHON) -m helpers.notebooks build
+	@$(VENV_PYTHON) -m tools.gallery build
 
 # Two at once, the longest first; not on a GPU: engines measure how much of it is free.
 LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,2)

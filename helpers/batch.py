@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .loading import interruptible
+from .interrupts import interruptible
 from .models import MODELS
 from .sampling import PRESETS
 from .thinking import INCOMPLETE_HINT, parse_thinking_responses

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.benchmark import EngineFigures
+from helpers.speed import EngineFigures
 from helpers.thinking import INCOMPLETE_HINT, ThinkingResult, ThinkingStream
 
 if TYPE_CHECKING:

@@ -28,18 +28,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import pynvml
 from dotenv import dotenv_values, find_dotenv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from .loading import ModelLoadError, is_here, resolve_model_path
-from .memory import MIB, Gpu, driver_error, list_gpus
-from .models import MODELS, TINY_THINKER, UnknownModelError, estimate_memory
+from .devices import (
+    MIB,
+    Gpu,
+    driver_cuda,
+    driver_error,
+    driver_version,
+    list_gpus,
+    torch_cuda,
+)
+from .loading import is_here, resolve_model_path, resolve_settings
+from .models import MODELS, TINY_THINKER, estimate_memory
 from .settings import AUTO, Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 PROBE_TIMEOUT_S = 180.0
 
 # Import name, how its makers write it; vLLM's CPU build is a package of another name.
@@ -193,75 +199,6 @@ def _html_row(row: Check) -> str:
     )
 
 
-# --- What runs where ------------------------------------------------------------------
-
-
-def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
-    """Where the engines will run; imports no torch, starts no CUDA.
-
-    DEVICE decides where it is set. Otherwise "cuda" where there is a visible GPU, a
-    PyTorch built for CUDA, and a driver that is new enough for that build.
-    Without `settings` they are read; raises `SettingsError` as `load_settings` does.
-    """
-    device = (load_settings() if settings is None else settings).device
-    if device != AUTO:
-        return device
-    built_for, driver = _torch_cuda(), _driver_cuda()
-    # Within one major version of CUDA an older driver does (minor compatibility).
-    fits = built_for and driver and driver[0] >= int(built_for.split(".")[0])
-    return "cuda" if fits and list_gpus() else "cpu"
-
-
-def resolve_settings(settings: Settings) -> Settings:
-    """The same settings with each "auto" replaced by what suits this machine."""
-    device = detect_device(settings)
-    name = settings.model_name
-    if name == AUTO:
-        name = GPU_MODEL if device == "cuda" else TINY_THINKER
-    in_4bit = settings.load_in_4bit
-    if in_4bit is None:
-        in_4bit = not _is_tiny(name)
-    return replace(settings, device=device, model_name=name, load_in_4bit=in_4bit)
-
-
-def _is_tiny(name: str) -> bool:
-    # Neither is it one whose files are missing; the row on the model tells.
-    with contextlib.suppress(UnknownModelError, ModelLoadError):
-        return resolve_model_path(name) == MODELS[TINY_THINKER].path
-    return False
-
-
-def _torch_cuda() -> str | None:
-    """The CUDA version that PyTorch is built for, None for a CPU build or none."""
-    spec = importlib.util.find_spec("torch")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        with contextlib.suppress(OSError):
-            text = (Path(folder) / "version.py").read_text()
-            if found := re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE):
-                return found[1]
-    return None
-
-
-def _driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver can run, as (major, minor)."""
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        try:
-            version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        finally:
-            pynvml.nvmlShutdown()
-        return version // 1000, version % 1000 // 10
-    return None
-
-
-def _driver_version() -> str:
-    pynvml.nvmlInit()
-    try:
-        return pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
-
-
 # --- The report -----------------------------------------------------------------------
 
 
@@ -334,9 +271,9 @@ def _check_gpus(settings: Settings) -> Iterator[Check]:
             "set DEVICE=auto, or install the NVIDIA driver" if forced else "",
         )
         return
-    major, minor = _driver_cuda() or (0, 0)
-    detail = f"{_driver_version()}, for CUDA up to {major}.{minor}"
-    needed = _torch_cuda()
+    major, minor = driver_cuda() or (0, 0)
+    detail = f"{driver_version()}, for CUDA up to {major}.{minor}"
+    needed = torch_cuda()
     if needed and int(needed.split(".")[0]) > major:
         detail += f"; PyTorch here is built for CUDA {needed}"
         yield Check("NVIDIA driver", "failed", detail, "update the NVIDIA driver")
@@ -430,7 +367,7 @@ def _check_package(name: str, settings: Settings, facts: dict[str, dict]) -> Che
 
 
 def _check_torch(make: Any, version: str, settings: Settings, found: dict) -> Check:
-    built_for = _torch_cuda()
+    built_for = torch_cuda()
     build = f"{version}, " + (
         f"built for CUDA {built_for}" if built_for else "CPU build"
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 TINY_THINKER = "tiny-thinker"
+# In the metadata of a model card: random weights, written by tools.random_model.
+NOISE_TAG = "random-weights"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 
 MIB = 1024 * 1024
@@ -108,7 +110,7 @@ _SPECS = (
         path=str(TINY_THINKER_DIRECTORY),
         use_case="Learning and testing with no GPU and no download",
         licence="Apache-2.0",
-        # helpers/tiny_thinker/train.py; a test holds these against the model's files.
+        # tools/tiny_thinker/train.py; a test holds these against the model's files.
         parameters=1_115_776,
         thinking=True,
         think_start="<think>",
@@ -349,3 +351,16 @@ def estimate_memory(
         kv_cache_mib=math.ceil(kv_bytes / MIB),
         overhead_mib=CPU_OVERHEAD_MIB if spec.embedded else GPU_OVERHEAD_MIB,
     )
+
+
+def is_noise(model_name: str | Path) -> bool:
+    """Whether a model's card says that its text is noise.
+
+    `model_name` is a directory, or any name: one that is no directory is not noise.
+    """
+    try:
+        card = (Path(model_name).expanduser() / "README.md").read_text("utf-8")
+    except OSError:
+        return False
+    metadata = card.partition("\n---")[0]
+    return metadata.startswith("---") and NOISE_TAG in metadata

@@ -21,14 +21,14 @@ import nbformat
 from nbformat import NotebookNode
 
 from helpers.kernel import shutdown_kernel
-from helpers.notebooks import (
+from helpers.settings import defaults, load_settings
+from tools.gallery import (
     KERNELSPEC,
     STAMP,
     canonical_bytes,
     code_sha256,
     make_stamp,
 )
-from helpers.settings import defaults, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN = f"from helpers.kernel import {shutdown_kernel.__name__}\n\nshutdown_kernel()"
@@ -112,7 +112,7 @@ def check_format(path: Path) -> list[str]:
     if content["metadata"].get("kernelspec") != KERNELSPEC:
         complaints.append("the kernel is not python3")
     if path.read_bytes() != canonical_bytes(read(path)):
-        complaints.append("not canonical: python -m helpers.notebooks format")
+        complaints.append("not canonical: python -m tools.gallery format")
     return complaints
 
 
@@ -353,10 +353,10 @@ def check_stamp(path: Path) -> list[str]:
     notebook = read(path)
     stamp = notebook.metadata.get(STAMP)
     if not stamp:
-        return ["no stamp: python -m helpers.notebooks refresh"]
+        return ["no stamp: python -m tools.gallery refresh"]
     complaints = []
     if stamp.get("code_sha256") != code_sha256(notebook):
-        complaints.append("the code has changed: python -m helpers.notebooks refresh")
+        complaints.append("the code has changed: python -m tools.gallery refresh")
     wanted = make_stamp(notebook, 0, 0)
     if missing := sorted(set(wanted) - set(stamp)):
         return [*complaints, f"the stamp lacks {', '.join(missing)}"]

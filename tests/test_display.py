@@ -8,7 +8,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from helpers.benchmark import EngineFigures
 from helpers.display import (
     LiveResponse,
     SamplingExplorer,
@@ -20,6 +19,7 @@ from helpers.display import (
     show_table,
     show_thinking,
 )
+from helpers.speed import EngineFigures
 from helpers.thinking import INCOMPLETE_HINT, ThinkingResult, parse_thinking_response
 
 DONE = ThinkingResult("5 + 7 = 12", "It is <b>42</b>.", 9, 4)

@@ -20,14 +20,10 @@ import pynvml
 import pytest
 
 from helpers import environment
-from helpers.environment import (
-    Check,
-    EnvironmentReport,
-    detect_device,
-    resolve_settings,
-)
-from helpers.loading import ModelNotFoundError
-from helpers.memory import MIB
+from helpers.devices import MIB
+from helpers.environment import Check, EnvironmentReport
+from helpers.errors import ModelNotFoundError
+from helpers.loading import GPU_MODEL, detect_device, resolve_settings
 from helpers.models import MODELS, TINY_THINKER
 from helpers.settings import Settings, defaults
 
@@ -392,7 +388,7 @@ def test_other_names_and_no_token_are_fine(report):
         ({"MODEL_NAME": "our/own"}, "ok", "not downloaded yet, none of the", ""),
         ({"MAX_SEQ_LENGTH": "99999"}, "failed", "", "lower MAX_SEQ_LENGTH"),
         (
-            {"MODEL_NAME": environment.GPU_MODEL, "MAX_SEQ_LENGTH": "262144"},
+            {"MODEL_NAME": GPU_MODEL, "MAX_SEQ_LENGTH": "262144"},
             "(ok|warning)",
             "not downloaded yet",
             "",
@@ -417,7 +413,7 @@ def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
 
 def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    hub = Settings(device="cpu", model_name=environment.GPU_MODEL)
+    hub = Settings(device="cpu", model_name=GPU_MODEL)
     usage = SimpleNamespace(free=2_000_000_000)
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
     row = environment._check_disk(hub)
@@ -518,7 +514,7 @@ def test_detect_device(gpu, torch_for, built_for, driver, count, device):
 
 
 def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
-    settings = Settings(device="cuda", model_name=environment.GPU_MODEL)
+    settings = Settings(device="cuda", model_name=GPU_MODEL)
     resolved = resolve_settings(settings)
     assert environment._check_model(resolved).status == "ok"
     gpu.info.total = 8_600 * MIB  # 7,600 MiB are free, 5,152 are needed.
@@ -533,9 +529,7 @@ def test_auto_is_resolved_by_the_device(gpu, torch_for):
     torch_for("13.0")
     resolved = resolve_settings(Settings())
     assert (resolved.device, resolved.load_in_4bit) == ("cuda", True)
-    assert (
-        resolved.model_name == environment.GPU_MODEL and resolved.model_name in MODELS
-    )
+    assert resolved.model_name == GPU_MODEL and resolved.model_name in MODELS
     resolved = resolve_settings(Settings(device="cpu"))
     assert (resolved.model_name, resolved.load_in_4bit) == (TINY_THINKER, False)
     kept = Settings(model_name="our/own", load_in_4bit=False)

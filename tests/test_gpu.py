@@ -21,9 +21,11 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
-from helpers.memory import TOLERANCE_MIB, list_gpus, measure_gpu_memory
+from helpers.devices import list_gpus
+from helpers.memory import measure_gpu_memory
 from helpers.models import estimate_memory, get_model
-from helpers.random_model import make_random_model
+from helpers.release import TOLERANCE_MIB
+from tools.random_model import make_random_model
 
 pytestmark = pytest.mark.gpu
 
@@ -70,7 +72,8 @@ ENGINES = {
 }
 PROBE = r"""
 import gc, json, sys, weakref
-from helpers.memory import cleanup_memory, measure_gpu_memory, release_model
+from helpers.memory import cleanup_memory, measure_gpu_memory
+from helpers.release import release_model
 
 start = measure_gpu_memory()
 from helpers.loading import FastLanguageModel

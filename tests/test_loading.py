@@ -11,17 +11,16 @@ import pytest
 from nbclient import NotebookClient
 from tiny_qwen3 import model_for_tests
 
-from helpers import loading
-from helpers.loading import (
+from helpers import engine, errors, loading
+from helpers.engine import extension_is_unusable
+from helpers.errors import (
     GatedModelError,
     ModelNotCachedError,
     ModelNotFoundError,
     NotEnoughMemoryError,
-    extension_is_unusable,
-    interruptible,
-    is_here,
-    resolve_model_path,
 )
+from helpers.interrupts import interruptible
+from helpers.loading import is_here, resolve_model_path
 from helpers.models import UnknownModelError
 from helpers.settings import Settings
 
@@ -168,7 +167,7 @@ def test_running_out_of_memory_in_generate_says_what_to_lower(fast: dict) -> Non
 
 
 def test_many_seeded_prompts_fit_no_single_step(fast: dict) -> None:
-    assert fast["seeded"] * 100 > loading.STEP_TOKENS
+    assert fast["seeded"] * 100 > engine.STEP_TOKENS
 
 
 def test_a_prompt_past_the_context_is_vllms_own_error(fast: dict) -> None:
@@ -188,7 +187,7 @@ def test_the_cpu_engine_takes_no_adapters_unless_asked(fast: dict) -> None:
 ADAPTERS = """
 import json, sys
 from helpers.loading import FastLanguageModel
-from helpers.memory import release_model
+from helpers.release import release_model
 from helpers.sampling import preset
 
 path, *adapters = sys.argv[1:]
@@ -357,9 +356,9 @@ def test_log_level_debug_brings_the_engines_output_back() -> None:
 def test_a_quiet_load_shows_no_progress_bar_in_a_notebook() -> None:
     code = """
 from IPython.display import display
-from helpers.loading import _quiet
+from helpers.quiet import quiet
 from helpers.settings import Settings
-with _quiet(Settings()):
+with quiet(Settings()):
     display("a bar")
 display("shown")
 """
@@ -420,9 +419,9 @@ def test_vllm_loads_the_weights_that_unsloth_takes_without_a_gpu(
             return SimpleNamespace(), None
 
     monkeypatch.setattr(loading, "is_here", lambda path: True)
-    monkeypatch.setattr(loading, "_require_vllm", lambda in_4bit: None)
+    monkeypatch.setattr(loading, "require_vllm", lambda in_4bit: None)
     monkeypatch.setattr(
-        loading, "_load_cpu_engine", lambda path, *args: seen.append((path, args[-1]))
+        loading, "load_cpu_engine", lambda path, *args: seen.append((path, args[-1]))
     )
     loading._from_pretrained(
         Unsloth, False, QWEN_THINKING, fast_inference=True, revision="abc"
@@ -474,8 +473,8 @@ def test_a_model_is_here_once_its_weights_are_or_those_that_unsloth_takes(
 
 
 def explain(error: Exception, path: str = QWEN_THINKING) -> Exception | None:
-    chain = loading._chain(error, handled=None)
-    return loading._explain_load(chain, path, 2048, True, Settings())
+    chain = errors.causes(error, handled=None)
+    return errors.explain_load(chain, path, 2048, True, Settings())
 
 
 def hub_error(name: str, message: str) -> Exception:
@@ -521,7 +520,7 @@ def test_no_network_and_not_cached_offers_the_embedded_model() -> None:
 def test_memory_errors_carry_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     known = explain(ValueError("No available memory for the cache blocks."))
     assert "Fits" not in str(known)
-    monkeypatch.setattr(loading, "free_memory_mib", lambda: 4000)
+    monkeypatch.setattr(errors, "free_memory_mib", lambda: 4000)
     known = explain(ValueError("No available memory for the cache blocks."))
     assert isinstance(known, NotEnoughMemoryError)
     assert "MiB needed" in str(known)

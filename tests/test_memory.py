@@ -10,20 +10,17 @@ import pynvml
 import pytest
 
 from helpers import memory
+from helpers.devices import MIB, driver_error, list_gpus
 from helpers.memory import (
-    MIB,
     MemoryMonitor,
     NoSuchGpuError,
-    ReleaseReport,
     cleanup_memory,
-    driver_error,
-    list_gpus,
     measure_gpu_memory,
     measure_memory,
     measure_resident_memory,
     memory_kind,
-    release_model,
 )
+from helpers.release import ReleaseReport, release_model
 
 UUIDS = [
     "GPU-aaaa1111-0000-0000-0000-000000000000",
@@ -444,7 +441,8 @@ RELEASE_ENGINE = """
     )
     from transformers import Qwen3Config
     from vllm import LLM, SamplingParams
-    from helpers.memory import measure_memory, release_model
+    from helpers.memory import measure_memory
+    from helpers.release import release_model
     import torch
 
     Qwen3Config(

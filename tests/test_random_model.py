@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.models import TINY_THINKER, TINY_THINKER_DIRECTORY
-from helpers.random_model import SHAPES, is_noise, make_random_model
+from helpers.models import TINY_THINKER, TINY_THINKER_DIRECTORY, is_noise
 from helpers.thinking import THINK_END_TOKEN_ID
+from tools.random_model import SHAPES, make_random_model
 
 SMALL = {
     "hidden_size": 128,

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from helpers.tiny_thinker import MODEL_DIR, agreement, curriculum, evaluate
-from helpers.tiny_thinker.train import Muon
+from helpers.tiny_thinker import MODEL_DIR
+from tools.tiny_thinker import agreement, curriculum, evaluate
+from tools.tiny_thinker.train import Muon
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,8 @@ def test_thinking_lengths_span_ten_to_six_hundred_tokens(tokenizer):
 def test_model_is_right_on_held_out_problems():
     """A sample of what the model card measures in full."""
     code = (
-        "import json; from helpers.tiny_thinker import MODEL_DIR, evaluate; "
+        "import json; from helpers.tiny_thinker import MODEL_DIR; "
+        "from tools.tiny_thinker import evaluate; "
         "print(json.dumps(evaluate.evaluate(MODEL_DIR, count=25, seed=11)))"
     )
     printed = subprocess.run(

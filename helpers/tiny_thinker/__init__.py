@@ -1,7 +1,6 @@
 """tiny-thinker: the thinking model of about a million parameters that ships here.
 
-``curriculum`` makes the problems and the texts, ``train`` makes the weights from
-nothing, ``evaluate`` measures them, ``model/`` is what those commands wrote.
+``model/`` is what ``python -m tools.tiny_thinker.train`` wrote.
 """
 
 from pathlib import Path

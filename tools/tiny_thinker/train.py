@@ -1,7 +1,7 @@
-"""Make tiny-thinker from nothing: ``python -m helpers.tiny_thinker.train``.
+"""Make tiny-thinker from nothing: ``python -m tools.tiny_thinker.train``.
 
 Trains a tokenizer and a Qwen3 model of about a million parameters on the texts of
-:mod:`helpers.tiny_thinker.curriculum` and writes both in Hugging Face format. Muon for
+:mod:`tools.tiny_thinker.curriculum` and writes both in Hugging Face format. Muon for
 the matrices and AdamW for the rest: learns faster here than AdamW alone. The same seed
 gives the same weights on the same machine, with one thread and with two.
 """
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from helpers.tiny_thinker import MODEL_DIR
-from helpers.tiny_thinker.curriculum import (
+from tools.tiny_thinker.curriculum import (
     SYSTEMS,
     completion_text,
     prompt_text,

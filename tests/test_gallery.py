@@ -1,4 +1,4 @@
-"""helpers.notebooks: small notebooks in real kernels, into a gallery or in place."""
+"""tools.gallery: small notebooks in real kernels, into a gallery or in place."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from helpers import notebooks
-from helpers.notebooks import (
+from tools.gallery import (
     STAMP,
     Run,
     canonical_bytes,
@@ -88,7 +88,7 @@ def built(tmp_path_factory) -> SimpleNamespace:
     (root / "README.md").touch()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.notebooks", "build"]
+        [sys.executable, "-m", "tools.gallery", "build"]
         + ["--notebooks", str(folder), "--out", str(root / "_build")],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -371,7 +371,7 @@ signal.pause()"""
     write(folder, "01_waits.ipynb", "# 01 Waits", family)
     write(folder, "02_next.ipynb", "# 02 Next", "open('next.txt', 'w')")
     builder = subprocess.Popen(
-        [sys.executable, "-m", "helpers.notebooks", "build"]
+        [sys.executable, "-m", "tools.gallery", "build"]
         + ["--notebooks", str(folder), "--out", str(tmp_path / "_build")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Do the engines write the same? ``python -m helpers.tiny_thinker.agreement``.
+"""Do the engines write the same? ``python -m tools.tiny_thinker.agreement``.
 
 Greedy completions of the same prompts from transformers, Unsloth and vLLM in 32-bit,
 which must be equal token by token, and from Unsloth in 16-bit and in 4-bit, whose
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from helpers.tiny_thinker import MODEL_DIR
-from helpers.tiny_thinker.curriculum import prompt_text, sample
+from tools.tiny_thinker.curriculum import prompt_text, sample
 
 MAX_TOKENS = 200
 # Plain transformers has a process of its own, where Unsloth has patched nothing.
@@ -67,7 +67,7 @@ def compare(path: Path, count: int, seed: int) -> dict[str, float]:
         command = [
             sys.executable,
             "-m",
-            "helpers.tiny_thinker.agreement",
+            "tools.tiny_thinker.agreement",
             "--model",
             str(path),
         ]

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from helpers.benchmark import EngineFigures, measure_engine
+from helpers.speed import EngineFigures, measure_engine
 
 
 def test_every_engine_gets_the_same_work_and_the_warm_up_is_left_out() -> None:

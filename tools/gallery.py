@@ -1,8 +1,8 @@
 """Run the notebooks: into a gallery to look at, or in place with fresh outputs.
 
-    python -m helpers.notebooks build     executed notebooks and web pages in _build/
-    python -m helpers.notebooks refresh   run in place: the outputs that are committed
-    python -m helpers.notebooks format    canonical bytes, nothing is run
+    python -m tools.gallery build     executed notebooks and web pages in _build/
+    python -m tools.gallery refresh   run in place: the outputs that are committed
+    python -m tools.gallery format    canonical bytes, nothing is run
 
 Each takes the beginnings of file names, such as `refresh 03 05`, to leave out the rest.
 Notebooks run one after the other, each in a kernel of its own that starts in the
@@ -30,7 +30,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .memory import RESIDENT_MEMORY, MemoryMonitor
+from helpers.memory import RESIDENT_MEMORY, MemoryMonitor
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -219,7 +219,7 @@ def make_stamp(
     notebook: "NotebookNode", seconds: float, memory_mib: int
 ) -> dict[str, Any]:
     """What a run leaves in the metadata, for readers and for the test on the code."""
-    from helpers.environment import detect_device
+    from helpers.loading import detect_device
 
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -526,7 +526,7 @@ def _first_picture(notebook: "NotebookNode") -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 where a notebook failed, 0 otherwise."""
-    parser = argparse.ArgumentParser("python -m helpers.notebooks")
+    parser = argparse.ArgumentParser("python -m tools.gallery")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, meaning in (
         ("build", "run all, and make executed notebooks and a gallery"),

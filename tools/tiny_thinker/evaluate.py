@@ -1,4 +1,4 @@
-"""Measure tiny-thinker: ``python -m helpers.tiny_thinker.evaluate``.
+"""Measure tiny-thinker: ``python -m tools.tiny_thinker.evaluate``.
 
 Held-out problems and held-out wordings, sampled at temperature 0.6, top_p 0.95,
 top_k 20 by vLLM. ``--card`` writes the result into the model card.
@@ -11,8 +11,9 @@ import random
 from pathlib import Path
 
 from helpers.settings import load_settings
-from helpers.tiny_thinker import MODEL_DIR, agreement
-from helpers.tiny_thinker.curriculum import TOPICS, Example, arithmetic, strange
+from helpers.tiny_thinker import MODEL_DIR
+from tools.tiny_thinker import agreement
+from tools.tiny_thinker.curriculum import TOPICS, Example, arithmetic, strange
 
 TARGETS = {"addition": 0.97, "subtraction": 0.97, "known": 0.95}
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
@@ -107,7 +108,7 @@ teaching inference code with no GPU and no download. Trained from nothing on syn
 text: arithmetic with its working written out, some hundred questions about computing,
 and a friendly refusal of everything else. It knows nothing beyond that.
 
-- Made by `python -m helpers.tiny_thinker.train`, seed 0.
+- Made by `python -m tools.tiny_thinker.train`, seed 0.
 - Prompt format: Qwen3-Thinking-2507's; the generation prompt ends with an opened
   `<think>`, the completion is thinking, one `</think>`, the answer, `<|im_end|>`.
 - Recommended sampling: temperature 0.6, top_p 0.95, top_k 20.
@@ -115,7 +116,7 @@ and a friendly refusal of everything else. It knows nothing beyond that.
 ## Measured
 
 Held-out problems and wordings, sampled as recommended, up to {MAX_TOKENS} tokens:
-`python -m helpers.tiny_thinker.evaluate --count {count} --seed {seed} --card`
+`python -m tools.tiny_thinker.evaluate --count {count} --seed {seed} --card`
 on {today}, {platform.machine()} CPU, float32.
 
 | what | share right |
@@ -123,7 +124,7 @@ on {today}, {platform.machine()} CPU, float32.
 {rows}
 
 The same run's greedy completions of {AGREEMENT_PROMPTS} prompts, held against those of
-transformers in 32-bit, token by token (`python -m helpers.tiny_thinker.agreement`
+transformers in 32-bit, token by token (`python -m tools.tiny_thinker.agreement`
 measures it alone); "unsloth" and "vllm" compute in 32-bit too, 4-bit is NF4:
 
 | engine | share equal |

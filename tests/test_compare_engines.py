@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from helpers import benchmarks
-from helpers.benchmarks import Footprint, Job, footprint, format_table, rows
 from helpers.models import MODELS, TINY_THINKER
+from tools.compare_engines import Footprint, Job, footprint, format_table, rows
 
 
 def test_the_command_measures_real_engines_in_processes_of_their_own(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "results.json"
-    command = [sys.executable, "-m", "helpers.benchmarks", "engines"]
+    command = [sys.executable, "-m", "tools.compare_engines", "engines"]
     command += ["--engines", "transformers,unsloth-fast", "--precisions", "16bit"]
     command += ["--batch-sizes", "1,3", "--prompt-tokens", "8", "--max-tokens", "4"]
     command += ["--layer-tokens", "8"]

@@ -2,7 +2,7 @@
 
 Everything is made by :func:`sample` from a seeded generator; nothing is downloaded.
 A fixed tenth of the arithmetic problems and some wordings of every question are kept
-out of training, for :mod:`helpers.tiny_thinker.evaluate`.
+out of training, for :mod:`tools.tiny_thinker.evaluate`.
 """
 
 import random

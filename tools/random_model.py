@@ -1,6 +1,6 @@
 """Write a model with a real architecture and random weights.
 
-    python -m helpers.random_model models/qwen3-4b-random --shape qwen3-4b
+    python -m tools.random_model models/qwen3-4b-random --shape qwen3-4b
 
 Speed and memory do not depend on what the weights say, so such a model measures them
 without a download. Its text is noise, and its model card says so: `is_noise` is how a
@@ -15,10 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
+from helpers.models import (
+    MODELS,
+    NOISE_TAG,
+    TINY_THINKER,
+    TINY_THINKER_DIRECTORY,
+    is_noise,
+)
 
-# The tag in the card's metadata that `is_noise` looks for.
-NOISE_TAG = "random-weights"
 SHARD_BYTES = 2 * 10**9
 # Wide rows for the markers of the end, so that noise ends too: with these, thinking
 # mostly closes within a hundred tokens, and the text some hundred later.
@@ -84,21 +88,8 @@ tags: [{tag}]
 
 The text of this model is noise. The weights are random numbers (seed {seed}), the
 tokenizer is that of tiny-thinker, filled up to {vocabulary:,} tokens. Speed and memory
-are those of the real architecture. Made by `python -m helpers.random_model`.
+are those of the real architecture. Made by `python -m tools.random_model`.
 """
-
-
-def is_noise(model_name: str | Path) -> bool:
-    """Whether a model's card says that its text is noise.
-
-    `model_name` is a directory, or any name: one that is no directory is not noise.
-    """
-    try:
-        card = (Path(model_name).expanduser() / "README.md").read_text("utf-8")
-    except OSError:
-        return False
-    metadata = card.partition("\n---")[0]
-    return metadata.startswith("---") and NOISE_TAG in metadata
 
 
 def make_random_model(
@@ -226,7 +217,7 @@ def _write_weights(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 where the directory holds another model."""
-    parser = argparse.ArgumentParser("python -m helpers.random_model")
+    parser = argparse.ArgumentParser("python -m tools.random_model")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-4b")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,142 @@
+"""vLLM's engine: whether it can run here, and its CPU build behind a model."""
+
+import functools
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .errors import EngineUnavailableError
+
+# Arguments of from_pretrained that are vLLM's alone on a CPU, with Unsloth's defaults.
+ENGINE_DEFAULTS = {
+    "disable_log_stats": True,
+    "max_logprobs": 0,
+    "max_num_seqs": 256,
+    "enable_prefix_caching": True,
+    "enforce_eager": True,  # Loads in seconds; compiling gains little on a CPU.
+    # A chunk in mid-prompt rewinds a seeded generator, which those of a CPU can't.
+    "enable_chunked_prefill": False,
+}
+STEP_TOKENS = 4096  # of prompts in one step of the CPU engine: vLLM's own default
+# With one of these the CPU engine can take adapters. Unsloth's engine always can; here
+# it costs speed, so only where it is asked for. Their defaults are Unsloth's.
+LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
+
+
+def load_cpu_engine(
+    path: str, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
+) -> Any:
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except (ImportError, OSError) as error:
+        raise EngineUnavailableError(
+            f"vLLM is installed but can't be imported ({error}). `python -m helpers` "
+            "says what is wrong; fast_inference=False works without it."
+        ) from error
+    if not current_platform.is_cpu():
+        raise EngineUnavailableError(
+            "fast_inference=True without a GPU needs vLLM's CPU build, and another is "
+            "installed. Use fast_inference=False, or install requirements/cpu.txt."
+        )
+    if arguments.get("enable_lora"):
+        _spare_prompts_without_adapter()
+    # vLLM compiles its smaller functions as they are first called, which takes half a
+    # minute and a C++ compiler.
+    current_platform.simple_compile_backend = "eager"
+    return LLM(
+        model=path,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=max_seq_length,
+        use_tqdm_on_load=False,
+        **arguments,
+    )
+
+
+def _spare_prompts_without_adapter() -> None:
+    """Mend vLLM's CPU code for adapters: a prompt without one got the last one.
+
+    It marks such a prompt with -1 and uses that as an index, in all of
+    vllm/lora/ops/torch_ops/lora_ops.py; the GPU's kernels skip it.
+    """
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    shrink = lora_ops.bgmv_shrink
+    if hasattr(shrink, "__wrapped__"):
+        return
+
+    @functools.wraps(shrink)
+    def bgmv_shrink(
+        inputs: Any, weights: Any, output: Any, lora_indices: Any, scaling: float = 1.0
+    ) -> None:
+        shrink(inputs, weights, output, lora_indices, scaling)
+        output[lora_indices < 0] = 0  # What is expanded from zero adds nothing.
+
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
+
+
+def require_vllm(in_4bit: bool) -> None:
+    import unsloth.import_fixes
+
+    if reason := getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None):
+        raise EngineUnavailableError(
+            f"fast_inference=True needs vLLM, and the one installed is broken: {reason}"
+        )
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineUnavailableError(
+            "fast_inference=True needs vLLM, which is not installed. `make setup` "
+            "installs it; fast_inference=False works without it."
+        )
+    # vLLM has had bitsandbytes in a package of its own since 0.28.
+    if in_4bit and _version("vllm") >= (0, 28) and not _version("vllm-bnb-plugin"):
+        raise EngineUnavailableError(
+            "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. "
+            "`pip install vllm-bnb-plugin`, or choose a 16-bit model and "
+            "LOAD_IN_4BIT=false."
+        )
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """Major and minor of an installed package, () where it is not installed."""
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def hide_unusable_extension() -> None:
+    """Keep unsloth from loading a build of vLLM's extension that this CPU can't run.
+
+    As unsloth is imported it loads `vllm._C` to see whether vLLM is broken. In a CPU
+    build that is the variant for AVX-512 with bfloat16: elsewhere it ends the process
+    with SIGILL, or doubles the variant that vLLM picks by itself.
+    """
+    spec = importlib.util.find_spec("vllm")
+    folders = spec.submodule_search_locations or [] if spec else []
+    files = [file.name for folder in folders for file in Path(folder).glob("_C*")]
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return
+    if extension_is_unusable(files, cpuinfo):
+        sys.modules.setdefault("vllm._C", None)
+
+
+def extension_is_unusable(files: Iterable[str], cpuinfo: str) -> bool:
+    """Whether `vllm._C` is built for a CPU, and for a better one than this.
+
+    `files` are the names of vLLM's extension modules, `cpuinfo` the text of
+    /proc/cpuinfo. A CUDA build (no AVX2 variant beside it) is never unusable: there
+    `vllm._C` holds the GPU's kernels.
+    """
+    if not any(name.startswith("_C_AVX2") for name in files):
+        return False
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    # vllm/platforms/cpu.py, import_kernels: the same two questions.
+    return not {"avx512f", "avx512_bf16"} <= set(flags[1].split() if flags else ())

@@ -1,0 +1,304 @@
+"""Give a model's memory back without ending the kernel."""
+
+import contextlib
+import gc
+import inspect
+import os
+import sys
+import types
+import weakref
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from .memory import cleanup_memory, measure_memory, memory_kind
+
+# CUDA's caches and allocator rounding; less than this apart counts as given back.
+TOLERANCE_MIB = 64
+# The garbage collector does not see the variables of functions that are running.
+UNSEEN_HOLDER = "a local variable of a function that is still running"
+
+
+@dataclass(frozen=True)
+class ReleaseReport:
+    """What `release_model` gave back, in MiB of `kind`, and what it could not.
+
+    `alive_parameters` of the model's `parameters` could not be freed because of what
+    `holders` names. `kept_mib` is how far memory stands above its level before the
+    load, where that was given.
+    """
+
+    kind: str
+    before_mib: int
+    after_mib: int
+    parameters: int
+    alive_parameters: int
+    holders: tuple[str, ...]
+    kept_mib: int | None = None
+
+    @property
+    def freed_mib(self) -> int:
+        """MiB given back."""
+        return self.before_mib - self.after_mib
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing holds the model, and memory is where it was before."""
+        back = self.kept_mib is None or self.kept_mib <= TOLERANCE_MIB
+        return not self.holders and not self.alive_parameters and back
+
+    def __str__(self) -> str:
+        lines = [
+            f"Freed {self.freed_mib} MiB of {self.kind} "
+            f"({self.before_mib} -> {self.after_mib} MiB); "
+            f"{self.parameters - self.alive_parameters} of {self.parameters} "
+            "parameters are gone."
+        ]
+        if self.holders:
+            lines.append(
+                f"Still held by {', '.join(self.holders)}: delete that and call "
+                "cleanup_memory()."
+            )
+        elif self.alive_parameters:
+            lines.append(
+                "What holds the rest is not known: shutdown_kernel() frees it."
+            )
+        if self.kept_mib is not None and self.kept_mib > TOLERANCE_MIB:
+            lines.append(
+                f"{self.kept_mib} MiB more than before the load are in use: by the "
+                "libraries, their caches, or another process."
+            )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def release_model(
+    model: Any,
+    *,
+    before_load_mib: int | None = None,
+    namespace: MutableMapping[str, Any] | None = None,
+) -> ReleaseReport:
+    """Give a model's memory back without ending the kernel.
+
+    `model` is what `from_pretrained` returned, or a `vllm.LLM`. What runs in its
+    engine is aborted, the engine is shut down, and the variables that refer to either
+    are deleted from `namespace` (default: the notebook's; in a script pass
+    `globals()`), with IPython's output history and the last traceback.
+    `before_load_mib` is `measure_memory()` from before the load, for the comparison.
+    The report says what still holds the model. A CUDA context and the libraries'
+    own caches stay until the process ends: `kernel.shutdown_kernel()`.
+    """
+    kind, before = memory_kind(), measure_memory()
+    shell = _shell()
+    if namespace is None:
+        namespace = shell.user_ns if shell is not None else {}
+    engine = _engine_of(model)
+    inner = _inner_models(model)
+    networks = [part for part in inner if hasattr(part, "parameters")]
+    if engine is not None:
+        networks += _engine_networks(engine)
+    parameters = _weak_parameters(networks)
+    owners = [part for part in (*inner, engine) if part is not None]
+    if engine is not None:
+        _stop_engine(engine)
+        _drop_bytecode_hooks()
+    _unlink_engine(inner)
+    _forget(owners, namespace, shell)
+    weak = _weak_references([*owners, *networks])
+    # Nothing in this frame may hold what is to be freed.
+    del model, engine, inner, networks, owners
+    cleanup_memory()
+    if _clear_finished_frames(weak):
+        cleanup_memory()
+    alive = [part for part in (reference() for reference in weak) if part is not None]
+    alive_parameters = [
+        part for part in (reference() for reference in parameters) if part is not None
+    ]
+    holders: list[str] = []
+    for target in alive or alive_parameters[:1]:
+        for holder in _holders(target, namespace, (alive, alive_parameters)):
+            if holder not in holders:
+                holders.append(holder)
+    if alive and not holders:
+        holders.append(UNSEEN_HOLDER)
+    del alive
+    after = measure_memory()
+    return ReleaseReport(
+        kind,
+        before,
+        after,
+        parameters=len(parameters),
+        alive_parameters=len(alive_parameters),
+        holders=tuple(holders),
+        kept_mib=None if before_load_mib is None else after - before_load_mib,
+    )
+
+
+def _shell() -> Any:
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def _inner_models(model: Any) -> list[Any]:
+    """The model and what it wraps: PEFT's and Unsloth's wrappers use `.model`."""
+    found: list[Any] = []
+    while model is not None and not any(model is part for part in found):
+        if _is_vllm(model):
+            break
+        found.append(model)
+        model = getattr(model, "model", None)
+    return found
+
+
+def _is_vllm(thing: Any) -> bool:
+    return hasattr(thing, "llm_engine")
+
+
+def _engine_of(model: Any) -> Any:
+    if _is_vllm(model):
+        return model
+    for part in _inner_models(model):
+        engine = getattr(part, "vllm_engine", None)
+        if engine is not None:
+            return engine
+    return None
+
+
+def _engine_networks(engine: Any) -> list[Any]:
+    """The torch modules of an engine in this process; none of one in another."""
+    found: list[Any] = []
+    with contextlib.suppress(Exception):  # Only for the report; it must not stop here.
+        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+            engine.apply_model(found.append)
+    return found
+
+
+def _weak_parameters(networks: list[Any]) -> list[weakref.ref]:
+    unique = {
+        id(parameter): parameter
+        for network in networks
+        for parameter in network.parameters()
+    }
+    return _weak_references(list(unique.values()))
+
+
+def _weak_references(things: list[Any]) -> list[weakref.ref]:
+    return [weakref.ref(thing) for thing in things if hasattr(thing, "__weakref__")]
+
+
+def _stop_engine(engine: Any) -> None:
+    inner = engine.llm_engine
+    running = list(inner.output_processor.request_states)
+    if running:
+        inner.abort_request(running, internal=True)
+    inner.engine_core.shutdown()
+
+
+def _drop_bytecode_hooks() -> None:
+    """Take vLLM's hooks out of Dynamo: each of them holds a whole compiled model.
+
+    Dynamo's list is private, and another release may have none.
+    """
+    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
+    hooks = getattr(convert_frame, "_bytecode_hooks", None)
+    if not isinstance(hooks, MutableMapping):
+        return
+    for key, hook in list(hooks.items()):
+        owner = type(getattr(hook, "__self__", None))
+        # The model's own class may be the user's; its base class is vLLM's.
+        if any(base.__module__.split(".")[0] == "vllm" for base in owner.__mro__):
+            del hooks[key]
+
+
+def _unlink_engine(inner: list[Any]) -> None:
+    for part in inner:
+        for name in ("vllm_engine", "fast_generate", "fast_generate_batches"):
+            with contextlib.suppress(AttributeError):
+                delattr(part, name)
+
+
+def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) -> None:
+    """Delete the variables, outputs and tracebacks that refer to one of `owners`."""
+    mappings = [namespace]
+    if shell is not None:
+        mappings += [shell.user_ns, shell.user_ns.get("Out", {})]
+        for name in ("_", "__", "___"):  # The display hook's own copies.
+            if _refers(getattr(shell.displayhook, name, None), owners):
+                setattr(shell.displayhook, name, None)
+    for mapping in mappings:
+        for name, value in list(mapping.items()):
+            if _refers(value, owners):
+                del mapping[name]
+    for name in ("last_exc", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+
+
+def _clear_finished_frames(weak: list[weakref.ref]) -> bool:
+    """Drop the variables of calls that have ended and still hold one of these.
+
+    Whatever keeps an exception keeps the variables of every call on its way, and
+    libraries keep some from a first load. A generator may still go on: it stays.
+    """
+    suspendable = (
+        inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    )
+    cleared = False
+    for target in (reference() for reference in weak):
+        if target is None:
+            continue
+        for referrer in gc.get_referrers(target):
+            if isinstance(referrer, types.FrameType) and not (
+                referrer.f_code.co_flags & suspendable
+            ):
+                with contextlib.suppress(RuntimeError):  # It is running.
+                    referrer.clear()
+                    cleared = True
+    return cleared
+
+
+def _refers(value: Any, owners: list[Any]) -> bool:
+    """Whether it is one of them, or one of their bound methods, wrapped or not."""
+    value = getattr(value, "__wrapped__", value)
+    target = getattr(value, "__self__", value)
+    return any(target is owner for owner in owners)
+
+
+def _holders(
+    target: Any, namespace: MutableMapping[str, Any], own: tuple[list[Any], ...]
+) -> Iterator[str]:
+    """Name what refers to `target`, in words that a reader can act on."""
+    variables = {id(value): name for name, value in namespace.items()}
+    modules = {
+        id(vars(module)): name
+        for name, module in list(sys.modules.items())
+        if isinstance(module, types.ModuleType)
+    }
+    for referrer in gc.get_referrers(target):
+        kind = type(referrer)
+        if isinstance(referrer, types.GeneratorType | types.CoroutineType):
+            yield f"a generator of {referrer.__name__}()"
+        elif isinstance(referrer, types.FrameType):
+            if referrer.f_code.co_filename != __file__:
+                yield f"a call of {referrer.f_code.co_name}() that still runs"
+        elif referrer is namespace or id(referrer) in modules:
+            home = "" if referrer is namespace else f"{modules[id(referrer)]}."
+            for name, value in referrer.items():
+                if value is target:
+                    yield f"the variable {home}{name}"
+        elif id(referrer) in variables:
+            yield f"the variable {variables[id(referrer)]} (a {kind.__name__})"
+        elif kind is dict:
+            yield _owner_of(referrer)
+        elif not any(referrer is known for known in own):
+            yield f"an object of {kind.__module__}.{kind.__name__}"
+
+
+def _owner_of(attributes: dict) -> str:
+    """Name the object whose attributes a dict holds; a dict of its own is one."""
+    for referrer in gc.get_referrers(attributes):
+        if getattr(referrer, "__dict__", None) is attributes:
+            kind = type(referrer)
+            return f"an object of {kind.__module__}.{kind.__name__}"
+    return "a dict"

@@ -1,0 +1,1 @@
+"""Commands that make what the repository ships; run them from its root."""
