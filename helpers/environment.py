@@ -6,7 +6,6 @@ each: a bad build can end Python at once, and must not end a notebook's kernel.
 """
 
 import contextlib
-import difflib
 import importlib.metadata
 import importlib.util
 import json
@@ -19,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from dotenv import dotenv_values, find_dotenv
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
@@ -43,7 +42,7 @@ from .devices import (
 )
 from .loading import is_here, resolve_model_path, resolve_settings
 from .models import MODELS, TINY_THINKER, estimate_memory
-from .settings import AUTO, Settings, SettingsError, load_settings
+from .settings import AUTO, Settings, SettingsError, find_env_file, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PROBE_TIMEOUT_S = 180.0
@@ -482,22 +481,18 @@ def _check_engine(settings: Settings, facts: dict[str, dict]) -> Check:
 
 def _check_settings() -> tuple[Check, Settings]:
     """The row, and the settings; the defaults where they can't be read."""
-    found = find_dotenv(usecwd=True)
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        fix = "correct it; .env.example shows what is allowed"
-        return Check("Settings", "failed", str(error), fix), Settings()
+    with warnings.catch_warnings(record=True, action="always") as heard:
+        try:
+            settings = load_settings()
+        except SettingsError as error:
+            fix = "correct it; .env.example shows what is allowed"
+            return Check("Settings", "failed", str(error), fix), Settings()
     token = "token set" if settings.hf_token else "no token"
-    detail = f"{found or 'no .env, which is fine: defaults'}, {token}"
-    known = [row.metadata["env_var"] for row in fields(Settings)]
-    for name in dotenv_values(found) if found else ():
-        near = difflib.get_close_matches(name, known, 1, 0.8)
-        if name not in known and near:
-            detail += f"; {name} in it has no effect"
-            fix = f"write {near[0]} instead of {name}"
-            return Check("Settings", "warning", detail, fix), settings
-    return Check("Settings", "ok", detail), settings
+    detail = f"{find_env_file() or 'no .env, which is fine: defaults'}, {token}"
+    if not heard:
+        return Check("Settings", "ok", detail), settings
+    what, _, fix = str(heard[0].message).rpartition(": ")
+    return Check("Settings", "warning", f"{detail}; {what}", fix), settings
 
 
 def _check_model(settings: Settings) -> Check:

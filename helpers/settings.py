@@ -4,13 +4,17 @@ The fields of `Settings` are the table of all of it: variable, default, meaning,
 what is allowed. `.env.example` shows the same table to the user.
 """
 
+import difflib
+import io
 import os
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dotenv import find_dotenv
+from dotenv import dotenv_values, find_dotenv
 from dotenv.parser import parse_stream
 
 AUTO = "auto"
@@ -21,16 +25,30 @@ _TRUTH_VALUES = {
     **dict.fromkeys(("false", "0", "no", "off"), False),
     AUTO: None,
 }
+# What other programs write where they have no token.
+_NO_TOKEN = ("none", "null")
+# Who reads variables that begin so, most of them once, as it is imported.
+_READ_BY = {"HF_": "huggingface_hub", "CUDA_": "torch", "VLLM_": "vllm"}
+
+
+class SettingsWarning(UserWarning):
+    """Something in `.env` has no effect; after the last colon stands what would."""
 
 
 class SettingsError(ValueError):
     """A setting that can't be used; names the variable, its value, what is allowed."""
 
 
-def _text(value: str) -> str:
+def _word(value: str) -> str:
     if any(character.isspace() for character in value):
         raise ValueError
     return value
+
+
+def _model(value: str) -> str:
+    # A name has no spaces; the path of a directory may.
+    is_path = value.startswith((".", "/", "~")) or Path(value).is_dir()
+    return value if is_path and value.isprintable() else _word(value)
 
 
 def _truth(value: str) -> bool | None:
@@ -92,13 +110,14 @@ class Settings:
         AUTO,
         "The model that the notebooks load; auto takes tiny-thinker where there is no "
         "GPU, unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit on one.",
-        "auto, a name in helpers.models.MODELS, a hub path or a directory, no spaces",
-        _text,
+        "auto, a name in helpers.models.MODELS or a hub path, with no spaces, or a "
+        "directory",
+        _model,
     )
     load_in_4bit: bool | None = _variable(
         "LOAD_IN_4BIT",
         None,
-        "Load the weights in 4 bits by bitsandbytes, which saves memory, not time; auto "
+        "Load the weights in 4 bits, by bitsandbytes: saves memory, not time; auto "
         "does so for every model but tiny-thinker.",
         "auto, true or false",
         _truth,
@@ -129,7 +148,7 @@ class Settings:
         None,
         "Hugging Face access token, only needed for gated models; never printed.",
         "a token without spaces, or nothing",
-        _text,
+        _word,
         secret=True,
     )
     device: str = _variable(
@@ -155,6 +174,8 @@ class Settings:
         """
         if self.hf_token:
             os.environ["HF_TOKEN"] = self.hf_token  # vLLM takes it from nowhere else.
+        elif os.environ.get("HF_TOKEN", "").lower() in _NO_TOKEN:
+            del os.environ["HF_TOKEN"]  # The hub would refuse it.
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.vllm_cpu_kvcache_space)
         os.environ["VLLM_LOGGING_LEVEL"] = self.log_level.upper()
         os.environ["TRANSFORMERS_VERBOSITY"] = self.log_level
@@ -166,28 +187,69 @@ class Settings:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def find_env_file() -> Path | None:
+    """The nearest `.env`, from the working directory upwards; there may be none."""
+    try:
+        found = find_dotenv(usecwd=True)
+    except OSError:  # The working directory has been deleted.
+        found = ""
+    return Path(found) if found else None
+
+
 def load_settings(env_file: Path | None = None) -> Settings:
     """Read `.env`, then the environment, which wins; an empty value counts as not set.
 
-    Without `env_file` the nearest `.env` is taken, from the working directory upwards;
-    there may be none. Raises `SettingsError` for a value that is not allowed, a line
-    that can't be read, and an `env_file` that is not there.
+    Without `env_file` it is that of `find_env_file`. What it holds for other libraries,
+    such as HF_HOME or CUDA_VISIBLE_DEVICES, is put into the environment unless it is
+    set there, as python-dotenv's `load_dotenv` does. Warns (`SettingsWarning`) of what
+    has no effect. Raises `SettingsError` for a value that is not allowed, a line that
+    can't be read, and an `env_file` that is not there.
     """
-    if env_file is None:
-        found = find_dotenv(usecwd=True)
-        env_file = Path(found) if found else None
+    env_file = env_file or find_env_file()
     from_file = {} if env_file is None else _read_env_file(env_file)
+    _warn_of_no_effect(env_file, from_file)
     values = {}
     for row in fields(Settings):
         name = row.metadata["env_var"]
         for source, value in (
             ("the environment", os.environ.get(name, "").strip()),
-            (env_file, from_file.get(name, "").strip()),
+            (env_file, from_file.pop(name, "").strip()),
         ):
-            if value:
+            if value and not _is_no_token(row, value):
                 values[row.name] = _parse(row, value, source)
                 break
+    _export(from_file)
     return Settings(**values)
+
+
+def _warn_of_no_effect(env_file: Path | None, names: Iterable[str]) -> None:
+    """Of what looks like one of our variables: misspelt, or in lower case."""
+    known = defaults()
+    for name in names:
+        near = difflib.get_close_matches(name.upper(), known, 1, 0.8)
+        if near and name not in known:
+            message = f"{name} in {env_file} has no effect: write {near[0]} instead."
+            warnings.warn(message, SettingsWarning, stacklevel=3)
+
+
+def _export(variables: dict[str, str]) -> None:
+    """Set variables of other libraries where the environment does not."""
+    for name, value in variables.items():
+        if name in os.environ:
+            continue
+        os.environ[name] = value
+        for prefix, library in _READ_BY.items():
+            if name.startswith(prefix) and library in sys.modules:
+                warnings.warn(
+                    f"{name} of .env was read after {library} had been imported, and "
+                    "may have no effect: restart the kernel, load_settings() first.",
+                    SettingsWarning,
+                    stacklevel=3,
+                )
+
+
+def _is_no_token(row: Field, value: str) -> bool:
+    return row.metadata["secret"] and value.lower() in _NO_TOKEN
 
 
 def _parse(row: Field, value: str, source: object) -> Any:
@@ -204,14 +266,13 @@ def _parse(row: Field, value: str, source: object) -> Any:
 def _read_env_file(env_file: Path) -> dict[str, str]:
     """The assignments of a `.env`; of two for one variable the later one counts."""
     try:
-        with open(env_file, encoding="utf-8-sig") as stream:
-            bindings = list(parse_stream(stream))
+        text = Path(env_file).read_text(encoding="utf-8-sig")
+        bindings = list(parse_stream(io.StringIO(text)))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"{env_file} can't be read as UTF-8 text ({type(error).__name__}). "
             "Copy .env.example to .env and start from that."
         ) from None
-    values = {}
     for binding in bindings:
         # The line itself is not shown: it may hold a token.
         if binding.error or (binding.key and binding.value is None):
@@ -219,9 +280,8 @@ def _read_env_file(env_file: Path) -> dict[str, str]:
                 f"{env_file}, line {binding.original.line} is not an assignment. "
                 "Allowed: NAME=value, or a comment that begins with #."
             )
-        if binding.key:
-            values[binding.key] = binding.value
-    return values
+    # Expands ${NAME}, which the bindings do not.
+    return dotenv_values(stream=io.StringIO(text))
 
 
 def defaults() -> dict[str, str]:

@@ -365,12 +365,13 @@ def test_token_that_can_not_be_read_is_not_shown(report, line):
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("MAX_SEQ_LENGHT", "MAX_SEQ_LENGTH"), ("HF_TOKENS", "HF_TOKEN")],
+    [("MAX_SEQ_LENGHT", "MAX_SEQ_LENGTH"), ("model_name", "MODEL_NAME")],
 )
 def test_name_that_nearly_is_one(report, written, meant):
     result = report(dotenv=f"{written}=512\n")
     row = result.row("Settings")
-    assert (row.status, row.fix) == ("warning", f"write {meant} instead of {written}")
+    assert (row.status, row.fix) == ("warning", f"write {meant} instead.")
+    assert row.detail.endswith(f"; {written} in ./.env has no effect")
     assert result.status == 0
 
 

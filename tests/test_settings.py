@@ -1,9 +1,17 @@
 import os
+import sys
+import warnings
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from helpers.settings import Settings, SettingsError, defaults, load_settings
+from helpers.settings import (
+    Settings,
+    SettingsError,
+    SettingsWarning,
+    defaults,
+    load_settings,
+)
 
 VARIABLES = [row.metadata["env_var"] for row in fields(Settings)]
 TOKEN = "hf_" + "x" * 34
@@ -37,7 +45,7 @@ def test_file_is_read_and_typed(env_file):
             "# comment\nMODEL_NAME=tiny-thinker\nLOAD_IN_4BIT=True\n"
             "MAX_SEQ_LENGTH=4096\nexport GPU_MEMORY_UTILIZATION='0.8'\n"
             f"LOG_LEVEL=DEBUG\nHF_TOKEN={TOKEN}\nDEVICE=cpu\n"
-            "VLLM_CPU_KVCACHE_SPACE=3 # GiB\nSOMETHING_ELSE=kept out\n"
+            "VLLM_CPU_KVCACHE_SPACE=3 # GiB\n"
         )
     )
     assert settings == Settings(
@@ -99,6 +107,77 @@ def test_malformed_value_names_variable_value_and_what_is_allowed(
     for error, source in ((from_file, ".env"), (from_environment, "the environment")):
         for part in (name, repr(value), allowed, source):
             assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("FOLDER=/data\nMODEL_NAME=${FOLDER}/qwen", "/data/qwen"),
+        ("MODEL_NAME='${FOLDER:-/data}/qwen'", "/data/qwen"),
+        ("MODEL_NAME=${SHELL_FOLDER}/qwen", "/mnt/qwen"),
+        ("MODEL_NAME=/my models/qwen # mine", "/my models/qwen"),
+        ('MODEL_NAME="~/my models"', "~/my models"),
+        ("MODEL_NAME=a directory", "a directory"),
+    ],
+)
+def test_values_are_expanded_and_paths_may_have_spaces(
+    env_file, monkeypatch, tmp_path, text, name
+):
+    monkeypatch.setenv("SHELL_FOLDER", "/mnt")
+    monkeypatch.setenv("FOLDER", "")  # Restored afterwards.
+    monkeypatch.delenv("FOLDER")
+    (tmp_path / "a directory").mkdir()
+    assert load_settings(env_file(text)).model_name == name
+
+
+def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/set/in/the/shell")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Restored afterwards.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with warnings.catch_warnings(action="error"):
+        load_settings(env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu"))
+    assert os.environ["HF_HOME"] == "/set/in/the/shell"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "DEVICE" not in os.environ
+
+
+def test_a_variable_that_is_read_too_late(env_file, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", sys)
+    with pytest.warns(SettingsWarning, match="after huggingface_hub .* restart the"):
+        load_settings(env_file("HF_HOME=/mine"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_seq_length", "MAX_SEQ_LENGTH"),
+        ("Hf_Token", "HF_TOKEN"),
+        ("DEVISE", "DEVICE"),
+    ],
+)
+def test_a_name_without_effect_is_warned_of(env_file, monkeypatch, name, meant):
+    monkeypatch.setattr(os, "environ", {})
+    with pytest.warns(SettingsWarning, match=f"{name} in .* no effect: write {meant} "):
+        assert load_settings(env_file(f"{name}=x")) == Settings()
+
+
+@pytest.mark.parametrize("text", ["None", "null", ""])
+def test_what_is_no_token(env_file, monkeypatch, text):
+    assert load_settings(env_file(f"HF_TOKEN={text}")).hf_token is None
+    monkeypatch.setenv("HF_TOKEN", text)  # As os.environ["HF_TOKEN"] = str(token) does.
+    assert load_settings(env_file(f"HF_TOKEN={TOKEN}")).hf_token == TOKEN
+    Settings().apply()
+    assert os.environ.get("HF_TOKEN", "") == ""
+
+
+def test_deleted_working_directory(monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings() == Settings()
 
 
 @pytest.mark.parametrize(
