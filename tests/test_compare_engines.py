@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import benchmarks
 from helpers.models import MODELS, TINY_THINKER
+from tools import compare_engines
 from tools.compare_engines import Footprint, Job, footprint, format_table, rows
 
 
@@ -60,10 +60,10 @@ def test_an_engine_that_fails_is_reported_and_the_others_go_on(
             "batches": {"1": {"tokens_per_second": [9.0], "ttft_seconds": [0.1]}},
         }
 
-    monkeypatch.setattr(benchmarks, "_in_child", in_child)
+    monkeypatch.setattr(compare_engines, "_in_child", in_child)
     out = tmp_path / "results.json"
     command = ["engines", "--engines", "vllm,transformers", "--precisions", "16bit"]
-    assert benchmarks.main([*command, "--out", str(out)]) == 1
+    assert compare_engines.main([*command, "--out", str(out)]) == 1
     printed = capsys.readouterr().out
     assert "| transformers generate | 16bit | 1 | 9 |" in printed
     assert "vLLM, bare, 16bit: the cause" in printed
@@ -72,7 +72,7 @@ def test_an_engine_that_fails_is_reported_and_the_others_go_on(
 
 def test_a_child_that_takes_too_long_is_ended() -> None:
     job = Job("transformers", TINY_THINKER, batch_sizes=(1,))
-    record = benchmarks.run_engine(job, timeout=0.01)
+    record = compare_engines.run_engine(job, timeout=0.01)
     assert "not done after" in record["error"]
 
 
@@ -149,10 +149,10 @@ def test_the_same_engine_takes_over_unsloths_settings(monkeypatch) -> None:
         settings = {"max_num_seqs": 7, "enable_lora": True, "enforce_eager": False}
         return {"engine": job.engine, "precision": job.precision, "settings": settings}
 
-    monkeypatch.setattr(benchmarks, "run_engine", run_engine)
-    monkeypatch.setattr(benchmarks, "_in_child", lambda *_: 1.0)
+    monkeypatch.setattr(compare_engines, "run_engine", run_engine)
+    monkeypatch.setattr(compare_engines, "_in_child", lambda *_: 1.0)
     jobs = [Job(name, TINY_THINKER) for name in ("unsloth-fast", "vllm", "vllm-same")]
-    benchmarks.run(jobs)
+    compare_engines.run(jobs)
     assert [job.options for job in seen] == [
         {},
         {},
@@ -171,6 +171,6 @@ def test_the_same_engine_takes_over_unsloths_settings(monkeypatch) -> None:
 )
 def test_a_wrong_argument_ends_the_command(wrong: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as ended:
-        benchmarks.main(["engines", *wrong])
+        compare_engines.main(["engines", *wrong])
     assert ended.value.code == 2
     assert wrong[0] in capsys.readouterr().err

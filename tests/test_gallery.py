@@ -17,7 +17,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from helpers import notebooks
+from tools import gallery
 from tools.gallery import (
     STAMP,
     Run,
@@ -257,7 +257,7 @@ def test_refresh_writes_what_ran_and_leaves_what_failed(tmp_path, capsys):
     left = write(tmp_path, "03_left.ipynb", "# 03 Left out", "print(1)")
     bad_before, left_before = bad.read_bytes(), left.read_bytes()
     command = ["refresh", "01", "02", "--notebooks", str(tmp_path)]
-    assert notebooks.main(command) == 1
+    assert gallery.main(command) == 1
     assert "02_bad.ipynb, cell 2" in capsys.readouterr().err
     assert bad.read_bytes() == bad_before and left.read_bytes() == left_before
     notebook = nbformat.read(good, as_version=4)
@@ -284,10 +284,10 @@ def test_format_is_canonical_and_changes_nothing_twice(tmp_path, capsys):
     }
     path.write_text(json.dumps(content))
     command = ["format", "--notebooks", str(tmp_path)]
-    assert notebooks.main(command) == 0
+    assert gallery.main(command) == 0
     assert capsys.readouterr().out == "formatted 01_messy.ipynb\n"
     once = path.read_bytes()
-    assert notebooks.main(command) == 0
+    assert gallery.main(command) == 0
     assert capsys.readouterr().out == ""
     assert path.read_bytes() == once
     notebook = nbformat.read(path, as_version=4)
@@ -300,7 +300,7 @@ def test_format_is_canonical_and_changes_nothing_twice(tmp_path, capsys):
 
 def test_format_names_what_is_no_notebook(tmp_path, capsys):
     (tmp_path / "01_conflict.ipynb").write_text("<<<<<<< ours")
-    assert notebooks.main(["format", "--notebooks", str(tmp_path)]) == 1
+    assert gallery.main(["format", "--notebooks", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("01_conflict.ipynb, not a notebook")
     assert (tmp_path / "01_conflict.ipynb").read_text() == "<<<<<<< ours"
 
@@ -309,7 +309,7 @@ def test_format_names_what_is_no_notebook(tmp_path, capsys):
 def test_unknown_name(tmp_path, capsys, command):
     write(tmp_path, "01_one.ipynb", "# 01 One")
     out = ["--out", str(tmp_path / "out")] if command == "build" else []
-    status = notebooks.main([command, "7", "--notebooks", str(tmp_path), *out])
+    status = gallery.main([command, "7", "--notebooks", str(tmp_path), *out])
     assert status == 1
     assert capsys.readouterr().err == f"no notebook 7*.ipynb in {tmp_path}\n"
     assert not (tmp_path / "out").exists()
