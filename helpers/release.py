@@ -11,6 +11,7 @@ from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from .engine import engine_of, parts_of
 from .memory import cleanup_memory, measure_memory, memory_kind
 
 # CUDA's caches and allocator rounding; less than this apart counts as given back.
@@ -93,76 +94,68 @@ def release_model(
     shell = _shell()
     if namespace is None:
         namespace = shell.user_ns if shell is not None else {}
-    engine = _engine_of(model)
-    inner = _inner_models(model)
-    networks = [part for part in inner if hasattr(part, "parameters")]
-    if engine is not None:
-        networks += _engine_networks(engine)
-    parameters = _weak_parameters(networks)
-    owners = [part for part in (*inner, engine) if part is not None]
-    if engine is not None:
-        _stop_engine(engine)
-        _drop_bytecode_hooks()
-    _unlink_engine(inner)
-    _forget(owners, namespace, shell)
-    weak = _weak_references([*owners, *networks])
-    # Nothing in this frame may hold what is to be freed.
-    del model, engine, inner, networks, owners
+    parts, parameters = _let_go(model, namespace, shell)
+    del model  # Nothing in this frame may hold what is to be freed.
     cleanup_memory()
-    if _clear_finished_frames(weak):
+    if _clear_finished_frames(parts):
         cleanup_memory()
-    alive = [part for part in (reference() for reference in weak) if part is not None]
-    alive_parameters = [
-        part for part in (reference() for reference in parameters) if part is not None
-    ]
-    holders: list[str] = []
-    for target in alive or alive_parameters[:1]:
-        for holder in _holders(target, namespace, (alive, alive_parameters)):
-            if holder not in holders:
-                holders.append(holder)
-    if alive and not holders:
-        holders.append(UNSEEN_HOLDER)
-    del alive
+    alive_parameters, holders = _survivors(parts, parameters, namespace)
     after = measure_memory()
     return ReleaseReport(
         kind,
         before,
         after,
         parameters=len(parameters),
-        alive_parameters=len(alive_parameters),
-        holders=tuple(holders),
+        alive_parameters=alive_parameters,
+        holders=holders,
         kept_mib=None if before_load_mib is None else after - before_load_mib,
     )
+
+
+def _let_go(
+    model: Any, namespace: MutableMapping[str, Any], shell: Any
+) -> tuple[list[weakref.ref], list[weakref.ref]]:
+    """Stop the engine and drop what refers to the model; what to look for later.
+
+    That is the model with its parts, and the parameters of all of them.
+    """
+    engine, inner = engine_of(model), parts_of(model)
+    networks = [part for part in inner if hasattr(part, "parameters")]
+    owners = list(inner)
+    if engine is not None:
+        networks += _engine_networks(engine)
+        owners.append(engine)
+    parameters = _weak_parameters(networks)
+    if engine is not None:
+        _stop_engine(engine)
+        _drop_bytecode_hooks()
+        _forget_graph_pool()
+    _unlink_engine(inner)
+    _forget(owners, namespace, shell)
+    return _weak_references([*owners, *networks]), parameters
+
+
+def _survivors(
+    parts: list[weakref.ref],
+    parameters: list[weakref.ref],
+    namespace: MutableMapping[str, Any],
+) -> tuple[int, tuple[str, ...]]:
+    """How many parameters are alive still, and what holds them or the model."""
+    alive = [part for part in (reference() for reference in parts) if part is not None]
+    alive_parameters = [
+        part for part in (reference() for reference in parameters) if part is not None
+    ]
+    holders: dict[str, None] = {}  # In their order, each once.
+    for target in alive or alive_parameters[:1]:
+        holders |= dict.fromkeys(_holders(target, namespace, (alive, alive_parameters)))
+    if alive and not holders:
+        holders[UNSEEN_HOLDER] = None
+    return len(alive_parameters), tuple(holders)
 
 
 def _shell() -> Any:
     ipython = sys.modules.get("IPython")
     return ipython.get_ipython() if ipython is not None else None
-
-
-def _inner_models(model: Any) -> list[Any]:
-    """The model and what it wraps: PEFT's and Unsloth's wrappers use `.model`."""
-    found: list[Any] = []
-    while model is not None and not any(model is part for part in found):
-        if _is_vllm(model):
-            break
-        found.append(model)
-        model = getattr(model, "model", None)
-    return found
-
-
-def _is_vllm(thing: Any) -> bool:
-    return hasattr(thing, "llm_engine")
-
-
-def _engine_of(model: Any) -> Any:
-    if _is_vllm(model):
-        return model
-    for part in _inner_models(model):
-        engine = getattr(part, "vllm_engine", None)
-        if engine is not None:
-            return engine
-    return None
 
 
 def _engine_networks(engine: Any) -> list[Any]:
@@ -209,6 +202,17 @@ def _drop_bytecode_hooks() -> None:
         # The model's own class may be the user's; its base class is vLLM's.
         if any(base.__module__.split(".")[0] == "vllm" for base in owner.__mro__):
             del hooks[key]
+
+
+def _forget_graph_pool() -> None:
+    """Let the next engine have a pool of its own for its CUDA graphs.
+
+    vLLM keeps the handle of one on its platform's class, and the pool itself is gone
+    with the engine: the next capture would end in an assertion of CUDA's allocator.
+    """
+    platforms = sys.modules.get("vllm.platforms")
+    if platforms is not None:
+        type(platforms.current_platform)._global_graph_pool = None
 
 
 def _unlink_engine(inner: list[Any]) -> None:

@@ -1,8 +1,6 @@
-import functools
 import gc
 import subprocess
 import sys
-import textwrap
 from types import SimpleNamespace
 
 import psutil
@@ -20,7 +18,6 @@ from helpers.memory import (
     measure_resident_memory,
     memory_kind,
 )
-from helpers.release import ReleaseReport, release_model
 
 UUIDS = [
     "GPU-aaaa1111-0000-0000-0000-000000000000",
@@ -325,49 +322,6 @@ def test_plot_shows_marks_and_peak(nvml):
     assert max(axes.lines[0].get_ydata()) == 4000
 
 
-def test_release_of_a_transformers_model_names_what_holds_it():
-    torch = pytest.importorskip("torch")
-    namespace = {"model": torch.nn.Linear(8, 8), "other": 1}
-    report = release_model(namespace["model"], namespace=namespace)
-    assert namespace == {"other": 1}
-    assert (report.parameters, report.alive_parameters) == (2, 0)
-    assert report.holders == () and report.complete
-
-    namespace = {"model": torch.nn.Linear(8, 8)}
-    namespace["keep"] = [namespace["model"]]
-    report = release_model(namespace["model"], namespace=namespace)
-    assert (report.parameters, report.alive_parameters) == (2, 2)
-    assert report.holders == ("the variable keep (a list)",)
-    assert not report.complete
-    assert "Still held by the variable keep (a list)" in str(report)
-
-
-def test_release_names_an_object_and_a_dict_that_hold_the_model():
-    torch = pytest.importorskip("torch")
-
-    class Holder:
-        pass
-
-    for in_dict in (False, True):
-        holder = {} if in_dict else Holder()
-        (holder if in_dict else vars(holder))["model"] = model = torch.nn.Linear(8, 8)
-        namespace = {"model": model, "state": [holder]}
-        del model
-        report = release_model(namespace["model"], namespace=namespace)
-        name = "a dict" if in_dict else f"an object of {__name__}.Holder"
-        assert report.holders == (name,)
-
-
-def test_release_deletes_a_wrapped_method_of_the_model():
-    torch = pytest.importorskip("torch")
-    model = torch.nn.Linear(8, 8)
-    generate = functools.wraps(model.forward)(lambda: None)
-    namespace = {"model": model, "generate": generate}
-    del model, generate
-    report = release_model(namespace["model"], namespace=namespace)
-    assert namespace == {} and report.alive_parameters == 0
-
-
 def test_names_of_marks_that_coincide_stand_apart_and_in_order(nvml):
     from matplotlib.figure import Figure
 
@@ -382,126 +336,6 @@ def test_names_of_marks_that_coincide_stand_apart_and_in_order(nvml):
     gaps = [right - left for left, right in zip(places, places[1:], strict=False)]
     assert min(gaps) >= end / 9 * 0.999
     assert places[-1] <= end
-
-
-def test_release_empties_a_traceback_that_holds_the_model():
-    torch = pytest.importorskip("torch")
-
-    def fail():
-        model = torch.nn.Linear(8, 8)
-        namespace["model"] = model
-        raise ValueError
-
-    namespace = {}
-    with pytest.raises(ValueError) as caught:
-        fail()
-    report = release_model(namespace["model"], namespace=namespace)
-    assert (report.alive_parameters, report.holders) == (0, ())
-    assert caught.tb is not None  # Kept, without the variables.
-
-
-def test_release_names_a_generator_that_holds_the_model():
-    torch = pytest.importorskip("torch")
-
-    def layers():
-        model = torch.nn.Linear(8, 8)
-        namespace["model"] = model
-        yield 1
-        yield model
-
-    namespace = {}
-    generator = layers()
-    next(generator)
-    report = release_model(namespace["model"], namespace=namespace)
-    assert report.holders == ("a generator of layers()",)
-    assert isinstance(next(generator), torch.nn.Linear)  # It can go on.
-
-
-def test_release_names_a_function_that_holds_the_model():
-    torch = pytest.importorskip("torch")
-    model = torch.nn.Linear(8, 8)
-    report = release_model(model, namespace={})
-    assert report.holders == ("a local variable of a function that is still running",)
-    assert report.alive_parameters == 2
-
-
-def test_release_compares_with_the_level_before_the_load():
-    report = ReleaseReport("GPU memory", 9000, 3000, 10, 0, (), kept_mib=2000)
-    assert report.freed_mib == 6000
-    assert not report.complete
-    assert "2000 MiB more than before the load" in str(report)
-    assert ReleaseReport("GPU memory", 9000, 1010, 10, 0, (), kept_mib=10).complete
-
-
-RELEASE_ENGINE = """
-    import os, sys
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1",
-        VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1",
-    )
-    from transformers import Qwen3Config
-    from vllm import LLM, SamplingParams
-    from helpers.memory import measure_memory
-    from helpers.release import release_model
-    import torch
-
-    Qwen3Config(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=1, num_key_value_heads=1, head_dim=64,
-        max_position_embeddings=256, architectures=["Qwen3ForCausalLM"],
-    ).save_pretrained(sys.argv[1])
-
-    class Model:
-        "What Unsloth adds to the model that it returns."
-
-    def load():
-        engine = LLM(
-            sys.argv[1], skip_tokenizer_init=True, load_format="dummy", seed=0,
-            dtype="float32", max_model_len=128, max_num_seqs=2,
-            # A compiled model leaves hooks with Dynamo; eager code generation is quick.
-            compilation_config={"mode": 3, "backend": "eager"},
-        )
-        model = Model()
-        model.vllm_engine, model.fast_generate = engine, engine.generate
-        return model
-
-    def generate(model):
-        prompts = [{"prompt_token_ids": [1, 2, 3]}] * 2
-        params = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
-        outputs = model.fast_generate(prompts, params, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
-
-    tokens = []
-    for cycle in range(2):
-        model = load()
-        hooks = len(torch._dynamo.convert_frame._bytecode_hooks)
-        assert hooks > 0, "nothing to release: the model was not compiled"
-        tokens.append(generate(model))
-        engine, generate_bound = model.vllm_engine, model.fast_generate
-        kept = {"engine": engine} if cycle else {}
-        report = release_model(model, namespace=globals())
-        print(report)
-        assert not {"model", "engine", "generate_bound"} & set(globals())
-        assert report.parameters > 10, report.parameters
-        assert report.alive_parameters == 0, report
-        holders = ("the variable kept (a dict)",) if cycle else ()
-        assert report.holders == holders, report
-        assert len(torch._dynamo.convert_frame._bytecode_hooks) == 0
-    assert tokens[0] == tokens[1], tokens
-    assert len(tokens[0][0]) == 8
-    print("released")
-"""
-
-
-def test_release_of_a_compiled_engine_frees_every_parameter(tmp_path):
-    """Two load cycles in one process, with the same greedy tokens from both."""
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RELEASE_ENGINE), str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    assert result.stdout.endswith("released\n")
 
 
 def test_measure_memory_is_resident_memory_without_a_gpu(no_driver, monkeypatch):

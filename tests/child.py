@@ -1,0 +1,34 @@
+"""Run one of the programs in tests/children in a fresh Python."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CHILDREN = Path(__file__).with_name("children")
+
+
+def run_child(
+    name: str,
+    *arguments: str,
+    before_exec: Callable[[], Any] | None = None,
+    **variables: str,
+) -> dict:
+    """What children/`name`.py says: its last line is JSON, the rest what it printed.
+
+    `variables` go on top of the environment; `before_exec` runs in the child first.
+    """
+    done = subprocess.run(
+        [sys.executable, str(CHILDREN / f"{name}.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DEVICE": "cpu", "LOG_LEVEL": "error", **variables},
+        timeout=300,
+        preexec_fn=before_exec,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    *printed, last = done.stdout.splitlines()
+    return {**json.loads(last), "stdout": printed, "stderr": done.stderr}
