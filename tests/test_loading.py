@@ -456,7 +456,7 @@ def test_a_missing_embedded_model_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(loading.Path, "is_dir", lambda path: False)
-    with pytest.raises(ModelNotFoundError, match=r"helpers\.tiny_thinker\.train"):
+    with pytest.raises(ModelNotFoundError, match=r"tools\.tiny_thinker\.train"):
         resolve_model_path("tiny-thinker")
 
 

@@ -119,7 +119,7 @@ def footprint(model: str, precision: str, bytes_per_value: int) -> Footprint:
 
 
 def _directory(model: str) -> Path:
-    from .loading import resolve_model_path
+    from helpers.loading import resolve_model_path
 
     path = resolve_model_path(model)
     if not Path(path).is_dir():
@@ -172,7 +172,7 @@ def _import_transformers(job: Job, device: str) -> Load:
 
 
 def _import_unsloth(job: Job, device: str) -> Load:
-    from .loading import FastLanguageModel
+    from helpers.loading import FastLanguageModel
 
     import torch  # isort: skip
 
@@ -190,7 +190,7 @@ def _import_unsloth(job: Job, device: str) -> Load:
 
 
 def _import_unsloth_fast(job: Job, device: str) -> Load:
-    from .loading import FastLanguageModel
+    from helpers.loading import FastLanguageModel
 
     def load() -> tuple[Generate, dict[str, Any], Any]:
         model, _ = FastLanguageModel.from_pretrained(
@@ -654,7 +654,7 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 def write_charts(results: Mapping[str, Any], path: Path) -> None:
     """Draw the results: `path` with -speed.png and -limit.png in the place of .json."""
-    from .display import plot_benchmark
+    from helpers.display import plot_benchmark
 
     place = results["machine"]
     charts = plot_benchmark(rows(results), f"{place['device']}, {place['date']}")
