@@ -379,7 +379,7 @@ def measure_layer(model: Any, batch_size: int, job: Job) -> list[float]:
     """
     from vllm import SamplingParams
 
-    from .batch import run_batch
+    from helpers.batch import run_batch
 
     questions = [f"What is {n} + {n + 7}?" for n in range(batch_size)]
     params = SamplingParams(temperature=0, max_tokens=job.layer_tokens, ignore_eos=True)
