@@ -22,7 +22,7 @@ help:
 	@echo "make notebooks  run every notebook into _build/ and make the gallery"
 	@echo "make test       run all tests, every notebook included"
 	@echo "make gpu-test   on a GPU: every notebook, memory, estimates, the stop button"
-	@echo "make lab        open JupyterLab on notebooks/"
+	@echo "make lab        open JupyterLab on the collection's start page"
 	@echo "make setup      create .venv with everything; the others do it when needed"
 	@echo "make pins       rebuild requirements/cpu.txt and gpu.txt from the .in files"
 	@echo "make clean      remove .venv, _build and caches"
@@ -37,7 +37,8 @@ notebooks: setup
 # Two at once, the longest first; not on a GPU: engines measure how much of it is free.
 LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,2)
 test: setup
-	@$(VENV_PYTHON) -m pytest -n $(LANES) --dist worksteal \
+	@$(VENV_PYTHON) -m tools.browser
+	@$(VENV_PYTHON) -m pytest -rs -n $(LANES) --dist worksteal \
 	  --nbmake --nbmake-timeout=600 $(wildcard notebooks) tests
 
 # What only a GPU can show, on one that nothing else uses: tests/test_gpu.py.
@@ -46,7 +47,7 @@ gpu-test:
 	@$(VENV_PYTHON) -m pytest -m gpu -ra tests/test_gpu.py
 
 lab: setup
-	@$(VENV_PYTHON) -m jupyterlab notebooks
+	@$(VENV_PYTHON) -m tools.lab
 
 # uv gives torch without its +cpu, a build that only torch's own index has.
 UV_COMPILE := .venv/bin/uv pip compile --quiet --upgrade --no-annotate --no-header \

@@ -1,0 +1,41 @@
+"""Write notebooks/00_start_here.md from the README's table of notebooks.
+
+`python -m tools.start_page` does it, after the table has changed. JupyterLab opens the
+page rendered, so that its links open the notebooks.
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "notebooks" / "00_start_here.md"
+_TEXT = """\
+# Start here
+
+Click a notebook. It opens beside this page; **Run > Run All Cells** runs it from the
+top, and its last cell ends the kernel, so that the next one finds the memory free. The
+square button in its toolbar stops what is running. The contents of what you read stand
+on the right.
+
+{table}
+
+[01](01_environment_verification.ipynb) says what this machine can do and what to mend.
+The rest is in the [README](../README.md): choosing a model, recipes to copy, and what
+to do when something goes wrong.
+"""
+
+
+def start_page(readme: str) -> str:
+    """The page for a README: its table of notebooks, with links from their folder.
+
+    Raises:
+        ValueError: the README has no table whose first row is a link to a notebook.
+    """
+    table = re.search(r"^\| notebook \|.*\n(?:\|.*\n)+", readme, re.MULTILINE)
+    if table is None:
+        raise ValueError("the README has no table that begins with | notebook |")
+    return _TEXT.format(table=table[0].replace("](notebooks/", "](").rstrip())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(start_page((ROOT / "README.md").read_text(encoding="utf-8")))
