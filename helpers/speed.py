@@ -1,41 +1,63 @@
-"""Measure an engine's speed so that two engines can be compared fairly.
+"""Measure an engine's speed, and show it beside that of others.
 
 The rules: the same prompts and the same number of new tokens for everyone, a warm-up
 that is not counted, several repeats of which the spread is kept.
 """
 
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .tables import Chart, Panel, show_table
 
 # Takes prompts and a number of new tokens, returns the new token ids of each prompt.
-Generate = Callable[[Sequence[str], int], Sequence[Sequence[int]]]
+Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
+# What `python -m tools.compare_engines` recorded lies beside the notebooks.
+RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 @dataclass(frozen=True)
 class EngineFigures:
     """What one engine did on one device.
 
-    `load_seconds`: seconds of the load, or None where it was not measured.
-    `memory_mib`: MiB that the load added, or None.
-    `ttft_seconds`: seconds to the first token of one prompt, one value per repeat.
     `tokens_per_second`: by batch size (prompts at once), new tokens of the whole batch
     per second, one value per repeat.
+    `ttft_seconds`: by batch size, seconds to the first token of all its prompts.
+    `load_seconds`: seconds of the load, or None where it was not measured.
+    `memory_mib`: MiB that the load added, or None.
+    `precision`: of the weights, "16-bit" or "4-bit"; empty where all have the same.
+    `mixed`: by number of prompts, new tokens per second for prompts and answers of
+    different lengths.
+    `limit`: by batch size, tokens per second if reading weights and KV cache from the
+    device's memory were all that takes time.
     """
 
     engine: str
     device: str
-    ttft_seconds: tuple[float, ...]
     tokens_per_second: Mapping[int, tuple[float, ...]]
+    ttft_seconds: Mapping[int, tuple[float, ...]]
     load_seconds: float | None = None
     memory_mib: float | None = None
+    precision: str = ""
+    mixed: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    limit: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The engine, with the precision of its weights where that is known."""
+        return f"{self.engine}, {self.precision}" if self.precision else self.engine
 
     @property
     def ttft(self) -> float:
-        """Median seconds to the first token."""
-        return statistics.median(self.ttft_seconds)
+        """Median seconds to the first token, at the smallest batch."""
+        return statistics.median(self.ttft_seconds[min(self.ttft_seconds)])
 
     def throughput(self, batch_size: int) -> float:
         """Median tokens per second at `batch_size`; KeyError if it was not measured."""
@@ -45,7 +67,7 @@ class EngineFigures:
 def measure_engine(
     engine: str,
     generate: Generate,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     *,
     device: str,
     batch_sizes: Sequence[int] = (1, 4, 16),
@@ -54,11 +76,12 @@ def measure_engine(
     load_seconds: float | None = None,
     memory_mib: float | None = None,
 ) -> EngineFigures:
-    """Time `generate` on one prompt and on batches, `repeats` times after a warm-up.
+    """Time `generate` on batches of each size, `repeats` times after a warm-up.
 
     `generate(prompts, max_tokens)` has to return each prompt's new token ids, and to
     go on for `max_tokens` of them whatever the model says, or answers of different
     length would be compared. A batch larger than `prompts` takes them in turn again.
+    Each batch runs once more with one new token, for the time to the first.
 
     Raises `ValueError` for no prompts, for `repeats` or a batch size below 1, and for
     a `generate` that returns fewer tokens than it was asked for.
@@ -66,7 +89,7 @@ def measure_engine(
     if not prompts or repeats < 1 or min(batch_sizes, default=0) < 1:
         raise ValueError("prompts, repeats and batch sizes must be at least one")
 
-    def timed(batch: Sequence[str], tokens: int) -> tuple[float, ...]:
+    def timed(batch: Sequence[Any], tokens: int) -> list[float]:
         seconds = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
@@ -78,18 +101,172 @@ def measure_engine(
                     f"{engine} was asked for {len(batch)} x {tokens} tokens and "
                     f"returned {lengths}: switch off its end-of-text token"
                 )
-        return tuple(seconds[1:])  # The first one is the warm-up.
+        return seconds[1:]  # The first one is the warm-up.
 
-    throughput = {}
-    for batch_size in batch_sizes:
-        batch = list(itertools.islice(itertools.cycle(prompts), batch_size))
-        tokens = batch_size * max_tokens
-        throughput[batch_size] = tuple(tokens / s for s in timed(batch, max_tokens))
+    throughput, ttft = {}, {}
+    for size in batch_sizes:
+        batch = list(itertools.islice(itertools.cycle(prompts), size))
+        throughput[size] = tuple(
+            size * max_tokens / s for s in timed(batch, max_tokens)
+        )
+        ttft[size] = tuple(timed(batch, 1))
     return EngineFigures(
         engine=engine,
         device=device,
-        ttft_seconds=timed(prompts[:1], 1),
         tokens_per_second=throughput,
+        ttft_seconds=ttft,
         load_seconds=load_seconds,
         memory_mib=memory_mib,
     )
+
+
+def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
+    """The engines of a recorded comparison; `device` says where, when and with what.
+
+    `name` is that of a JSON file in `directory`, without its ending. Raises
+    `FileNotFoundError`, which names those that are there.
+    """
+    try:
+        recorded = json.loads((directory / f"{name}.json").read_text("utf-8"))
+    except FileNotFoundError as error:
+        there = ", ".join(sorted(path.stem for path in directory.glob("*.json")))
+        raise FileNotFoundError(
+            f"no {name}.json in {directory}, which has {there or 'none'}"
+        ) from error
+    versions = ", ".join(f"{key} {v}" for key, v in recorded["versions"].items())
+    device = (
+        f"{recorded['device']}, {recorded['date']}, {recorded['model']}; {versions}"
+    )
+
+    def by_size(record: Mapping[str, Any], key: str) -> dict[int, tuple[float, ...]]:
+        return {int(n): tuple(values) for n, values in record.get(key, {}).items()}
+
+    return [
+        EngineFigures(
+            engine=record["engine"],
+            device=device,
+            tokens_per_second=by_size(record, "tokens_per_second"),
+            ttft_seconds=by_size(record, "ttft_seconds"),
+            load_seconds=record.get("load_seconds"),
+            memory_mib=record.get("memory_mib"),
+            precision=record["precision"],
+            mixed=by_size(record, "mixed"),
+            limit={int(n): value for n, value in record.get("limit", {}).items()},
+        )
+        for record in recorded["engines"]
+        if record.get("tokens_per_second")
+    ]
+
+
+def engine_table(*engines: EngineFigures) -> Panel:
+    """Load, first token, throughput and memory, with a column for each engine.
+
+    Tokens/s are medians, with the slowest and the fastest of the repeats; "-" is what
+    was not measured. Engines are told apart by their names.
+    """
+    measured: dict[str, list[str]] = {
+        "load (s)": [_rounded(one.load_seconds, 1) for one in engines],
+        "first token (ms)": [_figure(1000 * one.ttft) for one in engines],
+    }
+    for size in _sizes(one.tokens_per_second for one in engines):
+        measured[f"tokens/s, batch {size}"] = [
+            _median_and_spread(one.tokens_per_second.get(size)) for one in engines
+        ]
+    for count in _sizes(one.mixed for one in engines):
+        measured[f"tokens/s, {count} prompts of different lengths"] = [
+            _median_and_spread(one.mixed.get(count)) for one in engines
+        ]
+    measured["memory (MiB)"] = [_rounded(one.memory_mib, 0) for one in engines]
+    names = [one.name for one in engines]
+    rows = [
+        {"": what, **dict(zip(names, values, strict=True))}
+        for what, values in measured.items()
+    ]
+    devices = dict.fromkeys(one.device for one in engines)
+    return show_table(rows, caption=f"Measured on {' and '.join(devices)}")
+
+
+def _sizes(measured: Any) -> list[int]:
+    return sorted({size for by_size in measured for size in by_size})
+
+
+def _median_and_spread(values: Sequence[float] | None) -> str:
+    if values is None:
+        return "-"
+    median = statistics.median(values)
+    return f"{median:,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
+
+
+def plot_throughput(*engines: EngineFigures) -> Chart:
+    """Throughput and time to the first token over batch size, on logarithmic axes.
+
+    An engine keeps its colour, 4-bit weights are dashed, bars show the spread of the
+    repeats. Two lines in grey stand for what can't be passed: as many times the fastest
+    single prompt as there are prompts, and where it is known `EngineFigures.limit`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), facecolor="white", layout="constrained")
+    figure.suptitle(f"Measured on {engines[0].device}", x=0.01, ha="left", fontsize=9)
+    speed, first = figure.subplots(1, 2, width_ratios=[3, 2])
+    names = dict.fromkeys(one.engine for one in engines)
+    colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
+    for one in engines:
+        style = {"color": colours[one.engine], "label": one.name}
+        style["linestyle"] = "--" if one.precision == "4-bit" else "-"
+        _draw(speed, one.tokens_per_second, **style)
+        _draw(first, one.ttft_seconds, scale=1000, **style)
+    sizes = _sizes(one.tokens_per_second for one in engines)
+    single = max(
+        one.throughput(sizes[0]) for one in engines if sizes[0] in one.tokens_per_second
+    )
+    ideal = [single * size / sizes[0] for size in sizes]
+    label = "ideal: twice the prompts, twice the tokens"
+    speed.plot(sizes, ideal, ":", color="#999999", label=label)
+    for precision, limit in {
+        one.precision: one.limit for one in engines if one.limit
+    }.items():
+        style = "--" if precision == "4-bit" else "-"
+        label = f"the memory's bandwidth allows, {precision}"
+        speed.plot(
+            list(limit), list(limit.values()), style, color="#999999", label=label
+        )
+    for axes, title in (
+        (speed, "new tokens per second"),
+        (first, "time to the first token (ms)"),
+    ):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("prompts at once (batch size)")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    speed.legend(frameon=False, fontsize=8)
+    facts = [
+        f"{one.name}: {max(map(one.throughput, one.tokens_per_second)):,.0f} tokens/s "
+        f"at best, first token after {_figure(1000 * one.ttft)} ms"
+        for one in engines
+    ]
+    return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
+
+
+def _draw(
+    axes: Any, by_size: Mapping[int, Sequence[float]], *, scale: float = 1, **style: Any
+) -> None:
+    """A line through the medians, with bars from the lowest to the highest value."""
+    medians = [scale * statistics.median(values) for values in by_size.values()]
+    spread = [
+        [m - scale * min(v) for m, v in zip(medians, by_size.values(), strict=True)],
+        [scale * max(v) - m for m, v in zip(medians, by_size.values(), strict=True)],
+    ]
+    axes.errorbar(list(by_size), medians, spread, marker="o", capsize=3, **style)

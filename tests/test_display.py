@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,10 @@ from helpers.display import (
     LiveResponse,
     SamplingExplorer,
     action_button,
-    engine_table,
     parameter_controls,
-    plot_benchmark,
-    plot_engines,
     show_table,
     show_thinking,
 )
-from helpers.speed import EngineFigures
 from helpers.thinking import INCOMPLETE_HINT, ThinkingResult, parse_thinking_response
 
 DONE = ThinkingResult("5 + 7 = 12", "It is <b>42</b>.", 9, 4)
@@ -159,45 +154,6 @@ def test_a_button_shows_what_its_action_gave_or_why_it_failed() -> None:
     assert "ValueError: no &lt;engine&gt;" in output.value and not button.disabled
 
 
-FIGURES = EngineFigures(
-    "engine", "CPU", (0.01, 0.02, 0.03), {1: (90.0, 100.0, 120.0), 4: (300.0,) * 3}, 2.5
-)
-
-
-def test_engines_are_compared_by_median_and_spread() -> None:
-    text = repr(engine_table(FIGURES))
-    assert "100 (90 to 120)" in text
-    assert "20" in text and "2.5" in text
-    assert text.rstrip().endswith("-")  # The memory was not measured.
-
-
-def test_engines_stand_beside_each_other_with_gaps_where_one_was_not_measured() -> None:
-    other = replace(FIGURES, engine="other", tokens_per_second={64: (7.0,)})
-    lines = repr(engine_table(FIGURES, other)).splitlines()
-    assert lines[0] == f"Measured on {FIGURES.device}"
-    assert lines[1].split() == [FIGURES.engine, "other"]
-    (only_other,) = [line for line in lines if "batch 64" in line]
-    assert only_other.split()[-5:] == ["-", "7", "(7", "to", "7)"]
-
-
-def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
-    chart = plot_engines(FIGURES, FIGURES)
-    assert chart._repr_png_().startswith(b"\x89PNG")
-    assert len(chart.figure.axes[0].get_legend().get_texts()) == 2
-    assert "engine: 300 tokens/s at best" in repr(chart)
-
-
-def test_what_only_one_engine_has_is_not_drawn_as_a_comparison() -> None:
-    def titles(*engines: EngineFigures) -> list[str]:
-        return [axes.get_title() for axes in plot_engines(*engines).figure.axes]
-
-    measured = replace(FIGURES, memory_mib=35.0)
-    throughput = "new tokens per second"
-    assert titles(measured) == [throughput]
-    assert titles(FIGURES, measured) == [throughput, "load (s)", "first token (ms)"]
-    assert titles(measured, measured)[-1] == "memory (MiB)"
-
-
 def test_importing_it_imports_nothing_heavy() -> None:
     code = "import sys, json, helpers.display; print(json.dumps(list(sys.modules)))"
     run = subprocess.run(
@@ -209,23 +165,3 @@ def test_importing_it_imports_nothing_heavy() -> None:
     )
     heavy = {"torch", "transformers", "unsloth", "vllm", "matplotlib", "ipywidgets"}
     assert not heavy & set(json.loads(run.stdout))
-
-
-def test_benchmark_charts_say_in_words_what_they_show():
-    rows = [
-        {
-            "engine": engine,
-            "weights": "16bit",
-            "batch": batch,
-            "tokens/s": speed * batch,
-            "limit": 1000.0 * batch,
-            "of limit": speed / 1000,
-        }
-        for engine, speed in (("vLLM, bare", 700.0), ("transformers generate", 30.0))
-        for batch in (1, 8)
-    ]
-    rows[-1]["of limit"] = None  # Too few tokens to tell.
-    speeds, shares = plot_benchmark(rows, "Some GPU, 2026-01-01")
-    assert speeds._repr_png_().startswith(b"\x89PNG")
-    assert "vLLM, bare, 16-bit: 5,600 at best" in repr(speeds)
-    assert "transformers generate, 16-bit: 3% at best" in repr(shares)

@@ -1,9 +1,17 @@
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from helpers.speed import EngineFigures, measure_engine
+from helpers.speed import (
+    EngineFigures,
+    engine_table,
+    load_figures,
+    measure_engine,
+    plot_throughput,
+)
 
 
 def test_every_engine_gets_the_same_work_and_the_warm_up_is_left_out() -> None:
@@ -24,9 +32,11 @@ def test_every_engine_gets_the_same_work_and_the_warm_up_is_left_out() -> None:
         load_seconds=1.5,
         memory_mib=20,
     )
-    assert calls == [(["a"], 5)] * 3 + [(["a", "b", "a"], 5)] * 3 + [(["a"], 1)] * 3
+    three = ["a", "b", "a"]
+    one_by_one = [(["a"], 5)] * 3 + [(["a"], 1)] * 3
+    assert calls == one_by_one + [(three, 5)] * 3 + [(three, 1)] * 3
     assert [len(v) for v in figures.tokens_per_second.values()] == [2, 2]
-    assert len(figures.ttft_seconds) == 2
+    assert [len(v) for v in figures.ttft_seconds.values()] == [2, 2]
     assert (figures.load_seconds, figures.memory_mib) == (1.5, 20)
 
 
@@ -68,9 +78,50 @@ def test_nothing_to_measure_is_an_error(wrong: dict) -> None:
         measure_engine("engine", lambda p, n: [], device="cpu", **arguments)
 
 
+FIGURES = EngineFigures(
+    "engine",
+    "CPU",
+    {1: (90.0, 100.0, 120.0), 4: (300.0,) * 3},
+    {1: (0.01, 0.03, 0.02), 4: (0.05,)},
+    2.5,
+)
+
+
 def test_the_median_stands_for_the_repeats() -> None:
-    figures = EngineFigures("e", "cpu", (3.0, 1.0, 2.0), {1: (10.0, 90.0, 20.0)})
-    assert figures.ttft == 2.0
-    assert figures.throughput(1) == 20.0
+    assert FIGURES.ttft == 0.02
+    assert FIGURES.throughput(1) == 100.0
     with pytest.raises(KeyError):
-        figures.throughput(2)
+        FIGURES.throughput(2)
+
+
+def test_engines_stand_beside_each_other_with_gaps_where_one_was_not_measured() -> None:
+    other = replace(
+        FIGURES, engine="other", precision="4-bit", tokens_per_second={64: (7.0,)}
+    )
+    lines = repr(engine_table(FIGURES, replace(other, mixed={8: (5.0,)}))).splitlines()
+    assert lines[0] == "Measured on CPU"
+    assert lines[1].split() == ["engine", "other,", "4-bit"]
+    rows = {line[:40].strip(): line[40:].split() for line in lines[2:]}
+    assert rows["load (s)"] == ["2.5"] * 2
+    assert rows["first token (ms)"] == ["20"] * 2
+    assert rows["tokens/s, batch 1"] == ["100", "(90", "to", "120)", "-"]
+    assert rows["tokens/s, batch 64"] == ["-", "7", "(7", "to", "7)"]
+    mixed = rows["tokens/s, 8 prompts of different lengths"]
+    assert mixed == ["-", "5", "(5", "to", "5)"]
+    assert rows["memory (MiB)"] == ["-", "-"]  # Not measured.
+
+
+def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
+    chart = plot_throughput(FIGURES, replace(FIGURES, engine="other", limit={1: 500.0}))
+    assert chart._repr_png_().startswith(b"\x89PNG")
+    speed, first = chart.figure.axes
+    names = [text.get_text() for text in speed.get_legend().get_texts()]
+    assert [name.split()[0] for name in names] == ["ideal:", "the", "engine", "other"]
+    assert speed.get_yscale() == first.get_yscale() == "log"
+    assert "engine: 300 tokens/s at best, first token after 20 ms" in repr(chart)
+
+
+def test_figures_that_were_not_recorded_name_those_that_were(tmp_path: Path) -> None:
+    (tmp_path / "here.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="which has here"):
+        load_figures("there", tmp_path)
