@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .interrupts import interruptible
 from .models import MODELS
 from .sampling import PRESETS
-from .thinking import INCOMPLETE_HINT, parse_thinking_responses
+from .thinking import parse_thinking_responses, unfinished_hint
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -67,7 +67,9 @@ class BatchResult:
             f"BatchResult({name}, response={self.response!r}, {self.tokens} tokens, "
             f"finish_reason={self.finish_reason!r})"
         )
-        return text if self.complete else f"{text}  # {INCOMPLETE_HINT}"
+        if self.complete:
+            return text
+        return f"{text}  # {unfinished_hint(self.finish_reason)}"
 
 
 class _Request(NamedTuple):

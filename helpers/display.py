@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .markers import unwrap_tokenizer
 from .speed import engine_table
 from .speed import plot_throughput as plot_engines
 from .tables import Chart, Panel, show_table
-from .thinking import INCOMPLETE_HINT, ThinkingResult, ThinkingStream
+from .thinking import ThinkingResult, ThinkingStream
 
 __all__ = [
     "Chart",
@@ -35,6 +36,7 @@ _RANGES = {
     "min_p": (0.0, 0.5, 0.01),
 }
 _CARD = "flex:1 1 16em;border:1px solid #8888;border-radius:6px;padding:0.6em 0.9em"
+_THINKS_ON = "(still thinking)"  # In the answer's place until there is one.
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 
 
@@ -71,7 +73,7 @@ def show_thinking(
 
 def _answer(result: ThinkingResult) -> str:
     if result.response is None:
-        return f"(no answer) {INCOMPLETE_HINT}"
+        return f"(no answer) {result.hint}"
     return result.response
 
 
@@ -112,6 +114,7 @@ class LiveResponse:
         self._stream: ThinkingStream | None = None
         self._texts = ["", ""]  # The thinking, the answer.
         self._tokens = [0, 0]
+        self._ended = False  # By the model, and not for want of tokens.
         self._handle: Any = None
 
     def put(self, token_ids: Any) -> None:
@@ -136,14 +139,15 @@ class LiveResponse:
         self._texts[0] += delta.thinking
         self._texts[1] += delta.response
         self._tokens[0 if self._stream.is_thinking else 1] += len(ids)
+        self._ended = ids[-1:] == [unwrap_tokenizer(self.tokenizer).eos_token_id]
         if sum(self._tokens) % self.DRAW_EVERY == 0:
-            response = None if self._stream.is_thinking else self._texts[1]
+            response = _THINKS_ON if self._stream.is_thinking else self._texts[1]
             self._draw(ThinkingResult(self._texts[0], response, *self._tokens))
 
     def end(self) -> None:
         """Draw the finished response, and keep it as `result`."""
         if self._stream is not None:
-            self.result = self._stream.finish()
+            self.result = self._stream.finish("stop" if self._ended else None)
             self._draw(self.result)
 
     def _draw(self, result: ThinkingResult) -> None:

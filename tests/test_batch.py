@@ -9,6 +9,7 @@ import pytest
 
 from helpers.batch import BatchResult, run_batch
 from helpers.models import MODELS, TINY_THINKER
+from helpers.thinking import unfinished_hint
 
 ROOM = 512  # Tokens that the engine is loaded for.
 CHILD = """
@@ -298,4 +299,7 @@ def test_the_repr_is_short_and_says_what_to_do() -> None:
     cut = BatchResult(2, "word " * 9999, "a", "Well", tokens=9, finish_reason="length")
     assert "id='a'" in repr(cut) and "raise max_tokens" in repr(cut)
     assert len(repr(cut)) < 200
+    ended = BatchResult(2, "", thinking="Well", tokens=9, finish_reason="stop")
+    assert unfinished_hint("stop") in repr(ended)
+    assert "max_tokens" not in repr(ended)
     assert repr(BatchResult(0, "", error="empty")) == "BatchResult(0, error='empty')"

@@ -27,8 +27,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["</s>"])
     core.add_tokens(["<think>", "</think>"])
-    return PreTrainedTokenizerFast(tokenizer_object=core)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
 
 
 def test_a_table_is_html_and_text_and_escapes_what_it_shows() -> None:
@@ -64,6 +65,13 @@ def test_cut_thinking_stands_open_with_the_hint() -> None:
     assert INCOMPLETE_HINT in repr(panel)
 
 
+def test_thinking_that_the_model_ended_itself_gets_no_advice_on_tokens() -> None:
+    ended = ThinkingResult("One,", None, 2, 0, "stop")
+    assert ended.hint and ended.hint in repr(ended)
+    assert ended.hint in show_thinking(ended)._repr_html_()
+    assert "max_tokens" not in show_thinking(ended)._repr_html_()
+
+
 def test_results_stand_beside_each_other_under_their_titles() -> None:
     panel = show_thinking([DONE, CUT], titles=["first", "second"])
     assert panel._repr_html_().count("<details") == 2
@@ -88,9 +96,19 @@ def test_a_live_response_ends_as_parsing_at_once_does(tokenizer, monkeypatch) ->
         completion, tokenizer, prompt_token_ids=prompt
     )
     assert live.result == ("one and two", "three, four, five")
-    assert drawn[0].response is None and drawn[0].thinking.startswith("one")
+    assert drawn[0].response == "(still thinking)"
+    assert drawn[0].thinking.startswith("one")
     assert drawn[-1] is live.result
     assert len(drawn) == len(completion) // LiveResponse.DRAW_EVERY + 1
+
+
+def test_a_live_response_tells_the_models_end_from_its_limit(tokenizer) -> None:
+    for last, reason in ([], None), ([tokenizer.eos_token_id], "stop"):
+        live = LiveResponse(tokenizer)
+        live.put(tokenizer.encode("Hi<think>"))
+        live.put([*tokenizer.encode("one"), *last])
+        live.end()
+        assert (live.result.response, live.result.finish_reason) == (None, reason)
 
 
 def test_a_live_response_refuses_a_batch(tokenizer) -> None:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from helpers.markers import THINK_MARKERS, warn_once
 from helpers.thinking import (
     INCOMPLETE_HINT,
     THINK_END_TOKEN_ID,
-    THINK_MARKERS,
     ThinkingResult,
     ThinkingStream,
     parse_thinking_response,
@@ -100,7 +100,13 @@ def ids(tokenizer, text: str) -> list[int]:
 
 
 def everything(result: ThinkingResult) -> tuple:
-    return *result, result.thinking_tokens, result.response_tokens, result.truncated
+    counts = result.thinking_tokens, result.response_tokens
+    return *result, *counts, result.truncated, result.markers_in_text
+
+
+@pytest.fixture(autouse=True)
+def warn_again():
+    warn_once.cache_clear()
 
 
 def test_qwen3_ids_are_the_known_ones():
@@ -179,9 +185,68 @@ def test_a_marker_spelled_in_letters_is_text():
     assert (result.thinking_tokens, result.response_tokens) == (8, 8)
 
 
-def test_a_model_without_markers_only_answers():
-    text = "<think>a</think>b"
-    assert tuple(parse_thinking_response(ids(LLAMA, text), LLAMA)) == ("", text)
+# A model without the tokens spells its markers in letters.
+SPELLED = {
+    "usual": ("<think>a</think>b", "a", "b", 16),
+    "after space": (" \n<think>\na\n</think>\n\nb", "a", "b", 20),
+    "cut off": ("<think>a", "a", None, 8),
+    "cut off in the end marker": ("<think>a</thi", "a</thi", None, 13),
+    "cut off in the start marker": ("<thi", "", "<thi", 0),
+    "second end marker": ("<think>a</think>b</think>c", "a", "b</think>c", 16),
+    "not ASCII": ("◁think▷é🤔◁/think▷✓", "é🤔", "✓", 11 + 6 + 12),
+    "other family": ("[THINK]a[/THINK]b", "a", "b", 16),
+    "lone end marker": ("a</think>b", "a", "b", 9),
+    "none": ("b", "", "b", 0),
+    "nothing": ("", "", "", 0),
+}
+
+
+@pytest.mark.parametrize("case", SPELLED)
+def test_markers_spelled_in_letters_are_found_where_there_are_no_tokens(case):
+    text, *expected, thinking_tokens = SPELLED[case]
+    completion = ids(LLAMA, text)
+    result = parse_thinking_response(completion, LLAMA)
+    assert list(result) == expected
+    counts = (thinking_tokens, len(completion) - thinking_tokens)
+    assert (result.thinking_tokens, result.response_tokens) == counts
+    assert result.markers_in_text == (thinking_tokens > 0)
+    assert ("markers_in_text" in repr(result)) == result.markers_in_text
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "expected", "found"),
+    [
+        ("hi<|eot_id|><think>\n", "a</think>b", ("a", "b"), True),
+        ("hi<|eot_id|><think>\n", "<think>a</think>b", ("a", "b"), True),
+        ("hi<|eot_id|><think>\n", "a", ("a", None), True),
+        ("hi<|eot_id|><think>\nFirst,", "a</think>b", ("a", "b"), True),
+        ("hi<|eot_id|><think>\n\n</think>\n\n", "b", ("", "b"), False),
+        ("What is <think>?<|eot_id|>", "b", ("", "b"), False),
+        ("What is <think>?", "b", ("", "b"), False),  # A base model: no turns.
+        ("Think:<think>", "b", ("b", None), True),
+        ("", "b", ("", "b"), False),
+    ],
+)
+def test_the_prompt_may_have_spelled_the_start_marker(
+    prompt, completion, expected, found
+):
+    result = parse_thinking_response(
+        ids(LLAMA, completion), LLAMA, prompt_token_ids=ids(LLAMA, prompt)
+    )
+    assert tuple(result) == expected
+    assert result.markers_in_text == found
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [("Sure. <think>a</think>b", None), ("a</think>b", ids(LLAMA, "hi<|eot_id|>"))],
+)
+def test_markers_in_an_answer_are_text_and_a_warning_says_so(text, prompt):
+    with pytest.warns(UserWarning, match="in its text"):
+        result = parse_thinking_response(
+            ids(LLAMA, text), LLAMA, prompt_token_ids=prompt
+        )
+    assert tuple(result) == ("", text)
 
 
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -272,7 +337,7 @@ def test_tensors_and_processors_are_taken():
     completion = ids(QWEN3, "a</think>b")
     for token_ids in (torch.tensor(completion), tuple(completion), iter(completion)):
         result = parse_thinking_response(token_ids, Processor())
-        assert everything(result) == ("a", "b", 1, 1, False)
+        assert everything(result) == ("a", "b", 1, 1, False, False)
 
 
 @pytest.mark.parametrize("wrong", ["a</think>b", [[1, 2]], [1.5]])
@@ -349,6 +414,7 @@ def completions(draw, tokenizer):
     """Tokens of text, torn characters, markers and special tokens, in any order."""
     names = [m for pair in THINK_MARKERS for m in pair]
     names += ["<|im_end|>", "</s>", "▁a", "▁", "b"]
+    spelled = st.sampled_from(["<think>", "</think>", "<thi", "◁think▷", "◁/think▷"])
     known = [
         i
         for i in map(tokenizer.convert_tokens_to_ids, names)
@@ -362,7 +428,7 @@ def completions(draw, tokenizer):
         word = [tokenizer.convert_tokens_to_ids("▁a")]
         pieces |= characters.map(lambda c: raw(tokenizer, c.encode()) + word)
     else:
-        pieces |= (characters | st.text(max_size=30)).map(
+        pieces |= (characters | spelled | st.text(max_size=30)).map(
             lambda text: raw(tokenizer, text.encode())
         )
         pieces |= st.binary(min_size=1, max_size=3).map(lambda b: raw(tokenizer, b))
