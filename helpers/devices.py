@@ -8,24 +8,32 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pynvml
 
 MIB = 1024 * 1024
+# The files of a control group that hold its limit and use of memory, in bytes, and how
+# memory.stat names the part of the use that is given up on demand.
+_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as NVML sees it; `index` is the one that `nvidia-smi` prints."""
+    """One GPU, or one MIG slice of it, as NVML sees it.
+
+    `index` is the one that `nvidia-smi` prints, of a slice that of its card.
+    `compute_capability` is None where the driver does not tell it.
+    """
 
     index: int
     uuid: str
     name: str
     total_mib: int
     used_mib: int
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[int, int] | None
 
     @property
     def free_mib(self) -> int:
@@ -35,31 +43,40 @@ class Gpu:
     @property
     def bf16(self) -> bool:
         """Whether it computes in bfloat16: Ampere (8.0) and later do."""
-        return self.compute_capability >= (8, 0)
+        return self.compute_capability is not None and self.compute_capability >= (8, 0)
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether it is a part of a card, made by MIG (Multi-Instance GPU)."""
+        return self.uuid.startswith("MIG-")
 
 
-def driver_error() -> str | None:
-    """Why NVML can't be used (no driver, a broken one), or None where it can."""
-    try:
-        with _nvml():
-            return None
-    except pynvml.NVMLError as error:
-        return str(error)
+class Driver(NamedTuple):
+    """The NVIDIA driver, and the newest CUDA that it runs as (major, minor).
 
-
-def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA shows this process, in its order; or all of the machine.
-
-    Empty with no driver, no GPU, or a `CUDA_VISIBLE_DEVICES` that hides them all.
-    Indices in `CUDA_VISIBLE_DEVICES` are taken in PCI order, as `nvidia-smi` counts;
-    where cards of different kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`.
+    Where it can't be used `error` says why, and `cuda` is (0, 0).
     """
-    try:
-        with _nvml():
-            handles = _visible_handles() if visible else _all_handles()
-            return tuple(_describe(handle) for handle in handles)
-    except pynvml.NVMLError:
-        return ()
+
+    version: str = ""
+    cuda: tuple[int, int] = (0, 0)
+    error: str = ""
+
+
+class MainMemory(NamedTuple):
+    """Main memory that this process may use, in MiB: all of it, and what is free."""
+
+    total_mib: int
+    available_mib: int
+
+
+# --- GPUs -----------------------------------------------------------------------------
+
+
+class _Card(NamedTuple):
+    """A card, and what CUDA can use of it: its MIG slices, or itself, or nothing."""
+
+    uuid: str
+    gpus: list[Gpu]
 
 
 @contextlib.contextmanager
@@ -71,74 +88,138 @@ def _nvml() -> Iterator[None]:
         pynvml.nvmlShutdown()
 
 
-def _all_handles() -> list[Any]:
-    return [
-        pynvml.nvmlDeviceGetHandleByIndex(index)
-        for index in range(pynvml.nvmlDeviceGetCount())
-    ]
+def read_driver() -> Driver:
+    """Which driver there is, and what it can run."""
+    try:
+        with _nvml():
+            cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+            version = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError as error:
+        return Driver(error=str(error))
+    return Driver(version, (cuda // 1000, cuda % 1000 // 10))
 
 
-def _visible_handles() -> list[Any]:
+def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
+    """The GPUs that CUDA shows this process, in its order; or all of the machine.
+
+    Empty with no driver, no GPU, or a `CUDA_VISIBLE_DEVICES` that hides them all.
+    Indices in `CUDA_VISIBLE_DEVICES` are taken in PCI order, as `nvidia-smi` counts;
+    where cards of different kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`. A card
+    in MIG mode is listed by its slices. `gpu_problems` says which are left out.
+    """
+    cards, _ = _read_cards()
+    if visible:
+        return tuple(_visible(cards))
+    return tuple(gpu for card in cards for gpu in card.gpus)
+
+
+def gpu_problems() -> tuple[str, ...]:
+    """Each card of the machine that can't be used, with the reason."""
+    return tuple(_read_cards()[1])
+
+
+def _read_cards() -> tuple[list[_Card], list[str]]:
+    cards, problems = [], []
+    with contextlib.suppress(pynvml.NVMLError), _nvml():
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            card = _Card("", [])
+            try:
+                card = _read_card(index)
+                if not card.gpus:
+                    problems.append(
+                        f"GPU {index} is in MIG mode, and no slice of it is here"
+                    )
+            except pynvml.NVMLError as error:
+                problems.append(f"GPU {index} can't be used: {error}")
+            cards.append(card)  # Keeps the place of its index.
+    return cards, problems
+
+
+def _read_card(index: int) -> _Card:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    parts = _slices(handle)
+    if not parts and not _is_in_mig_mode(handle):
+        parts = [handle]
+    gpus = [_describe(part, handle, index) for part in parts]
+    return _Card(pynvml.nvmlDeviceGetUUID(handle), gpus)
+
+
+def _slices(card: Any) -> list[Any]:
+    """The handles of a card's MIG slices; in a container some are out of reach."""
+    found = []
+    with contextlib.suppress(pynvml.NVMLError):  # This kind of card has no MIG.
+        for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+            with contextlib.suppress(pynvml.NVMLError):
+                found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
+    return found
+
+
+def _is_in_mig_mode(card: Any) -> bool:
+    with contextlib.suppress(pynvml.NVMLError):
+        return pynvml.nvmlDeviceGetMigMode(card)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    return False
+
+
+def _describe(handle: Any, card: Any, index: int) -> Gpu:
+    """`handle` is the card's own, or that of one of its slices."""
+    capability = None
+    with contextlib.suppress(pynvml.NVMLError):
+        capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card))
+    name = "NVIDIA GPU"
+    with contextlib.suppress(pynvml.NVMLError):
+        name = pynvml.nvmlDeviceGetName(handle)
+    total_mib, used_mib = _memory(handle)
+    uuid = pynvml.nvmlDeviceGetUUID(handle)
+    return Gpu(index, uuid, name, total_mib, used_mib, capability)
+
+
+def _memory(handle: Any) -> tuple[int, int]:
+    """Total and used MiB."""
+    # Version 2 leaves out what the driver reserves, as nvidia-smi does.
+    for options in ({"version": pynvml.nvmlMemory_v2}, {}):
+        with contextlib.suppress(
+            pynvml.NVMLError_FunctionNotFound,
+            pynvml.NVMLError_ArgumentVersionMismatch,
+            pynvml.NVMLError_NotSupported,
+        ):
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle, **options)
+            return memory.total // MIB, memory.used // MIB
+    main = main_memory()  # The GPU shares it.
+    return main.total_mib, main.total_mib - main.available_mib
+
+
+def _visible(cards: list[_Card]) -> list[Gpu]:
     """What CUDA makes of `CUDA_VISIBLE_DEVICES`: CUDA C++ Programming Guide, 5.2.
 
     The list ends at the first entry that names no GPU; one named twice hides all. A
-    UUID may be shortened as long as it is unique.
+    UUID may be shortened as long as it is unique. Where there is a MIG slice CUDA shows
+    the first one and nothing else (MIG User Guide, "CUDA Device Enumeration").
     """
-    handles = _all_handles()
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    chosen: list[Gpu] = []
     if variable is None:
-        return handles
-    by_uuid = {pynvml.nvmlDeviceGetUUID(handle): handle for handle in handles}
-    chosen: dict[str, Any] = {}
-    for entry in variable.split(","):
-        entry = entry.strip()
-        if entry.startswith("MIG-"):
-            try:
-                handle = pynvml.nvmlDeviceGetHandleByUUID(entry)
-            except pynvml.NVMLError:
+        chosen = [gpu for card in cards for gpu in card.gpus]
+    else:
+        for entry in variable.split(","):
+            named = _named(entry.strip(), cards)
+            if not named:
                 break
-            uuid = entry
-        elif entry.startswith("GPU-"):
-            matches = [uuid for uuid in by_uuid if uuid.startswith(entry)]
-            if len(matches) != 1:
-                break
-            uuid = matches[0]
-            handle = by_uuid[uuid]
-        elif entry.isdecimal() and int(entry) < len(handles):
-            handle = handles[int(entry)]
-            uuid = pynvml.nvmlDeviceGetUUID(handle)
-        else:
-            break
-        if uuid in chosen:
+            chosen += named
+        if len(set(chosen)) < len(chosen):
             return []
-        chosen[uuid] = handle
-    return list(chosen.values())
+    slices = [gpu for gpu in chosen if gpu.is_slice]
+    return slices[:1] or chosen
 
 
-def _describe(handle: Any) -> Gpu:
-    try:
-        try:  # Version 2 leaves out what the driver reserves, as nvidia-smi does.
-            memory = pynvml.nvmlDeviceGetMemoryInfo(
-                handle, version=pynvml.nvmlMemory_v2
-            )
-        except (
-            pynvml.NVMLError_FunctionNotFound,
-            pynvml.NVMLError_ArgumentVersionMismatch,
-        ):
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    except pynvml.NVMLError_NotSupported:  # It shares the machine's main memory.
-        memory = psutil.virtual_memory()
-    uuid = pynvml.nvmlDeviceGetUUID(handle)
-    if uuid.startswith("MIG-"):  # A slice has its own memory, all else is its card's.
-        handle = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-    return Gpu(
-        index=pynvml.nvmlDeviceGetIndex(handle),
-        uuid=uuid,
-        name=pynvml.nvmlDeviceGetName(handle),
-        total_mib=memory.total // MIB,
-        used_mib=memory.used // MIB,
-        compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-    )
+def _named(entry: str, cards: list[_Card]) -> list[Gpu]:
+    """What an entry stands for, which is a card's index or the beginning of a UUID."""
+    if entry.isdecimal():
+        return cards[int(entry)].gpus if int(entry) < len(cards) else []
+    by_uuid = {card.uuid: card.gpus for card in cards}
+    by_uuid |= {gpu.uuid: [gpu] for card in cards for gpu in card.gpus}
+    matches = [gpus for uuid, gpus in by_uuid.items() if uuid.startswith(entry)]
+    is_uuid = entry.startswith(("GPU-", "MIG-"))
+    return matches[0] if is_uuid and len(matches) == 1 else []
 
 
 def current_gpu() -> Gpu | None:
@@ -154,25 +235,73 @@ def current_gpu() -> Gpu | None:
         # Only CUDA itself knows its order where cards of different kinds are mixed.
         current = torch.cuda.get_device_properties(torch.cuda.current_device())
         for gpu in gpus:
-            if gpu.uuid == f"GPU-{current.uuid}":
+            if gpu.uuid.endswith(str(current.uuid)):  # After "GPU-" or "MIG-".
                 return gpu
     return gpus[0] if gpus else None
+
+
+# --- Main memory ----------------------------------------------------------------------
+
+
+def main_memory(root: Path = Path("/")) -> MainMemory:
+    """The machine's, or what its control groups leave this process if that is less.
+
+    A container's limit is one: past it the process is killed, however much is free.
+    `root` is where the files of the system are.
+    """
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
+    for limit, used in _cgroup_limits(root):
+        total = min(total, limit)
+        available = min(available, max(0, limit - used))
+    return MainMemory(total // MIB, available // MIB)
+
+
+def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use in bytes of each control group that this process is in.
+
+    cgroups(7): a line of /proc/self/cgroup is number:controllers:path, and version 2
+    has no controllers. In a container that path may be the host's, which is not there;
+    what is mounted at its beginning is then the container's own group.
+    """
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            top, files = root / "sys/fs/cgroup", _CGROUP_V2
+            if controllers:
+                top, files = top / "memory", _CGROUP_V1
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            folder = top / path.strip("/")
+            for group in (folder, *folder.parents):
+                if group.is_relative_to(top):
+                    with contextlib.suppress(OSError, ValueError):  # "max" is none.
+                        yield _read_cgroup(group, *files)
+
+
+def _read_cgroup(
+    group: Path, limit: str, usage: str, reclaimable: str
+) -> tuple[int, int]:
+    used = int((group / usage).read_text())
+    statistics = (group / "memory.stat").read_text().split()
+    used -= int(statistics[statistics.index(reclaimable) + 1])
+    return int((group / limit).read_text()), used
 
 
 def free_memory_mib() -> int:
     """Free memory, in MiB: of the current GPU, else of the machine."""
     gpu = current_gpu()
-    return gpu.free_mib if gpu else psutil.virtual_memory().available // MIB
+    return gpu.free_mib if gpu else main_memory().available_mib
+
+
+# --- PyTorch, without importing it ----------------------------------------------------
 
 
 def runs_cuda() -> bool:
-    """Whether PyTorch is built for CUDA and the driver is new enough for that build.
-
-    Imports no torch and starts no CUDA.
-    """
-    built_for, driver = torch_cuda(), driver_cuda()
+    """Whether PyTorch is built for CUDA and the driver is new enough for that build."""
+    built_for, (major, _) = torch_cuda(), read_driver().cuda
     # Within one major version of CUDA an older driver does (minor compatibility).
-    return bool(built_for and driver and driver[0] >= int(built_for.split(".")[0]))
+    return bool(built_for) and major >= int(built_for.split(".")[0])
 
 
 def torch_cuda() -> str | None:
@@ -184,23 +313,3 @@ def torch_cuda() -> str | None:
             if found := re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE):
                 return found[1]
     return None
-
-
-def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver can run, as (major, minor)."""
-    with contextlib.suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
-        try:
-            version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        finally:
-            pynvml.nvmlShutdown()
-        return version // 1000, version % 1000 // 10
-    return None
-
-
-def driver_version() -> str:
-    pynvml.nvmlInit()
-    try:
-        return pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()

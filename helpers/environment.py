@@ -32,12 +32,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from .devices import (
-    MIB,
     Gpu,
-    driver_cuda,
-    driver_error,
-    driver_version,
+    gpu_problems,
     list_gpus,
+    main_memory,
+    read_driver,
     torch_cuda,
 )
 from .loading import is_here, resolve_model_path, resolve_settings
@@ -245,10 +244,10 @@ def _check_platform() -> Check:
     cores = (
         len(psutil.Process().cpu_affinity()) if system == "Linux" else os.cpu_count()
     )
-    memory = psutil.virtual_memory()
+    memory = main_memory()
     detail = (
-        f"{system} {machine}, {cores} cores, {memory.available / MIB / 1024:.1f} of "
-        f"{memory.total / MIB / 1024:.1f} GiB of main memory free"
+        f"{system} {machine}, {cores} cores, {memory.available_mib / 1024:.1f} of "
+        f"{memory.total_mib / 1024:.1f} GiB of main memory free"
     )
     if system == "Linux" and machine.lower() in ("x86_64", "amd64"):
         return Check("Platform", "ok", detail)
@@ -261,17 +260,18 @@ def _check_platform() -> Check:
 
 
 def _check_gpus(settings: Settings) -> Iterator[Check]:
-    if error := driver_error():
+    driver = read_driver()
+    if driver.error:
         forced = settings.device == "cuda"
         yield Check(
             "NVIDIA driver",
             "failed" if forced else "ok",
-            f"none ({error}): runs on the CPU" + ", but DEVICE=cuda" * forced,
+            f"none ({driver.error}): runs on the CPU" + ", but DEVICE=cuda" * forced,
             "set DEVICE=auto, or install the NVIDIA driver" if forced else "",
         )
         return
-    major, minor = driver_cuda() or (0, 0)
-    detail = f"{driver_version()}, for CUDA up to {major}.{minor}"
+    major, minor = driver.cuda
+    detail = f"{driver.version}, for CUDA up to {major}.{minor}"
     needed = torch_cuda()
     if needed and int(needed.split(".")[0]) > major:
         detail += f"; PyTorch here is built for CUDA {needed}"
@@ -294,15 +294,17 @@ def _check_gpus(settings: Settings) -> Iterator[Check]:
         yield Check("GPU", "warning", "the driver runs, but finds no GPU", "nvidia-smi")
     for gpu in gpus:
         yield _check_gpu(gpu)
+    if problems := gpu_problems():
+        yield Check("Other GPUs", "warning", "; ".join(problems), "nvidia-smi")
 
 
 def _check_gpu(gpu: Gpu) -> Check:
-    capability = ".".join(map(str, gpu.compute_capability))
+    capability = ".".join(map(str, gpu.compute_capability or ["unknown"]))
     detail = (
         f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
         f"capability {capability}, {'' if gpu.bf16 else 'no '}bfloat16"
     )
-    if gpu.compute_capability >= (7, 0):
+    if (gpu.compute_capability or (7, 0)) >= (7, 0):
         return Check(f"GPU {gpu.index}", "ok", detail)
     return Check(
         f"GPU {gpu.index}",
@@ -514,7 +516,7 @@ def _check_model(settings: Settings) -> Check:
     except ValueError as error:
         return Check("Model", "failed", str(error), "lower MAX_SEQ_LENGTH")
     gpus = list_gpus() if settings.device == "cuda" else ()
-    free = gpus[0].free_mib if gpus else psutil.virtual_memory().available // MIB
+    free = gpus[0].free_mib if gpus else main_memory().available_mib
     if not need.fits(free):
         return Check("Model", "warning", detail, need.advice(free))
     if gpus and not need.fits(free * settings.gpu_memory_utilization):

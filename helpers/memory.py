@@ -34,11 +34,12 @@ def measure_gpu_memory(index: int | None = None) -> int:
     machine does not have, `NoSuchGpuError`.
     """
     if index is not None:
-        gpus = {gpu.index: gpu for gpu in list_gpus(visible=False)}
-        if index not in gpus:
-            known = ", ".join(map(str, gpus)) or "none"
+        gpus = list_gpus(visible=False)
+        parts = [gpu.used_mib for gpu in gpus if gpu.index == index]
+        if not parts:
+            known = ", ".join(sorted({str(gpu.index) for gpu in gpus})) or "none"
             raise NoSuchGpuError(f"There is no GPU {index}. GPUs here: {known}.")
-        return gpus[index].used_mib
+        return sum(parts)  # Of its MIG slices, where it has any.
     gpu = current_gpu()
     return gpu.used_mib if gpu else 0
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import psutil
 import pynvml
 import pytest
+from nvml_double import Card
 
 from helpers import environment
 from helpers.devices import MIB
@@ -457,28 +458,10 @@ def test_platform(monkeypatch, system, machine, status):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """One GPU behind a driver for CUDA 13.0, by doubles for NVML."""
-    info = SimpleNamespace(total=80_000 * MIB, used=1_000 * MIB)
-    state = SimpleNamespace(count=1, cuda=13000, capability=(9, 0), info=info)
-    doubles = {
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlSystemGetCudaDriverVersion_v2": lambda: state.cuda,
-        "nvmlSystemGetDriverVersion": lambda: "580.10",
-        "nvmlDeviceGetCount": lambda: state.count,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetIndex": lambda handle: handle,
-        "nvmlDeviceGetUUID": lambda handle: f"GPU-{handle}",
-        "nvmlDeviceGetName": lambda handle: "Double 80GB",
-        "nvmlDeviceGetCudaComputeCapability": lambda handle: state.capability,
-        "nvmlDeviceGetMemoryInfo": lambda handle, version=None: info,
-    }
-    for name, double in doubles.items():
-        monkeypatch.setattr(pynvml, name, double)
-    for variable in ("CUDA_VISIBLE_DEVICES", *defaults()):
-        monkeypatch.delenv(variable, raising=False)
-    return state
+def gpu(nvml):
+    """One GPU behind a driver for CUDA 13.0."""
+    nvml.cards[:] = [Card("GPU-0", 1_000, 80_000, "Double 80GB", (9, 0))]
+    return nvml
 
 
 @pytest.fixture
@@ -508,7 +491,7 @@ def torch_for(monkeypatch, tmp_path) -> Callable[[str | None], None]:
 )
 def test_detect_device(gpu, torch_for, built_for, driver, count, device):
     torch_for(built_for)
-    gpu.cuda, gpu.count = driver, count
+    gpu.cuda, gpu.cards = driver, gpu.cards[:count]
     assert detect_device(Settings()) == device
     assert detect_device(Settings(device="cpu")) == "cpu"
     assert detect_device(Settings(device="cuda")) == "cuda"
@@ -518,7 +501,7 @@ def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
     settings = Settings(device="cuda", model_name=GPU_MODEL)
     resolved = resolve_settings(settings)
     assert environment._check_model(resolved).status == "ok"
-    gpu.info.total = 8_600 * MIB  # 7,600 MiB are free, 5,152 are needed.
+    gpu.cards[0].total = 8_600  # 7,600 MiB are free, 5,152 are needed.
     row = environment._check_model(resolved)
     assert row.status == "warning" and "5,152 MiB needed" in row.detail
     assert row.fix.startswith("set GPU_MEMORY_UTILIZATION=0.7 ")
@@ -545,10 +528,21 @@ def test_gpu_rows(gpu, torch_for):
     assert card.status == "ok" and card.name == "GPU 0"
     for fact in ("Double 80GB", "79,000 of 80,000 MiB", "9.0", "bfloat16"):
         assert fact in card.detail
-    gpu.capability = (6, 1)
+    gpu.cards[0].capability = (6, 1)
     _, card = environment._check_gpus(Settings())
     assert card.status == "warning" and "no bfloat16" in card.detail
     assert "fast_inference=False" in card.fix
+
+
+def test_a_lost_gpu_and_one_that_does_not_tell_its_compute_capability(gpu, torch_for):
+    torch_for("13.0")
+    gpu.cards.append(Card("GPU-1"))
+    unknown = {"nvmlDeviceGetCudaComputeCapability": pynvml.NVML_ERROR_NOT_SUPPORTED}
+    gpu.cards[0].errors = unknown
+    gpu.cards[1].errors = {"nvmlDeviceGetUUID": pynvml.NVML_ERROR_GPU_IS_LOST}
+    _, card, other = environment._check_gpus(Settings())
+    assert card.status == "ok" and "capability unknown, " in card.detail
+    assert other.status == "warning" and "GPU 1 can't be used" in other.detail
 
 
 def test_driver_older_than_pytorch(gpu, torch_for):
@@ -570,17 +564,13 @@ def test_hidden_gpu(gpu, monkeypatch, device, status):
 
 
 def test_driver_without_a_gpu(gpu):
-    gpu.count = 0
+    gpu.cards.clear()
     _, row = environment._check_gpus(Settings())
     assert row.status == "warning" and "finds no GPU" in row.detail
 
 
 @pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
-def test_no_driver(monkeypatch, device, status):
-    def init() -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", init)
+def test_no_driver(no_driver, device, status):
     (row,) = environment._check_gpus(Settings(device=device))
     assert row.status == status
     assert ("set DEVICE=auto" in row.fix) == (status == "failed")

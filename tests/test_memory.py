@@ -3,12 +3,10 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import psutil
-import pynvml
 import pytest
 
 from helpers import memory
-from helpers.devices import MIB, driver_error, list_gpus
+from helpers.devices import MIB, list_gpus
 from helpers.memory import (
     MemoryMonitor,
     NoSuchGpuError,
@@ -19,116 +17,6 @@ from helpers.memory import (
     memory_kind,
 )
 
-UUIDS = [
-    "GPU-aaaa1111-0000-0000-0000-000000000000",
-    "GPU-aaaa2222-0000-0000-0000-000000000000",
-    "GPU-bbbb3333-0000-0000-0000-000000000000",
-]
-MIG = "MIG-cccc4444-0000-0000-0000-000000000000"
-
-
-@pytest.fixture
-def nvml(monkeypatch):
-    """Three GPUs with 1000, 2000 and 3000 MiB in use, and a MIG slice of the first.
-
-    A handle is the GPU's index, or "mig". The double keeps count of inits.
-    """
-    state = SimpleNamespace(open=0, used=[1000, 2000, 3000], count=3)
-
-    def init():
-        state.open += 1
-
-    def shutdown():
-        state.open -= 1
-
-    def usable(function):
-        def checked(*arguments, **options):
-            if not state.open:
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)
-            return function(*arguments, **options)
-
-        return checked
-
-    def by_uuid(uuid):
-        if uuid != MIG:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return "mig"
-
-    def used_mib(handle):
-        return 10 if handle == "mig" else state.used[handle]
-
-    def memory_info(handle, version=None):
-        assert version == pynvml.nvmlMemory_v2
-        return SimpleNamespace(total=24_000 * MIB, used=used_mib(handle) * MIB)
-
-    doubles = {
-        "nvmlDeviceGetCount": lambda: state.count,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetHandleByUUID": by_uuid,
-        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda handle: 0,
-        "nvmlDeviceGetIndex": lambda handle: [0, 1, 2][handle],
-        "nvmlDeviceGetUUID": lambda handle: MIG if handle == "mig" else UUIDS[handle],
-        "nvmlDeviceGetName": lambda handle: f"Double {handle}",
-        "nvmlDeviceGetCudaComputeCapability": lambda handle: (
-            (7, 5) if handle == 2 else (8, 9)
-        ),
-        "nvmlDeviceGetMemoryInfo": memory_info,
-    }
-    monkeypatch.setattr(pynvml, "nvmlInit", init)
-    monkeypatch.setattr(pynvml, "nvmlShutdown", shutdown)
-    for name, double in doubles.items():
-        monkeypatch.setattr(pynvml, name, usable(double))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)  # It may see no GPU.
-    yield state
-    assert state.open == 0, "every nvmlInit needs its nvmlShutdown"
-
-
-@pytest.fixture
-def no_driver(monkeypatch):
-    def init():
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", init)
-
-
-@pytest.mark.parametrize(
-    ("variable", "used"),
-    [
-        (None, [1000, 2000, 3000]),
-        ("0,1,2", [1000, 2000, 3000]),
-        ("2", [3000]),
-        (" 2 , 0 ", [3000, 1000]),
-        ("", []),
-        ("-1", []),
-        ("none", []),
-        ("1,9,0", [2000]),  # The list ends at the first that names no GPU.
-        ("1,-1,0", [2000]),
-        ("1,1", []),
-        (UUIDS[1], [2000]),
-        (f"{UUIDS[2]},{UUIDS[0]}", [3000, 1000]),
-        ("GPU-bbbb", [3000]),
-        ("GPU-aaaa", []),  # Two begin so.
-        ("GPU-dddd", []),
-        (MIG, [10]),
-        ("MIG-none", []),
-    ],
-)
-def test_visible_devices(nvml, monkeypatch, variable, used):
-    if variable is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert [gpu.used_mib for gpu in list_gpus()] == used
-    assert measure_gpu_memory() == (used[0] if used else 0)
-    assert memory_kind() == ("GPU memory" if used else "resident memory")
-    assert len(list_gpus(visible=False)) == 3
-
-
-def test_gpu_fields(nvml):
-    first, _, third = list_gpus()
-    assert (first.index, first.name, first.uuid) == (0, "Double 0", UUIDS[0])
-    assert (first.total_mib, first.free_mib) == (24_000, 23_000)
-    assert first.bf16 and not third.bf16
-
 
 def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
@@ -137,48 +25,12 @@ def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
         measure_gpu_memory(3)
 
 
-def test_the_gpu_that_torch_uses_is_measured(nvml, monkeypatch):
-    cuda = SimpleNamespace(
-        is_available=lambda: True,
-        is_initialized=lambda: True,
-        current_device=lambda: 0,
-        get_device_properties=lambda device: SimpleNamespace(uuid=UUIDS[1][4:]),
-    )
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert measure_gpu_memory() == 2000
-
-
 def test_a_gpu_that_torch_can_not_use_is_not_measured(nvml, monkeypatch):
     cuda = SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert memory_kind() == cleanup_memory().kind == "resident memory"
     assert measure_gpu_memory() == 0 and measure_memory() > 0
     assert len(list_gpus()) == 3
-
-
-def test_memory_of_a_gpu_that_shares_main_memory(nvml, monkeypatch):
-    def not_supported(handle, version=None):
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", not_supported)
-    assert list_gpus()[0].total_mib == psutil.virtual_memory().total // MIB
-
-
-def test_no_driver(no_driver):
-    assert driver_error() == "NVML Shared Library Not Found"
-    assert list_gpus() == ()
-    assert measure_gpu_memory() == 0
-    assert memory_kind() == "resident memory"
-    with pytest.raises(NoSuchGpuError, match="GPUs here: none"):
-        measure_gpu_memory(0)
-
-
-def test_driver_without_a_gpu(nvml):
-    nvml.count = 0
-    assert driver_error() is None
-    assert measure_gpu_memory() == 0
-    with pytest.raises(NoSuchGpuError):
-        measure_gpu_memory(0)
 
 
 def test_resident_memory_counts_children():
@@ -229,17 +81,17 @@ def test_cleanup_imports_no_torch():
 def test_cleanup_empties_cuda_caches_only_where_cuda_runs(
     nvml, monkeypatch, initialized
 ):
-    calls = []
+    calls, uuid = [], nvml.cards[0].uuid[4:]
 
     def empty_cache():
         calls.append("empty_cache")
-        nvml.used[0] = 400
+        nvml.cards[0].used = 400
 
     cuda = SimpleNamespace(
         is_available=lambda: True,
         is_initialized=lambda: initialized,
         current_device=lambda: 0,
-        get_device_properties=lambda device: SimpleNamespace(uuid=UUIDS[0][4:]),
+        get_device_properties=lambda device: SimpleNamespace(uuid=uuid),
         synchronize=lambda: calls.append("synchronize"),
         empty_cache=empty_cache,
         ipc_collect=lambda: calls.append("ipc_collect"),
@@ -272,7 +124,7 @@ def test_monitor_samples_from_its_thread(nvml, monkeypatch):
     sample, sampled = monitor._sample, []
 
     def twice(label=""):
-        nvml.used[0] = 5000 if not label else 1000
+        nvml.cards[0].used = 5000 if not label else 1000
         sample(label)
         if not label:
             sampled.append(label)
@@ -314,7 +166,7 @@ def test_plot_shows_marks_and_peak(nvml):
     from matplotlib.figure import Figure
 
     with MemoryMonitor() as monitor:
-        nvml.used[0] = 4000
+        nvml.cards[0].used = 4000
         monitor.mark("load")
     axes = monitor.plot(Figure().subplots())
     assert axes.get_title() == "GPU memory, peak 4,000 MiB"

@@ -1,0 +1,44 @@
+"""Fixtures that several modules of tests use."""
+
+import sys
+from functools import partial
+
+import pynvml
+import pytest
+from nvml_double import Card, Nvml
+
+from helpers.settings import defaults
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """Three cards with 1000, 2000 and 3000 MiB in use; no torch, nothing set."""
+    state = Nvml(
+        [
+            Card("GPU-aaaa1111-0000-0000-0000-000000000000", 1000, name="Double 0"),
+            Card("GPU-aaaa2222-0000-0000-0000-000000000000", 2000, name="Double 1"),
+            Card("GPU-bbbb3333-0000-0000-0000-000000000000", 3000, name="Double 2"),
+        ]
+    )
+    state.cards[2].capability = (7, 5)
+
+    def count(step: int) -> None:
+        state.open += step
+
+    monkeypatch.setattr(pynvml, "nvmlInit", partial(count, 1))
+    monkeypatch.setattr(pynvml, "nvmlShutdown", partial(count, -1))
+    for name in state.answers():
+        monkeypatch.setattr(pynvml, name, partial(state.answer, name))
+    for variable in ("CUDA_VISIBLE_DEVICES", *defaults()):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # It may see no GPU.
+    yield state
+    assert state.open == 0, "every nvmlInit needs its nvmlShutdown"
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    def init() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
