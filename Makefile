@@ -60,6 +60,6 @@ pins: setup
 	  --output-file requirements/gpu.txt
 
 clean:
-	@rm -rf .venv _build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv _build executed *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@rm -rf unsloth_compiled_cache notebooks/unsloth_compiled_cache
 	@find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +

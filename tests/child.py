@@ -15,18 +15,20 @@ def run_child(
     name: str,
     *arguments: str,
     before_exec: Callable[[], Any] | None = None,
+    timeout: float = 300,
     **variables: str,
 ) -> dict:
     """What children/`name`.py says: its last line is JSON, the rest what it printed.
 
-    `variables` go on top of the environment; `before_exec` runs in the child first.
+    `variables` go on top of the environment; `before_exec` runs in the child first,
+    `timeout` is in seconds.
     """
     done = subprocess.run(
         [sys.executable, str(CHILDREN / f"{name}.py"), *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "DEVICE": "cpu", "LOG_LEVEL": "error", **variables},
-        timeout=300,
+        timeout=timeout,
         preexec_fn=before_exec,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -3,7 +3,7 @@
 `make gpu-test` runs these on a machine whose GPU nothing else uses. Memory is read by
 NVML, for the kernels from outside their processes. The models have published shapes
 and random weights; on a GPU that is too small for them they have fewer layers. The
-executed notebooks are kept in _build/gpu.
+executed notebooks are kept in executed/.
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child import run_child
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
@@ -27,11 +28,11 @@ from helpers.models import estimate_memory, get_model
 from helpers.release import TOLERANCE_MIB
 from tools.random_model import make_random_model
 
-pytestmark = pytest.mark.gpu
+gpu = pytest.mark.gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXECUTED = ROOT / "_build" / "gpu"
+EXECUTED = ROOT / "executed"  # nbmake collects nothing below a folder "_build".
 NOTEBOOK_SECONDS = 1_800
 KERNELS = 10  # For each of the two ways that vLLM runs.
 CELL_SECONDS = 300
@@ -44,118 +45,14 @@ FULL_SIZE_MIB = 24_000
 FEWER_LAYERS = 4
 # What libraries keep of a load after its release: caches, workspaces, code.
 KEPT_SHARE = 0.1
-IMPORTS = """
-from helpers.settings import load_settings
-load_settings().apply()
-from helpers.loading import FastLanguageModel
-import torch
-from vllm import LLM, SamplingParams
-from helpers.kernel import shutdown_kernel
-from helpers.tiny_thinker import MODEL_DIR
-torch.zeros(1, device="cuda")
-"""
-GENERATE = "outputs = {}('What is 2 + 2?', SamplingParams(max_tokens=8))"
-# Fixed room for the KV cache: engines that load at once can't profile the memory.
+ESTIMATE_FACTOR = 1.08
 ENGINES = {
-    "in the kernel": (
-        "0",
-        "model, _ = FastLanguageModel.from_pretrained('tiny-thinker', fast_inference="
-        "True, load_in_4bit=False, enforce_eager=True, gpu_memory_utilization=0.02)\n"
-        + GENERATE.format("model.fast_generate"),
-    ),
-    "in a child": (
-        "1",
-        "engine = LLM(str(MODEL_DIR), enforce_eager=True, max_model_len=2048, "
-        "gpu_memory_utilization=0.02, kv_cache_memory_bytes=2**30)\n"
-        + GENERATE.format("engine.generate"),
-    ),
+    "in the kernel": ("0", "load_in_kernel()"),
+    "in a child": ("1", "load_in_child()"),
 }
-PROBE = r"""
-import gc, json, sys, weakref
-from helpers.memory import cleanup_memory, measure_gpu_memory
-from helpers.release import release_model
-
-start = measure_gpu_memory()
-from helpers.loading import FastLanguageModel
-import torch
-from vllm import SamplingParams
-
-torch.zeros(1, device="cuda")
-context = measure_gpu_memory() - start
-prompts = [{"prompt_token_ids": list(range(300, 364))}] * 8
-sampling = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
-for load in json.loads(sys.argv[1]):
-    before = measure_gpu_memory()
-    model, tokenizer = FastLanguageModel.from_pretrained(fast_inference=True, **load)
-    record = {"context": context, "load": measure_gpu_memory() - before}
-    model.fast_generate(prompts, sampling)
-    record["generate"] = measure_gpu_memory() - before
-    cache = model.vllm_engine.llm_engine.vllm_config.cache_config
-    record["pool_tokens"] = cache.num_gpu_blocks * cache.block_size
-    engine = weakref.ref(model.vllm_engine)
-    del model, tokenizer, cache
-    record["del"] = measure_gpu_memory() - before
-    cleanup_memory()
-    record["cleanup"] = measure_gpu_memory() - before
-    record["outlives del"] = engine() is not None
-    if record["outlives del"]:
-        report = release_model(engine(), before_load_mib=before, namespace=globals())
-        record["alive"], record["holders"] = report.alive_parameters, report.holders
-        record["report"] = str(report)
-    record["end"] = measure_gpu_memory() - before
-    print("RECORD", json.dumps(record), flush=True)
-"""
-INTERRUPT = r"""
-import json, os, signal, threading
-from helpers.loading import FastLanguageModel
-from vllm import SamplingParams
-
-model, tokenizer = FastLanguageModel.from_pretrained(
-    "tiny-thinker", fast_inference=True, load_in_4bit=False, gpu_memory_utilization=0.1
-)
-questions = ["What is 15 + 27?", "What is a token?", "Which is larger, 41 or 14?"]
-prompts = [
-    tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
-        tokenize=False, add_generation_prompt=True,
-    )
-    for question in questions
-]
-short = SamplingParams(temperature=0, max_tokens=100)
-endless = SamplingParams(temperature=1, max_tokens=1800, ignore_eos=True)
-
-def answers():
-    return [output.outputs[0].text for output in model.fast_generate(prompts, short)]
-
-expected = answers()
-assert "42" in expected[0], expected
-right = 0
-for attempt in range(10):
-    timer = threading.Timer(
-        0.3 + 0.05 * attempt, os.kill, (os.getpid(), signal.SIGINT)
-    )
-    timer.start()
-    try:
-        model.fast_generate(prompts * 40, endless)
-    except KeyboardInterrupt:
-        right += answers() == expected
-    timer.join()
-print("RECORD", json.dumps(right))
-"""
-
-
-def run_child(code: str, *arguments: str) -> list[Any]:
-    """What a script prints after RECORD."""
-    child = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=1_500,
-    )
-    assert child.returncode == 0, child.stdout[-5_000:]
-    lines = child.stdout.splitlines()
-    return [json.loads(line[7:]) for line in lines if line.startswith("RECORD ")]
+ON_GPU = {"DEVICE": "cuda"}
+COMPILE_CACHES = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+KERNEL = Path(__file__).with_name("children") / "gpu_kernel.py"
 
 
 def settled(limit: int) -> int:
@@ -164,6 +61,32 @@ def settled(limit: int) -> int:
     while (used := measure_gpu_memory()) > limit and time.monotonic() < deadline:
         time.sleep(0.2)
     return used
+
+
+def copy_notebook(notebook: Path, model: str) -> Path:
+    """A copy to run, with what a notebook finds by a relative path beside it."""
+    folder = EXECUTED / model / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for link, target in (
+        (folder.parent / "helpers", ROOT / "helpers"),
+        (folder / "figures", ROOT / "notebooks" / "figures"),
+    ):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+    return Path(shutil.copy(notebook, folder))
+
+
+def run_nbmake(
+    path: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", *arguments, str(path)],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run_cell(client: BlockingKernelClient, code: str) -> None:
@@ -184,40 +107,44 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@gpu
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("model", ["tiny-thinker", "qwen3-4b"])
 def test_notebook_runs_and_gives_the_memory_back(model, notebook, models):
-    folder = EXECUTED / model / "notebooks"
-    folder.mkdir(parents=True, exist_ok=True)
-    helpers = folder.parent / "helpers"  # "Take it with you" has a relative path.
-    helpers.unlink(missing_ok=True)
-    helpers.symlink_to(ROOT / "helpers", target_is_directory=True)
     name = str(models[model]) if model in models else model
     start = measure_gpu_memory()
-    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite"]
-    command += [f"--nbmake-timeout={NOTEBOOK_SECONDS}", shutil.copy(notebook, folder)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "MODEL_NAME": name},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    done = run_nbmake(
+        copy_notebook(notebook, model),
+        "--overwrite",
+        f"--nbmake-timeout={NOTEBOOK_SECONDS}",
+        MODEL_NAME=name,
     )
     assert done.returncode == 0, done.stdout[-8_000:]
     assert settled(start + TOLERANCE_MIB) <= start + TOLERANCE_MIB
 
 
+def test_copied_notebooks_are_collected():
+    """Without a GPU: nbmake says nothing of a notebook that it leaves out."""
+    copies = [copy_notebook(notebook, "collected") for notebook in NOTEBOOKS]
+    try:
+        done = run_nbmake(copies[0].parent, "--collect-only", "--quiet")
+    finally:
+        shutil.rmtree(EXECUTED / "collected")
+    assert all(copy.name in done.stdout for copy in copies), done.stdout
+
+
+@gpu
 @pytest.mark.parametrize("place", ENGINES)
 def test_shutdown_gives_the_memory_back(place, monkeypatch):
     in_child, load = ENGINES[place]
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", in_child)
+    imports = f"%run {KERNEL}"
     start = measure_gpu_memory()
     with ThreadPoolExecutor(KERNELS) as pool:
         kernels = list(pool.map(lambda _: start_new_kernel(), range(KERNELS)))
         try:
             clients = [client for _, client in kernels]
-            list(pool.map(lambda client: run_cell(client, IMPORTS), clients))
+            list(pool.map(lambda client: run_cell(client, imports), clients))
             at_once = KERNELS if in_child == "1" else 1
             with ThreadPoolExecutor(at_once) as loading:
                 list(loading.map(lambda client: run_cell(client, load), clients))
@@ -254,6 +181,7 @@ def _estimate(shape: str, path: Path, load: dict[str, Any]) -> Any:
     )
 
 
+@gpu
 def test_memory_estimates_and_release(models):
     """One kernel loads one model after the other; each is released before the next."""
     total = list_gpus()[0].total_mib
@@ -278,7 +206,8 @@ def test_memory_estimates_and_release(models):
         load["gpu_memory_utilization"] = round(1.2 * needed / total, 3)
         loads.append(load)
         shapes.append(shape)
-    records = run_child(PROBE, json.dumps(loads))
+    child = run_child("gpu_memory", json.dumps(loads), timeout=1_500, **ON_GPU)
+    records = child["records"]
     assert len(records) == len(loads)
     wrong = []
     for load, shape, estimate, record in zip(
@@ -296,7 +225,7 @@ def test_memory_estimates_and_release(models):
             f"estimate {estimate.total_mib}, used {used:.0f} MiB ({ratio:.2f}); "
             f"weights {estimate.weights_mib}, KV {estimate.kv_cache_mib}; {record}"
         )
-        if not 0.9 <= ratio <= 1.1:
+        if not 1 / ESTIMATE_FACTOR <= ratio <= ESTIMATE_FACTOR:
             wrong.append(f"{shape} is estimated at {ratio:.2f} of what it uses")
         if record.get("alive") or record.get("holders"):
             wrong.append(record["report"])
@@ -305,5 +234,15 @@ def test_memory_estimates_and_release(models):
     assert not wrong
 
 
+@gpu
 def test_interrupted_generation_leaves_a_working_engine():
-    assert run_child(INTERRUPT) == [10]
+    child = run_child("gpu_interrupt", **ON_GPU)
+    assert child["right"] == child["interrupted"] == 10
+
+
+@gpu
+def test_an_engine_compiles_where_ci_is_set(tmp_path):
+    """torch makes an error of a warning there; only a cold compile meets it."""
+    caches = {name: str(tmp_path / name) for name in COMPILE_CACHES}
+    child = run_child("gpu_interrupt", CI="true", **ON_GPU, **caches)
+    assert child["right"] == child["interrupted"] == 10
