@@ -1,0 +1,72 @@
+"""The scheduler of a real engine, watched; and fixed batches, counted."""
+
+import pytest
+
+from helpers.loading import FastLanguageModel
+from helpers.schedule import count_fixed_batches, watch_schedule
+
+LENGTHS = [5, 12, 3, 9, 7, 2, 14]
+
+
+@pytest.fixture(scope="module")
+def schedule():
+    model, _ = FastLanguageModel.from_pretrained(
+        "tiny-thinker", fast_inference=True, max_num_seqs=2
+    )
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(temperature=0, max_tokens=length, ignore_eos=True)
+        for length in LENGTHS
+    ]
+    with watch_schedule(model) as schedule:
+        model.fast_generate(["What is 2 + 2?"] * len(LENGTHS), sampling_params=params)
+    seen = len(schedule.steps)
+    model.fast_generate("Hello", sampling_params=params[0])
+    assert len(schedule.steps) == seen  # Nothing is recorded after the block.
+    return schedule
+
+
+def test_each_request_waits_is_prefilled_once_and_decoded_to_its_length(schedule):
+    assert schedule.requests == len(LENGTHS)
+    for number, length in enumerate(LENGTHS):
+        phases = [s.phases[number] for s in schedule.steps if number in s.phases]
+        order = ["waiting", "prefill", "decode"]
+        assert phases == sorted(phases, key=order.index)
+        assert phases.count("prefill") == 1
+        # The step that reads the prompt gives the first token.
+        assert phases.count("decode") == length - 1
+
+
+def test_a_finished_request_makes_room_for_the_next_in_the_same_step(schedule):
+    for step in schedule.steps:
+        waiting = list(step.phases.values()).count("waiting")
+        assert len(step.phases) - waiting == 2 or not waiting
+    fixed = count_fixed_batches(LENGTHS, slots=2)
+    assert len(schedule.steps) < fixed.steps
+    assert schedule.idle_slots < fixed.idle_slots
+
+
+def test_blocks_of_the_cache_are_given_back(schedule):
+    assert 0 < schedule.peak_blocks <= schedule.steps[0].blocks
+    assert schedule.steps[-1].blocks_used < schedule.peak_blocks
+
+
+def test_fixed_batches_are_as_long_as_their_longest():
+    fixed = count_fixed_batches([5, 12, 3], slots=2)
+    assert fixed.spans == ((0, 5), (0, 12), (12, 15))
+    assert fixed.batches == ((0, 12), (0, 12), (12, 15))
+    assert fixed.steps == 15
+    assert fixed.idle_slots == 2 * 15 - (5 + 12 + 3)
+
+
+def test_pictures_have_a_row_for_each_request(schedule):
+    for drawn in (schedule, count_fixed_batches(LENGTHS, slots=2)):
+        axes = drawn.plot()
+        assert axes.get_ylim() == (len(LENGTHS) - 0.5, -0.5)
+        assert axes.get_legend() is not None
+
+
+def test_an_engine_elsewhere_is_refused():
+    with pytest.raises(TypeError, match="VLLM_ENABLE_V1_MULTIPROCESSING"):
+        watch_schedule(object()).__enter__()
