@@ -5,29 +5,23 @@
 All prompts go to vLLM at once, which batches them as its memory allows.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from .interrupts import interruptible
+from .interrupts import abort_all, stoppable
+from .markers import unwrap_tokenizer
 from .models import MODELS
-from .sampling import PRESETS
-from .thinking import parse_thinking_responses, unfinished_hint
+from .prompts import Preparer, Request
+from .sampling import PRESETS, Sampling
+from .thinking import ThinkingParser, unfinished_hint
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-__all__ = ["BatchResult", "run_batch"]
-
-_KEYS = ("id", "messages", "prompt", "sampling_params")
-_SHAPES = (
-    "a prompt is a string, a list of chat messages, or a dict with "
-    f"{', '.join(_KEYS[:-1])} or {_KEYS[-1]}"
-)
-
-
-class _BadPrompt(ValueError):
-    """Why one prompt can't be answered; becomes the `error` of its result."""
+__all__ = ["BatchResult", "BatchRunner", "run_batch"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,92 +66,241 @@ class BatchResult:
         return f"{text}  # {unfinished_hint(self.finish_reason)}"
 
 
-class _Request(NamedTuple):
-    index: int
-    token_ids: list[int]
-    params: "SamplingParams"
-
-
 def run_batch(
     model: Any,
     prompts: Iterable[Any],
     sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
     *,
     tokenizer: Any = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> list[BatchResult]:
     """Generate for many prompts, and return one parsed result each, in their order.
 
     `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`. A prompt is a
     string (a user's message), a list of chat messages, or a dict with `messages` (or
-    `prompt`) and, if wanted, an `id` and its own `sampling_params`, as `SamplingParams`
-    or as a dict of those values that differ from the others'.
+    `prompt`) and, if wanted, an `id`, its own `sampling_params`, as `SamplingParams`
+    or as a dict of those values that differ from the others', and its own
+    `chat_template_kwargs`. A chat that ends in an assistant's words is continued there.
 
     `sampling_params` are for all prompts; a dict holds what differs from the default,
     which is what the model's authors recommend, with up to 2,048 new tokens.
+    `chat_template_kwargs` go to the chat template, `{"enable_thinking": False}` say;
+    a hybrid model's default sampling follows what they make of the prompt.
     `tokenizer` replaces the engine's own. `progress` shows a bar with prompts, new
     tokens per second and how many prompts were cut short.
 
     A prompt that is empty, of a wrong type, too long for the model, or that comes with
     bad parameters gets a result with an `error`, and the rest goes on. An interrupt
-    ends the batch, and leaves an engine that works.
+    ends the batch, and leaves an engine that works; what was finished is in the
+    exception's `finished`, a list of results, as it is for any other exception.
 
     Raises `TypeError` for a model without vLLM's engine and for prompts that are no
-    list, `ValueError` for bad `sampling_params` and a tokenizer without chat template,
+    list, `ValueError` for bad `sampling_params` and a tokenizer without a chat template
+    or with a broken one, `RuntimeError` for a model that generates in another thread,
     `NotEnoughMemoryError` when the generation runs out of memory.
     """
     prompts = _as_prompts(prompts)
-    engine = _engine_of(model)
-    tokenizer = engine.get_tokenizer() if tokenizer is None else tokenizer
-    # Multimodal models come with a processor, which holds the tokenizer.
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "the tokenizer has no chat template: use a model trained for chats, or set "
-            "tokenizer.chat_template"
-        )
-    try:
-        shared = _merged(_recommended(engine), sampling_params)
-    except _BadPrompt as error:
-        raise ValueError(str(error)) from error
-
-    room = engine.model_config.max_model_len
-    requests: list[_Request] = []
-    errors: dict[int, str] = {}
-    for index, prompt in enumerate(prompts):
-        try:
-            token_ids = _token_ids(_messages(prompt), tokenizer, room)
-            params = _merged(shared, _get(prompt, "sampling_params"))
-            requests.append(_Request(index, token_ids, params))
-        except _BadPrompt as error:
-            errors[index] = str(error)
-
-    answered = _generate(engine, requests, errors, progress)
-    completions = [output.outputs[0] for _, output in answered]
-    parsed = parse_thinking_responses(
-        [completion.token_ids for completion in completions],
-        tokenizer,
-        prompt_token_ids=[request.token_ids for request, _ in answered],
-        finish_reasons=[completion.finish_reason for completion in completions],
+    runner = BatchRunner(
+        model,
+        sampling_params,
+        tokenizer=tokenizer,
+        chat_template_kwargs=chat_template_kwargs,
     )
-    fields: dict[int, dict[str, Any]] = {
-        index: {"error": error} for index, error in errors.items()
-    }
-    for (request, output), result in zip(answered, parsed, strict=True):
-        fields[request.index] = {
-            "thinking": result.thinking,
-            "response": result.response,
-            "complete": result.complete,
-            "finish_reason": result.finish_reason,
-            "prompt_tokens": len(request.token_ids),
-            "tokens": len(output.outputs[0].token_ids),
-            "thinking_tokens": result.thinking_tokens,
-            "response_tokens": result.response_tokens,
-        }
-    return [
-        BatchResult(index, prompt, _get(prompt, "id"), **fields[index])
-        for index, prompt in enumerate(prompts)
-    ]
+    results: list[BatchResult | None] = [None] * len(prompts)
+    try:
+        with (
+            Progress(len(prompts), progress) as bar,
+            contextlib.closing(runner.run(prompts)) as finished,
+        ):
+            for result in finished:
+                results[result.index] = result
+                bar.add(result)
+    except BaseException as error:
+        error.finished = [result for result in results if result is not None]
+        raise
+    return results
+
+
+def _as_prompts(prompts: Any) -> list[Any]:
+    if isinstance(prompts, str | Mapping):
+        raise TypeError("prompts is a list: put a single prompt in brackets, [prompt]")
+    if isinstance(prompts, bytes | bytearray):
+        raise TypeError("prompts is a list of texts, not bytes: [prompts.decode()]")
+    if hasattr(prompts, "columns"):  # A DataFrame gives the names of its columns.
+        name = next(iter(prompts.columns), "column")
+        raise TypeError(
+            f"prompts is a list, not a {type(prompts).__name__}: pass the column that "
+            f"holds them, df[{str(name)!r}]"
+        )
+    prompts = list(prompts)
+    if prompts and all(isinstance(p, Mapping) and "role" in p for p in prompts):
+        raise TypeError("this is one chat: put its messages in brackets, [messages]")
+    return prompts
+
+
+class BatchRunner:
+    """A model and what all prompts share, ready to answer any number of prompts.
+
+        runner = BatchRunner(model, {"max_tokens": 512})
+        with contextlib.closing(runner.run(prompts)) as finished:
+            for result in finished:  # In the order in which they end.
+                ...
+
+    The arguments and what is raised are those of `run_batch`.
+    """
+
+    # How many prompts the engine has at once, for each that it works on: it must never
+    # wait for us, and a file of a million lines must not be held in memory.
+    IN_FLIGHT = 2
+
+    def __init__(
+        self,
+        model: Any,
+        sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
+        *,
+        tokenizer: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._engine = engine = _engine_of(model)
+        self._core = engine.llm_engine
+        tokenizer = engine.get_tokenizer() if tokenizer is None else tokenizer
+        self._tokenizer = unwrap_tokenizer(tokenizer)
+        self._parser = ThinkingParser(tokenizer)
+        config = engine.llm_engine.vllm_config
+        self._preparer = Preparer(
+            tokenizer,
+            config.model_config.max_model_len,
+            Sampling(*_recommended(engine), self._thinks, sampling_params),
+            chat_template_kwargs,
+        )
+        self._room = self.IN_FLIGHT * config.scheduler_config.max_num_seqs
+        self._running: dict[str, Request] = {}
+
+    def run(self, prompts: Iterable[Any]) -> Iterator[BatchResult]:
+        """Answer prompts, and give each result as soon as it is finished.
+
+        `prompts` are read as the engine needs them, some hundreds ahead, so that they
+        can come from a file of any length; `BatchResult.index` is a prompt's place in
+        them. While the iterator is not exhausted or closed, Ctrl-C waits for the
+        engine's step to end (so it cuts nothing that the caller does with a result),
+        and nothing else can generate with the engine: close it, by
+        `contextlib.closing`, where a loop over it may end early.
+
+        Whatever the engine raises for one prompt becomes that prompt's error. Where it
+        raises without saying for which, the prompts that it had are run again in
+        halves, until the culprit is alone.
+        """
+        todo: list[Iterator[Request]] = [self._preparer.prepare(prompts)]
+        with stoppable(self._core):
+            self._running.clear()
+            while todo:
+                yield from self._fill(todo[-1])
+                if not self._running:
+                    todo.pop()
+                    continue
+                try:
+                    outputs = self._core.step()
+                except Exception as error:
+                    if not self._survives(error):
+                        raise
+                    abort_all(self._core)
+                    failed = list(self._running.values())
+                    self._running.clear()
+                    if len(failed) == 1:
+                        yield _failed(failed[0], _engine_error(error))
+                    else:
+                        half = len(failed) // 2
+                        todo += [iter(failed[half:]), iter(failed[:half])]
+                    continue
+                for output in outputs:
+                    request = self._running.get(output.request_id)
+                    if request is not None and output.finished:
+                        del self._running[output.request_id]
+                        yield self._result(request, output)
+
+    def _fill(self, requests: Iterator[Request]) -> Iterator[BatchResult]:
+        """Give the engine requests while it has room; those it can't get come back."""
+        while len(self._running) < self._room:
+            request = next(requests, None)
+            if request is None:
+                return
+            error = request.error or self._enqueue(request)
+            if error:
+                yield _failed(request, error)
+
+    def _enqueue(self, request: Request) -> str | None:
+        states = self._core.output_processor.request_states
+        prompt = {"prompt_token_ids": request.token_ids}
+        before = len(states)
+        try:
+            (name,) = self._engine.enqueue(prompt, request.params, use_tqdm=False)
+        except Exception as error:
+            # One that failed on its way to the engine stays behind as half a request.
+            late = list(itertools.islice(states, before, None))
+            self._core.abort_request(late, internal=True)
+            return _engine_error(error)
+        self._running[states[name].external_req_id] = request
+        return None
+
+    def _survives(self, error: Exception) -> bool:
+        """Whether the engine can go on after what it raised."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        return not isinstance(error, MemoryError | EngineDeadError)
+
+    def _result(self, request: Request, output: Any) -> BatchResult:
+        (completion,) = output.outputs
+        if completion.finish_reason in ("abort", "error"):
+            return _failed(request, "vLLM gave this prompt up: run it again.")
+        parsed = self._parser.parse(
+            completion.token_ids,
+            prompt_token_ids=request.token_ids,
+            finish_reason=completion.finish_reason,
+        )
+        thinking, response = parsed
+        if isinstance(completion.stop_reason, str):
+            cut = self._after_stop(completion)
+            thinking, response = _cut(thinking, response, cut)
+        return BatchResult(
+            request.index,
+            request.prompt,
+            request.id,
+            thinking=thinking,
+            response=response,
+            complete=parsed.complete,
+            finish_reason=parsed.finish_reason,
+            prompt_tokens=len(request.token_ids),
+            tokens=len(completion.token_ids),
+            thinking_tokens=parsed.thinking_tokens,
+            response_tokens=parsed.response_tokens,
+        )
+
+    def _thinks(self, token_ids: Sequence[int]) -> bool:
+        """Whether a prompt lets the model think: it does not where it closes that."""
+        return self._parser.splitter(token_ids).phase != "answer"
+
+    def _after_stop(self, completion: Any) -> str:
+        """What the tokens hold beyond vLLM's own text, which ends before a stop string.
+
+        The tokens that complete the string may begin before it and end after it.
+        """
+        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return text[len(completion.text) :].rstrip()
+
+
+def _cut(thinking: str, response: str | None, end: str) -> tuple[str, str | None]:
+    if response is None:
+        return thinking.removesuffix(end).rstrip(), None
+    return thinking, response.removesuffix(end).rstrip()
+
+
+def _failed(request: Request, error: str) -> BatchResult:
+    return BatchResult(request.index, request.prompt, request.id, error=error)
+
+
+def _engine_error(error: Exception) -> str:
+    return f"vLLM refuses it, correct this: {error or type(error).__name__}"
 
 
 def _engine_of(model: Any) -> "LLM":
@@ -170,163 +313,23 @@ def _engine_of(model: Any) -> "LLM":
     return engine
 
 
-def _as_prompts(prompts: Any) -> list[Any]:
-    if isinstance(prompts, str | Mapping):
-        raise TypeError("prompts is a list: put a single prompt in brackets, [prompt]")
-    prompts = list(prompts)
-    if prompts and all(isinstance(p, Mapping) and "role" in p for p in prompts):
-        raise TypeError("this is one chat: put its messages in brackets, [messages]")
-    return prompts
+def _recommended(engine: "LLM") -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The sampling that the model's authors recommend, and room for thinking.
+
+    The second is for prompts that let a hybrid model think, None for other models.
+    """
+    config, room = (
+        engine.model_config,
+        {"max_tokens": PRESETS["thinking"]["max_tokens"]},
+    )
+    for spec in MODELS.values():
+        if config.model in (spec.path, spec.path_16bit):
+            thinking = spec.thinking_sampling
+            return room | spec.sampling, room | thinking if thinking else None
+    return room | config.get_diff_sampling_param(), None
 
 
-def _get(prompt: Any, key: str) -> Any:
-    return prompt.get(key) if isinstance(prompt, Mapping) else None
-
-
-# --- one prompt -----------------------------------------------------------------------
-
-
-def _messages(prompt: Any) -> list[Mapping[str, Any]]:
-    if isinstance(prompt, Mapping):
-        if unknown := [str(key) for key in prompt if key not in _KEYS]:
-            raise _BadPrompt(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
-        if ("messages" in prompt) == ("prompt" in prompt):
-            raise _BadPrompt("give the dict either messages or prompt.")
-        prompt = prompt["messages"] if "messages" in prompt else prompt["prompt"]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list | tuple):
-        raise _BadPrompt(f"{_SHAPES}; this is of type {type(prompt).__name__}.")
-    for message in prompt:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise _BadPrompt(
-                'each chat message is a dict with "role" and "content"; one is '
-                f"{str(message)[:60]!r}."
-            )
-    contents = [message["content"] for message in prompt if message["content"]]
-    if all(isinstance(content, str) and not content.strip() for content in contents):
-        raise _BadPrompt("the prompt is empty: write a question, or leave it out.")
-    return list(prompt)
-
-
-def _token_ids(
-    messages: list[Mapping[str, Any]], tokenizer: Any, room: int
-) -> list[int]:
-    try:
-        # As token ids: of text, vLLM would make tokens with a second start token.
-        token_ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # Whatever the template's own code raises.
-        raise _BadPrompt(
-            f"the model's chat template refuses these messages: {error}. Check their "
-            "roles, their order, and that each content is a text."
-        ) from error
-    if len(token_ids) >= room:
-        raise _BadPrompt(
-            f"the prompt has {len(token_ids):,} tokens, and the model was loaded for "
-            f"{room:,} with the answer: shorten or split it, or raise MAX_SEQ_LENGTH."
-        )
-    return token_ids
-
-
-def _recommended(engine: "LLM") -> dict[str, Any]:
-    """The sampling that the model's authors recommend, and room for thinking."""
-    config = engine.model_config
-    spec = next((spec for spec in MODELS.values() if spec.path == config.model), None)
-    values = spec.sampling if spec else config.get_diff_sampling_param()
-    return {"max_tokens": PRESETS["thinking"]["max_tokens"], **values}
-
-
-def _merged(base: "SamplingParams | dict[str, Any]", own: Any) -> "SamplingParams":
-    """`own` if it is complete, else `base` with the values that `own` has."""
-    from msgspec.structs import replace
-    from vllm import SamplingParams
-    from vllm.exceptions import VLLMValidationError
-
-    if not isinstance(own, SamplingParams | Mapping | None):
-        raise _BadPrompt(
-            "sampling_params are SamplingParams or a dict of some of their values, not "
-            f"{type(own).__name__}."
-        )
-    try:
-        if isinstance(own, SamplingParams):
-            params = own.clone()  # The engine writes into it.
-        elif isinstance(base, SamplingParams):
-            params = replace(base, **(own or {}))
-        else:
-            params = SamplingParams(**{**base, **(own or {})})
-    except (TypeError, ValueError, VLLMValidationError) as error:
-        raise _BadPrompt(
-            f"bad sampling_params {own}; vLLM's SamplingParams has the names and "
-            f"ranges: {error}"
-        ) from error
-    if params.n != 1:
-        raise _BadPrompt(
-            f"n={params.n}, but a result holds one answer: list the prompt {params.n} "
-            "times instead."
-        )
-    return params
-
-
-# --- all prompts ----------------------------------------------------------------------
-
-
-class _OneByOne:
-    """vLLM's engine, taking each request by itself: a refused one stops no other."""
-
-    def __init__(self, engine: "LLM", refuse: Callable[[int, str], None]) -> None:
-        self.llm_engine = engine.llm_engine
-        self._engine = engine
-        self._refuse = refuse
-
-    def generate(
-        self, requests: list[_Request], use_tqdm: bool
-    ) -> list[tuple[_Request, Any]]:
-        from vllm.exceptions import VLLMValidationError  # A ValueError in 0.26.
-
-        taken = []
-        for request in requests:
-            prompt = {"prompt_token_ids": request.token_ids}
-            try:
-                self._engine.enqueue(prompt, request.params, use_tqdm=False)
-            except (TypeError, ValueError, VLLMValidationError) as error:
-                self._refuse(request.index, f"vLLM refuses it, correct this: {error}")
-            else:
-                taken.append(request)
-        outputs = self._engine.wait_for_completion(use_tqdm=use_tqdm)
-        return list(zip(taken, outputs, strict=True))
-
-
-def _generate(
-    engine: "LLM",
-    requests: list[_Request],
-    errors: dict[int, str],
-    progress: bool,
-) -> list[tuple[_Request, Any]]:
-    """The output of each request; those that vLLM refuses go to `errors`."""
-    core = engine.llm_engine
-    step = core.step
-    with _Progress(len(requests) + len(errors), progress) as bar:
-        bar.update(len(errors))
-
-        def refuse(index: int, reason: str) -> None:
-            errors[index] = reason
-            bar.update(1)
-
-        def observed_step() -> Any:
-            outputs = step()
-            bar.update_with([o.outputs[0] for o in outputs if o.finished])
-            return outputs
-
-        core.step = observed_step
-        try:
-            return interruptible(_OneByOne(engine, refuse))(requests, use_tqdm=False)
-        finally:
-            core.step = step
-
-
-class _Progress:
+class Progress:
     """A bar of prompts that tells new tokens per second and how many were cut short."""
 
     def __init__(self, total: int, shown: bool) -> None:
@@ -346,7 +349,7 @@ class _Progress:
 
             self._handle = display(self._bar.container, display_id=True)
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -354,16 +357,14 @@ class _Progress:
         if self._handle:  # A saved notebook shows text, which else would say 0%.
             self._handle.update(self._bar.container)
 
-    def update(self, prompts: int) -> None:
-        self._bar.update(prompts)
-
-    def update_with(self, completions: list[Any]) -> None:
-        if not (completions and self._shown):
+    def add(self, result: BatchResult) -> None:
+        """Count one more finished prompt."""
+        if not self._shown:
             return
-        self._tokens += sum(len(one.token_ids) for one in completions)
-        self._truncated += sum(one.finish_reason == "length" for one in completions)
+        self._tokens += result.tokens
+        self._truncated += result.truncated
         speed = self._tokens / max(self._bar.format_dict["elapsed"], 1e-9)
         self._bar.set_postfix_str(
             f"{speed:,.0f} tokens/s, {self._truncated} truncated", refresh=False
         )
-        self._bar.update(len(completions))
+        self._bar.update(1)

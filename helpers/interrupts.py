@@ -13,54 +13,108 @@ from .errors import CPU_CACHE, causes, generation_memory_error, is_out_of_memory
 
 
 def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., list]:
-    """`engine.generate` (of a `vllm.LLM`), made safe to interrupt.
+    """Make a `vllm.LLM` safe to interrupt, and return what `fast_generate` shall be.
 
-    A Ctrl-C (Jupyter's stop button) takes effect between two steps of the engine, and
-    aborts what was running: the next call works and returns its own outputs. A second
-    Ctrl-C does not wait for the step to end.
-
-    Raises `NotEnoughMemoryError` when the generation runs out of memory.
+    A Ctrl-C (Jupyter's stop button) in `generate`, in `chat` or in a loop of
+    `llm_engine.step()` takes effect between two steps, and aborts what was running: the
+    next call works and returns its own outputs. A second Ctrl-C does not wait for the
+    step to end.
     """
     core = engine.llm_engine
+    core.step = _stoppable_step(core)
+    engine.generate = _stoppable_call(core, engine.generate)
+    engine.chat = _stoppable_call(core, engine.chat)
+
+    @functools.wraps(engine.generate)
+    def fast_generate(*args: Any, **kwargs: Any) -> list:
+        kwargs.setdefault("use_tqdm", show_progress)
+        return engine.generate(*args, **kwargs)
+
+    return fast_generate
+
+
+def _stoppable_call(core: Any, call: Callable[..., list]) -> Callable[..., list]:
+    @functools.wraps(call)
+    def stoppable_call(*args: Any, **kwargs: Any) -> list:
+        with stoppable(core):
+            return call(*args, **kwargs)
+
+    return stoppable_call
+
+
+def _stoppable_step(core: Any) -> Callable[[], Any]:
     step = core.step
-    interrupted = threading.Event()
+
+    @functools.wraps(step)
+    def stoppable_step() -> Any:
+        if getattr(vars(core).get(_USE), "thread", None) == threading.get_ident():
+            return step()  # Within one of the calls above, which sees to it.
+        with stoppable(core):
+            return step()
+
+    return stoppable_step
+
+
+_USE = "_used_by"  # The attribute of an engine that tells who generates with it.
+
+
+class _Use:
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.interrupted = threading.Event()
+
+
+@contextmanager
+def stoppable(core: Any) -> Iterator[None]:
+    """Let a Ctrl-C end this block between two steps of the engine `core`.
+
+    `core` is the `llm_engine` of a `vllm.LLM`. However the block is left before its
+    end, what was running is aborted.
+
+    Raises `RuntimeError` where the engine is in such a block already, and
+    `NotEnoughMemoryError` when the generation runs out of memory.
+    """
+    use = _Use()
+    if vars(core).setdefault(_USE, use) is not use:
+        raise RuntimeError(
+            "this engine is generating already, in another thread or in a loop that "
+            "has not ended: wait for that, or load a second model."
+        )
+    step, handled = core.step, sys.exception()
 
     def step_unless_interrupted() -> Any:
-        if interrupted.is_set():
+        if use.interrupted.is_set():
             raise KeyboardInterrupt
         return step()
 
     core.step = step_unless_interrupted
+    try:
+        with _deferred_interrupt(use.interrupted):
+            yield
+    except BaseException as error:
+        # Left alone, the next call hangs, or returns these prompts' outputs.
+        abort_all(core)
+        if is_out_of_memory(causes(error, handled)):
+            knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else CPU_CACHE
+            raise generation_memory_error(
+                "all prompts",
+                "vLLM's cache leaves too little beside it: load with a lower "
+                f"{knob}, or end what else takes this memory.",
+            ) from error
+        raise
+    finally:
+        core.step = step
+        delattr(core, _USE)
 
-    @functools.wraps(engine.generate)
-    def fast_generate(prompts: Any, *args: Any, **kwargs: Any) -> list:
-        kwargs.setdefault("use_tqdm", show_progress)
-        handled = sys.exception()
-        try:
-            with _deferred_interrupt(interrupted):
-                return engine.generate(prompts, *args, **kwargs)
-        except BaseException as error:
-            # Left alone, the next call hangs, or returns these prompts' outputs.
-            core.abort_request(
-                list(core.output_processor.request_states), internal=True
-            )
-            if is_out_of_memory(causes(error, handled)):
-                count = len(prompts) if isinstance(prompts, list | tuple) else 1
-                knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else CPU_CACHE
-                raise generation_memory_error(
-                    f"{count} prompts",
-                    "vLLM's cache leaves too little beside it: load with a lower "
-                    f"{knob}, or end what else takes this memory.",
-                ) from error
-            raise
 
-    return fast_generate
+def abort_all(core: Any) -> None:
+    """Abort every request that the engine `core` has."""
+    core.abort_request(list(core.output_processor.request_states), internal=True)
 
 
 @contextmanager
 def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
     """Turn the first SIGINT into an event, and raise it at the end if nobody did."""
-    interrupted.clear()
     handler = signal.getsignal(signal.SIGINT)
     # Signals reach the main thread only, and a handler of None is not Python's.
     if threading.current_thread() is not threading.main_thread() or handler is None:

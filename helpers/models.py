@@ -45,7 +45,8 @@ class ModelSpec:
     `path` is what `from_pretrained` takes: a hub path, or the local directory of the
     model that ships with this package. `kv_bytes_per_token` is for all layers together,
     in the 16-bit types of a GPU (32-bit for the embedded model, which runs on CPUs).
-    `sampling` is what its authors recommend, `sampling_source` says where.
+    `sampling` is what its authors recommend, `sampling_source` says where; a hybrid
+    model, which can think and need not, has `thinking_sampling` for when it does.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelSpec:
     smallest_gpu: str = ""
     sampling: Mapping[str, float | int] = field(default_factory=dict)
     sampling_source: str = ""
+    thinking_sampling: Mapping[str, float | int] | None = None
 
     @property
     def embedded(self) -> bool:
@@ -191,6 +193,7 @@ _SPECS = (
             {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0}
         ),
         sampling_source="model card of Qwen/Qwen3-4B, without thinking",
+        thinking_sampling=QWEN3_THINKING_SAMPLING,
     ),
     ModelSpec(
         name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",

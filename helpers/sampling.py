@@ -4,7 +4,10 @@ The four presets are starting points for any model; what a model's own authors r
 is in `helpers.models.MODELS[...].sampling`.
 """
 
-from collections.abc import Mapping
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -58,6 +61,20 @@ _GENERATE_NAMES = MappingProxyType(
 # Off in vLLM unless asked for; said aloud to `generate`, where the model's own
 # generation_config.json would otherwise fill the gap with other values.
 _OFF = MappingProxyType({"top_p": 1.0, "top_k": 0, "min_p": 0.0})
+# What vLLM takes: sampling_params.py, SamplingParams._verify_args.
+_RANGES: Mapping[str, tuple[float, float, type]] = MappingProxyType(
+    {
+        "temperature": (0, 2, Real),
+        "top_p": (0, 1, Real),
+        "min_p": (0, 1, Real),
+        "top_k": (-1, math.inf, Integral),
+        "max_tokens": (1, math.inf, Integral),
+        "min_tokens": (0, math.inf, Integral),
+        "n": (1, math.inf, Integral),
+        "repetition_penalty": (0, math.inf, Real),
+    }
+)
+_KINDS = MappingProxyType({Integral: "an integer", Real: "a number"})
 
 
 class UnknownPresetError(KeyError):
@@ -97,17 +114,50 @@ def preset(
     if for_generate:
         return _generate_arguments(values)
     try:
-        from vllm import SamplingParams
+        return sampling_params(values)
     except ImportError as error:
         raise ImportError(
             "sampling parameters for vLLM need vLLM, which cannot be imported here "
             f"({error}). Run `python -m helpers` to see why, or use "
             f"preset({name!r}, for_generate=True) with model.generate."
         ) from error
+
+
+def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
+    """vLLM's `SamplingParams` of these values, each of the type that it must have.
+
+    vLLM itself takes a seed of `"7"`, and its engine fails on it, or waits for ever
+    where it runs in a process of its own. Here what is plainly meant is converted (text
+    and NumPy's numbers to numbers, a dict to `structured_outputs`), None stands for
+    what vLLM does by default, and the rest is refused.
+
+    Raises `TypeError` for a name that `SamplingParams` has not and for a value of a
+    wrong type, `ValueError` for one out of its range, `ImportError` without vLLM.
+    """
+    import msgspec
+    from vllm import SamplingParams
+
+    fields = {field.name: field for field in msgspec.structs.fields(SamplingParams)}
+    known = [name for name in fields if not name.startswith("_")]
+    if unknown := [name for name in values if name not in known]:
+        near = difflib.get_close_matches(str(unknown[0]), known, 1)
+        raise TypeError(
+            f"SamplingParams has no {', '.join(map(repr, unknown))}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    plain = {
+        name: value.item() if getattr(value, "ndim", None) == 0 else value
+        for name, value in values.items()
+        if value is not None or name == "max_tokens"  # There None means: all there is.
+    }
+    for name, value in plain.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ValueError(f"{name}={value} is no integer of 64 bits")
     try:
-        return SamplingParams(**values)
-    except TypeError:
-        raise
+        return msgspec.convert(plain, SamplingParams, strict=False, str_keys=True)
+    except msgspec.ValidationError as error:
+        kind = ValueError if isinstance(error.__cause__, ValueError) else TypeError
+        raise kind(str(error)) from error
     except Exception as error:  # vLLM's own type since 0.32, ValueError before.
         raise ValueError(str(error)) from error
 
@@ -122,13 +172,20 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
             f"generate has nothing for {', '.join(unknown)}; "
             f"it takes {', '.join(_GENERATE_NAMES)}"
         )
-    if values["temperature"] < 0 or values["max_tokens"] < 1:
-        raise ValueError("temperature must be at least 0 and max_tokens at least 1")
     values = {**_OFF, **values}
-    if not (0 < values["top_p"] <= 1 and 0 <= values["min_p"] <= 1):
-        raise ValueError("top_p must be above 0, min_p at least 0, and both at most 1")
-    if values["top_k"] < -1:
-        raise ValueError("top_k must be at least 1, or 0 or -1 to switch it off")
+    for name, value in values.items():
+        least, most, kind = _RANGES[name]
+        # True is an integer to Python, and a mistake here.
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r}")
+        if not least <= value <= most or not math.isfinite(value):
+            raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+        if value == 0 and name in ("top_p", "repetition_penalty"):
+            raise ValueError(f"{name} must be above 0")
+    if values.get("min_tokens", 0) > values["max_tokens"]:
+        raise ValueError("min_tokens must be at most max_tokens")
+    if values["temperature"] == 0 and values.get("n", 1) > 1:
+        raise ValueError("n must be 1 with temperature=0: greedy answers are all alike")
     values["top_k"] = max(values["top_k"], 0)  # Off is -1 in vLLM too, here 0 alone.
     if values["temperature"] == 0:
         for sampled in ("temperature", *_OFF):
@@ -139,3 +196,82 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_GENERATE_NAMES[name]: value for name, value in values.items()}
+
+
+# What SamplingParams holds beside sampling: how its result is to be handed out.
+_NOT_SAMPLING = {"output_kind", "output_text_buffer_length", "skip_clone", "detokenize"}
+
+
+class Sampling:
+    """The sampling of each prompt: its own values over the shared over the recommended.
+
+    `recommended` is what the model's authors advise. A hybrid model's differs where the
+    prompt lets it think: `thinking` then, for prompts that `thinks` says True for,
+    given their tokens. `shared` are for all prompts, as a dict or as `SamplingParams`.
+
+    Raises `ValueError` for bad `shared`.
+    """
+
+    def __init__(
+        self,
+        recommended: Mapping[str, Any],
+        thinking: Mapping[str, Any] | None,
+        thinks: Callable[[Sequence[int]], bool],
+        shared: "SamplingParams | Mapping[str, Any] | None" = None,
+    ) -> None:
+        self._by_mode = {False: dict(recommended), True: dict(thinking or recommended)}
+        self._thinks = thinks if thinking else lambda token_ids: False
+        self._shared, self._given = _values(shared), shared
+        self._same = {mode: self._merge(mode, None) for mode in self._by_mode}
+
+    def params(self, own: Any, token_ids: Sequence[int]) -> "SamplingParams":
+        """The parameters of a prompt with `own` sampling, or none. Raises `ValueError`.
+
+        Prompts without own sampling share one object.
+        """
+        mode = self._thinks(token_ids)
+        return self._same[mode] if own is None else self._merge(mode, own)
+
+    def _merge(self, mode: bool, own: Any) -> "SamplingParams":
+        values = {**self._by_mode[mode], **self._shared, **_values(own)}
+        try:
+            params = sampling_params(values)
+        except (TypeError, ValueError) as error:
+            given = self._given if own is None else own
+            raise ValueError(f"bad sampling_params {given}: {error}") from error
+        if params.n != 1:
+            raise ValueError(
+                f"n={params.n}, but a result holds one answer: list the prompt "
+                f"{params.n} times instead."
+            )
+        # The parser makes the text anyway; vLLM needs its own to find stop strings.
+        params.detokenize = bool(params.stop)
+        if hasattr(params, "skip_clone"):  # vLLM need not copy what nobody else has.
+            params.skip_clone = True
+        return params
+
+
+def _values(params: Any) -> dict[str, Any]:
+    """Sampling parameters as a dict, without what greedy decoding had switched off."""
+    from vllm import SamplingParams
+
+    if isinstance(params, SamplingParams):
+        values = {
+            name: getattr(params, name)
+            for name in params.__struct_fields__
+            if not name.startswith("_") and name not in _NOT_SAMPLING
+        }
+        if params.temperature == 0:
+            for name in ("top_p", "top_k", "min_p"):
+                del values[name]
+        return values
+    if not isinstance(params, Mapping | None):
+        raise ValueError(
+            "sampling_params are SamplingParams or a dict of some of their values, not "
+            f"{type(params).__name__}."
+        )
+    return {
+        name: value
+        for name, value in (params or {}).items()
+        if value is not None or name == "max_tokens"  # None there: all that is left.
+    }

@@ -1,163 +1,23 @@
 """A batch on the real engine: in order, parsed, and unharmed by its bad prompts."""
 
-import json
-import os
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
+from child import run_child
 
 from helpers.batch import BatchResult, run_batch
 from helpers.models import MODELS, TINY_THINKER
 from helpers.thinking import unfinished_hint
 
 ROOM = 512  # Tokens that the engine is loaded for.
-CHILD = """
-import contextlib, copy, dataclasses, io, json, os, signal
-from helpers.batch import run_batch
-from helpers.loading import FastLanguageModel
-
-model, tokenizer = FastLanguageModel.from_pretrained(
-    "tiny-thinker", max_seq_length=512, fast_inference=True
-)
-from tokenizers.processors import TemplateProcessing
-from vllm import SamplingParams
-
-engine = model.vllm_engine
-core = engine.llm_engine
-seen = []
-enqueue = engine.enqueue
-def spying(prompt, params, **kwargs):
-    seen.append([prompt["prompt_token_ids"], params])
-    return enqueue(prompt, params, **kwargs)
-engine.enqueue = spying
-
-result = {}
-def run(name, *args, **kwargs):
-    printed = io.StringIO()
-    del seen[:]
-    with contextlib.redirect_stderr(printed):
-        rows = run_batch(*args, **kwargs)
-    result[name] = {
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "truncated": [row.truncated for row in rows],
-        "printed": printed.getvalue(),
-        "ids": [ids for ids, _ in seen],
-        "params": [
-            {k: getattr(p, k) for k in ("temperature", "top_p", "top_k", "max_tokens")}
-            for _, p in seen
-        ],
-    }
-
-greedy = SamplingParams(temperature=0, max_tokens=200)
-untouched = copy.deepcopy(greedy)
-user = lambda text: [{"role": "user", "content": text}]
-good = ["What is 7 + 5?", "What is recursion?", "What is 12 + 23 + 34?", "hello"]
-run("good", model, good, greedy, progress=False)
-
-texts = [
-    tokenizer.apply_chat_template(user(p), tokenize=False, add_generation_prompt=True)
-    for p in good
-]
-result["direct"] = [
-    tokenizer.decode(output.outputs[0].token_ids, skip_special_tokens=False)
-    for output in model.fast_generate(texts, copy.deepcopy(greedy))
-]
-
-run("kinds", engine, [
-    user(good[0]),
-    {"id": "b", "prompt": good[1]},
-    {"id": 3, "messages": user(good[2]), "sampling_params": {"max_tokens": 9}},
-    {"prompt": user(good[3]), "sampling_params": SamplingParams(max_tokens=1)},
-], greedy, tokenizer=tokenizer)
-
-bad = {
-    "empty": "",
-    "blank": [{"role": "user", "content": "  "}],
-    "no messages": [],
-    "type": 5,
-    "message": ["hello"],
-    "content": [{"role": "user", "content": 5}],
-    "key": {"promt": "hello"},
-    "both": {"prompt": "hello", "messages": user("hello")},
-    "neither": {"id": 1},
-    "long": "word " * 2000,
-    "name": {"prompt": "hello", "sampling_params": {"temprature": 1}},
-    "range": {"prompt": "hello", "sampling_params": {"temperature": -1}},
-    "value": {"prompt": "hello", "sampling_params": {"max_tokens": "many"}},
-    "params": {"prompt": "hello", "sampling_params": "creative"},
-    "several": {"prompt": "hello", "sampling_params": SamplingParams(n=2)},
-    "engine": {"prompt": "hello", "sampling_params": {"logprobs": 3}},
-}
-mixed = [prompt for pair in zip(bad.values(), good * 4) for prompt in pair]
-run("mixed", model, mixed, greedy)
-result["bad"] = list(bad)
-result["untouched"] = greedy == untouched
-
-run("default", model, good[:1], progress=False)
-run("override", model, good[:1], {"max_tokens": 3}, progress=False)
-run("empty", model, [], progress=False)
-
-llama = copy.deepcopy(tokenizer)
-llama.bos_token = "<|endoftext|>"
-llama.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-llama.backend_tokenizer.post_processor = TemplateProcessing(
-    single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", llama.bos_token_id)]
-)
-text = llama.apply_chat_template(user("hello"), tokenize=False)
-result["start_token"] = llama.bos_token_id
-result["of_text"] = llama(text)["input_ids"].count(llama.bos_token_id)
-run("llama", model, ["hello"], greedy, tokenizer=llama, progress=False)
-
-def error_of(*args, **kwargs):
-    try:
-        run_batch(model, *args, **kwargs)
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-
-no_template = copy.deepcopy(tokenizer)
-no_template.chat_template = None
-result["errors"] = {
-    "n": error_of(good, SamplingParams(n=2)),
-    "name": error_of(good, {"temprature": 1}),
-    "template": error_of(good, tokenizer=no_template),
-}
-
-owner, name = core.output_processor, "process_outputs"
-real, calls = getattr(owner, name), [0]
-def signalling(*args, **kwargs):
-    calls[0] += 1
-    if calls[0] == 5:
-        os.kill(os.getpid(), signal.SIGINT)
-    return real(*args, **kwargs)
-setattr(owner, name, signalling)
-step = core.step
-try:
-    run("interrupted", model, good * 3, greedy, progress=False)
-except KeyboardInterrupt:
-    result["steps"] = calls[0]
-setattr(owner, name, real)
-result["left"] = core.get_num_unfinished_requests()
-result["same_step"] = core.step == step
-run("again", model, good, greedy, progress=False)
-print(json.dumps(result, default=str))
-"""
 
 
 @pytest.fixture(scope="module")
 def child() -> dict:
     """What happened in one Python that loads the engine once for all tests."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "DEVICE": "cpu", "LOG_LEVEL": "error"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    (line,) = done.stdout.splitlines()
-    return json.loads(line)
+    result = run_child("batch")
+    assert result["stderr"] == "" and result["stdout"] == []
+    return result
 
 
 def without_place(rows: list[dict]) -> list[dict]:
@@ -189,12 +49,58 @@ def test_tokens_are_counted_by_part(child: dict) -> None:
 def test_chats_and_dicts_are_prompts_with_ids_and_parameters(child: dict) -> None:
     good, kinds = child["good"]["rows"], child["kinds"]
     rows = kinds["rows"]
-    assert [row["id"] for row in rows] == [None, "b", 3, None]
+    assert [row["id"] for row in rows[:4]] == [None, "b", 3, None]
     assert [row["response"] for row in rows[:2]] == [r["response"] for r in good[:2]]
-    assert [row["tokens"] for row in rows[2:]] == [9, 1]
-    assert [p["temperature"] for p in kinds["params"]] == [0, 0, 0, 1]
-    assert kinds["truncated"] == [False, False, True, True]
+    assert [row["tokens"] for row in rows[2:4]] == [9, 1]
+    assert [p["temperature"] for p in kinds["params"][:4]] == [0, 0, 0, 1]
+    assert kinds["truncated"][:4] == [False, False, True, True]
     assert rows[2]["response"] is None and not rows[2]["complete"]
+
+
+def test_parts_of_a_content_are_its_text(child: dict) -> None:
+    texts = child["kinds"]["texts"]
+    assert texts[4] == texts[0]
+    assert "What is\n7 + 5?" in texts[5]
+    for text, question in zip(child["lists"]["texts"], ["7 + 5", "recur"], strict=True):
+        assert question in text
+
+
+def test_an_assistants_beginning_is_continued(child: dict) -> None:
+    assert child["kinds"]["texts"][6].endswith("</think>\n\nThe answer")
+
+
+def test_a_call_of_a_tool_needs_no_content(child: dict) -> None:
+    assert "12<|im_end|>\n<|im_start|>assistant" in child["kinds"]["texts"][7]
+
+
+def test_a_formatted_prompt_is_warned_of_once(child: dict) -> None:
+    (warning,) = child["kinds"]["warnings"]
+    assert "<|im_start|>" in warning and "list of messages" in warning
+    assert child["good"]["warnings"] == []
+
+
+def test_own_values_are_laid_over_what_was_recommended(child: dict) -> None:
+    wanted = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "seed": 7}
+    for params in (child["kinds"]["params"][9], child["zero"]["params"][0]):
+        assert wanted.items() <= params.items()
+
+
+def test_sampling_follows_the_mode_that_the_prompt_is_in(child: dict) -> None:
+    recommended = [params["top_p"] for params in child["hybrid"]["params"]]
+    recommended += [params["top_p"] for params in child["hybrid off"]["params"]]
+    assert recommended == [0.95, 0.8, 0.8]
+    assert child["hybrid off"]["ids"] == child["hybrid"]["ids"][1:]
+
+
+def test_a_response_ends_before_its_stop_string_as_in_vllm(child: dict) -> None:
+    (row,) = child["stop"]["rows"]
+    assert child["stop"]["text"].endswith("\nRecursion ")
+    assert row["response"] == "Recursion" and row["finish_reason"] == "stop"
+
+
+def test_a_dict_describes_structured_outputs(child: dict) -> None:
+    (row,) = child["digits"]["rows"]
+    assert row["error"] is None and row["thinking"].isdigit()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +111,13 @@ def test_chats_and_dicts_are_prompts_with_ids_and_parameters(child: dict) -> Non
         ("no messages", "prompt is empty"),
         ("type", "of type int"),
         ("message", "'hello'"),
-        ("content", "chat template refuses"),
+        ("content", "content is of type int"),
+        ("no content", '"role" and "content"'),
+        ("picture", "'image_url'"),
+        ("role", "unknown role 'wizard'"),
+        ("bytes", "prompt.decode()"),
+        ("surrogate", "half of a character"),
+        ("kwargs", "can't have tokenize"),
         ("key", "unknown key promt"),
         ("both", "either messages or prompt"),
         ("neither", "either messages or prompt"),
@@ -216,6 +128,10 @@ def test_chats_and_dicts_are_prompts_with_ids_and_parameters(child: dict) -> Non
         ("params", "not str"),
         ("several", "list the prompt 2 times"),
         ("engine", "max allowed: 0"),
+        ("seed", "got `float`"),
+        ("large seed", "64 bits"),
+        ("object", "got `str`"),
+        ("structured", "unclosed group"),
     ],
 )
 def test_a_bad_prompt_says_what_is_wrong(child: dict, name: str, reason: str) -> None:
@@ -226,14 +142,28 @@ def test_a_bad_prompt_says_what_is_wrong(child: dict, name: str, reason: str) ->
 
 def test_bad_prompts_change_nothing_for_the_others(child: dict) -> None:
     answered = child["mixed"]["rows"][1::2]
-    assert len(answered) == len(child["bad"]) == 16
-    assert without_place(answered) == without_place(child["good"]["rows"] * 4)
+    good = without_place(child["good"]["rows"] * 7)[: len(answered)]
+    assert len(answered) == len(child["bad"])
+    assert without_place(answered) == good
+
+
+def test_what_the_engine_raises_ends_the_culprit_alone(child: dict) -> None:
+    rows = without_place(child["culprit"]["rows"])
+    assert "expected a long" in rows.pop(3)["error"]
+    assert rows == without_place(child["good"]["rows"])
+
+
+def test_prompts_are_read_as_the_engine_needs_them(child: dict) -> None:
+    all_there, most = child["streamed"]
+    assert all_there and most < 300
 
 
 def test_the_bar_counts_prompts_tokens_and_cut_ones(child: dict) -> None:
-    assert " 4/4 " in child["kinds"]["printed"]
-    assert "tokens/s, 2 truncated" in child["kinds"]["printed"]
-    assert " 32/32 " in child["mixed"]["printed"]
+    kinds = child["kinds"]
+    assert " 10/10 " in kinds["printed"]
+    assert f"tokens/s, {sum(kinds['truncated'])} truncated" in kinds["printed"]
+    total = len(child["mixed"]["rows"])
+    assert f" {total}/{total} " in child["mixed"]["printed"]
     assert child["good"]["printed"] == ""
 
 
@@ -265,7 +195,13 @@ def test_a_template_that_writes_the_start_token_gives_one(child: dict) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("n", "n=2"), ("name", "temprature"), ("template", "no chat template")],
+    [
+        ("n", "n=2"),
+        ("name", "temprature"),
+        ("template", "no chat template"),
+        ("kwargs", "enable_thinking"),
+        ("syntax", "can't be compiled"),
+    ],
 )
 def test_what_is_bad_for_all_prompts_is_raised(
     child: dict, name: str, reason: str
@@ -275,12 +211,19 @@ def test_what_is_bad_for_all_prompts_is_raised(
     assert reason in message
 
 
-def test_after_an_interrupt_the_next_batch_gives_its_own_results(child: dict) -> None:
-    assert child["steps"] >= 5
-    assert "interrupted" not in child
-    assert child["left"] == 0
-    assert child["same_step"]
-    assert child["again"]["rows"] == child["good"]["rows"]
+def test_an_interrupt_keeps_what_is_finished_and_the_engine(child: dict) -> None:
+    finished, good = child["finished"], child["good"]["rows"]
+    assert 0 < len(finished) < 12 and "interrupted" not in child
+    for row in finished:
+        (expected,) = without_place([good[row["index"] % 4]])
+        assert without_place([row]) == [expected]
+    assert child["left"] == 0 and child["same_step"]
+    assert child["again"]["rows"] == good
+
+
+def test_two_batches_at_once_are_refused_with_one_sentence(child: dict) -> None:
+    ((kind, message),) = child["two_at_once"]
+    assert kind == "RuntimeError" and "generating already" in message
 
 
 def test_a_model_without_vllm_says_how_to_load_one() -> None:
@@ -293,6 +236,10 @@ def test_one_prompt_is_not_taken_for_a_list_of_them() -> None:
         run_batch(object(), "hello")
     with pytest.raises(TypeError, match=r"\[messages\]"):
         run_batch(object(), [{"role": "user", "content": "hello"}])
+    with pytest.raises(TypeError, match="decode"):
+        run_batch(object(), b"hello")
+    with pytest.raises(TypeError, match=r"df\['question'\]"):
+        run_batch(object(), SimpleNamespace(columns=["question"]))
 
 
 def test_the_repr_is_short_and_says_what_to_do() -> None:

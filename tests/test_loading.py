@@ -440,9 +440,9 @@ def test_a_second_failure_is_not_explained_by_the_first() -> None:
 
     states = SimpleNamespace(request_states={})
     core = SimpleNamespace(
-        step=None, output_processor=states, abort_request=lambda ids, internal: None
+        step=str, output_processor=states, abort_request=lambda ids, internal: None
     )
-    generate = interruptible(SimpleNamespace(llm_engine=core, generate=fail))
+    generate = interruptible(SimpleNamespace(llm_engine=core, generate=fail, chat=fail))
     try:
         generate(["one"])
     except NotEnoughMemoryError as error:

@@ -69,7 +69,9 @@ def test_what_generate_can_not_do_is_said(override: dict, message: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 5}, {"top_p": 0}]
-    + [{"min_p": -0.1}, {"top_k": -2}],
+    + [{"min_p": -0.1}, {"top_k": -2}, {"top_k": 0.5}, {"repetition_penalty": 0}]
+    + [{name: float("nan")} for name in ("temperature", "top_p", "min_p")]
+    + [{"min_tokens": 2000}, {"n": 2, "temperature": 0}, {"max_tokens": True}],
 )
 def test_values_out_of_range_are_refused(override: dict) -> None:
     with pytest.raises(ValueError):
@@ -85,7 +87,8 @@ def test_vllm_gets_sampling_params_with_the_same_values() -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     code = (
-        "from helpers.sampling import PRESETS, preset\n"
+        "import numpy as np\n"
+        "from helpers.sampling import PRESETS, preset, sampling_params\n"
         "for name in PRESETS:\n"
         "    p = preset(name)\n"
         "    print(name, p.temperature, p.top_p, p.top_k, p.max_tokens)\n"
@@ -95,9 +98,19 @@ def test_vllm_gets_sampling_params_with_the_same_values() -> None:
         "    preset('thinking', temperature=-1)\n"
         "except ValueError:\n"
         "    print('refused')\n"
+        "p = sampling_params({'seed': '7', 'top_k': np.int64(5), 'stop': None})\n"
+        "print(p.seed, p.top_k, p.temperature)\n"
+        "for wrong in {'seed': 1.5}, {'temprature': 1}:\n"
+        "    try:\n"
+        "        sampling_params(wrong)\n"
+        "    except TypeError as error:\n"
+        "        print(error)\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     lines = [f"{n} {t} {p} {k or 0} {m}" for n, (t, p, k, m) in VALUES.items()]
-    assert out.stdout.splitlines()[-6:] == [*lines, "7 3 0.6", "refused"]
+    printed = out.stdout.splitlines()[-9:]
+    assert printed[:7] == [*lines, "7 3 0.6", "refused", "7 5 1.0"]
+    assert "got `float`" in printed[7]
+    assert "did you mean temperature" in printed[8]
