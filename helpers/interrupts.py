@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from .devices import current_gpu
-from .errors import CPU_CACHE, causes, generation_memory_error, is_out_of_memory
+from .errors import (
+    CPU_CACHE,
+    ModelLoadError,
+    causes,
+    generation_memory_error,
+    is_out_of_memory,
+)
 
 
 def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., list]:
@@ -133,3 +139,60 @@ def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if interrupted.is_set():
         raise KeyboardInterrupt
+
+
+# Packages that register what they have with one another, once in a process.
+_REGISTERING = ("torch", "transformers", "unsloth", "vllm")
+_unfinished = ""  # What was interrupted half-way in this process.
+
+
+@contextmanager
+def finishing(what: str) -> Iterator[None]:
+    """Notice that `what`, an import or a load, is interrupted half-way.
+
+    It can't be taken up again: what the libraries have registered stays, and a second
+    attempt ends in riddles. So the next one raises `ModelLoadError`, which says to
+    restart the kernel. An interrupt that a library swallows comes through at the end.
+    """
+    global _unfinished
+    if before := _unfinished or _half_imported():
+        raise ModelLoadError(
+            f"{before} did not finish, and can't be begun again in the same process. "
+            "Restart the kernel, and run the cells from the first one."
+        )
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        interrupted.set()
+        handler(number, frame)
+
+    noted = threading.current_thread() is threading.main_thread() and callable(handler)
+    if noted:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted.set()
+        raise
+    except Exception as error:
+        if interrupted.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if noted:
+            signal.signal(signal.SIGINT, handler)
+        if interrupted.is_set():
+            _unfinished = what
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _half_imported() -> str:
+    """What of the packages was begun to be imported and not finished, by anyone."""
+    for package in _REGISTERING:
+        parts = (name for name in sys.modules if name.startswith(f"{package}."))
+        # None stands for a module that must not be imported.
+        if package not in sys.modules and any(sys.modules[name] for name in parts):
+            return f"the import of {package}"
+    return ""

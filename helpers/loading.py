@@ -18,10 +18,10 @@ import contextlib
 import functools
 import importlib.util
 import json
-import logging
 import os
 import re
 import sys
+import types
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +46,9 @@ from .errors import (
     explaining_memory,
     not_cached,
 )
-from .interrupts import interruptible
+from .interrupts import finishing, interruptible
 from .models import MODELS, TINY_THINKER, UnknownModelError, get_model
-from .quiet import is_loud, quiet
+from .quiet import is_loud, quiet, quieten_packages
 from .settings import AUTO, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ __all__ = [
 
 # Unsloth patches these as it is imported: what was imported before keeps its old code.
 _PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
+# Where CI is set torch takes operators whose outputs share memory for errors, and the
+# code that Unsloth compiles has some.
+_ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
 # What says which weights to load, and vLLM's name for it.
 _SHARED = {
     "cache_dir": "download_dir",
@@ -86,40 +89,14 @@ def __getattr__(name: str) -> Any:
 def _fast_language_model() -> type:
     """Import unsloth and make the class that this module is for."""
     settings = load_settings()
-    if "unsloth" not in sys.modules:
-        early = [name for name in _PATCHED_BY_UNSLOTH if name in sys.modules]
-        if early:
-            warnings.warn(
-                f"{', '.join(early)} imported before unsloth, which then can't speed "
-                "it up. Restart the kernel and make "
-                '"from helpers.loading import FastLanguageModel" the first import.',
-                ImportOrderWarning,
-                stacklevel=3,
-            )
-        settings.apply()
-        hide_unusable_extension()
-    with quiet(settings):
-        try:
-            import unsloth
-        except ImportError as error:
-            raise EngineUnavailableError(
-                f"unsloth can't be imported ({error}). `python -m helpers` says what "
-                "is wrong with this environment; `make setup` builds a sound one."
-            ) from error
+    with finishing("the import of unsloth"):
+        unsloth = _import_unsloth(settings)
     has_gpu = not getattr(unsloth, "_IS_CPU_BACKEND", False)
     if settings.device == "cuda" and not has_gpu:
         raise ModelLoadError(
             "DEVICE=cuda, but Unsloth finds no usable GPU. `python -m helpers` says "
             "why; DEVICE=auto takes the CPU instead."
         )
-    if not is_loud(settings):
-        import transformers.utils.logging
-
-        for package in ("bitsandbytes", "torch", "transformers", "unsloth", "vllm"):
-            warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
-        # Both write past whatever `quiet` holds back, at a later load.
-        logging.getLogger("torch").setLevel(logging.ERROR)
-        transformers.utils.logging.disable_progress_bar()
 
     class FastLanguageModel(unsloth.FastLanguageModel):
         @staticmethod
@@ -132,6 +109,35 @@ def _fast_language_model() -> type:
     FastLanguageModel.__module__ = __name__
     FastLanguageModel.__qualname__ = "FastLanguageModel"
     return FastLanguageModel
+
+
+def _import_unsloth(settings: Settings) -> types.ModuleType:
+    if "unsloth" not in sys.modules:
+        early = [name for name in _PATCHED_BY_UNSLOTH if name in sys.modules]
+        if early:
+            warnings.warn(
+                f"{', '.join(early)} imported before unsloth, which then can't speed "
+                "it up. Restart the kernel and make "
+                '"from helpers.loading import FastLanguageModel" the first import.',
+                ImportOrderWarning,
+                stacklevel=4,
+            )
+        settings.apply()
+        os.environ.setdefault(_ALIASING, "0")
+        hide_unusable_extension()
+    with quiet(settings):
+        try:
+            import unsloth
+        except ImportError as error:
+            raise EngineUnavailableError(
+                f"unsloth can't be imported ({error}). `python -m helpers` says what "
+                "is wrong with this environment; `make setup` builds a sound one."
+            ) from error
+    # Releases of torch without the variable keep one value for the whole process.
+    sys.modules["torch"]._functorch.config.error_on_custom_op_aliasing = False
+    if not is_loud(settings):
+        quieten_packages()
+    return unsloth
 
 
 def _from_pretrained(
@@ -196,7 +202,7 @@ def _from_pretrained(
             raise not_cached(path)  # Unsloth would ask the hub, several times.
         print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
     try:
-        with quiet(settings):
+        with finishing(f"the load of {model_name}"), quiet(settings):
             model, tokenizer = unsloth_class.from_pretrained(
                 path, max_seq_length, dtype, load_in_4bit, *args, **kwargs
             )

@@ -1,6 +1,7 @@
 """Hold back what the engines print, unless LOG_LEVEL asks for it."""
 
 import io
+import logging
 import os
 import sys
 import tempfile
@@ -14,6 +15,16 @@ from .settings import Settings
 
 def is_loud(settings: Settings) -> bool:
     return settings.log_level in ("debug", "info")
+
+
+def quieten_packages() -> None:
+    """Silence what the imported engines write past `quiet`, or after it."""
+    import transformers.utils.logging
+
+    for package in ("bitsandbytes", "torch", "transformers", "unsloth", "vllm"):
+        warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
 
 
 class _Mutable:

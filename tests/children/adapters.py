@@ -1,0 +1,53 @@
+"""Answer with two adapters in one batch, and as Unsloth does with each alone."""
+
+import importlib
+import json
+import sys
+
+from helpers.loading import FastLanguageModel
+from helpers.release import release_model
+from helpers.sampling import preset
+
+path, *adapters = sys.argv[1:]
+fixed = {"temperature": 0, "max_tokens": 24, "min_tokens": 24}
+expected = []
+for seed, adapter in enumerate(adapters):
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        path, max_seq_length=256, load_in_4bit=False
+    )
+    # Random matrices on both sides, and a large alpha: as it starts it has no effect.
+    model = FastLanguageModel.get_peft_model(
+        model, r=8, lora_alpha=64, init_lora_weights=False, random_state=seed
+    )
+    model.save_pretrained(adapter)
+    FastLanguageModel.for_inference(model)
+    ids = tokenizer("one", return_tensors="pt")
+    tokens = model.generate(**ids, **preset("balanced", for_generate=True, **fixed))
+    expected.append(tokens[0, ids.input_ids.shape[1] :].tolist())
+
+model, tokenizer = FastLanguageModel.from_pretrained(
+    path, max_seq_length=256, fast_inference=True, max_loras=2
+)
+LoRARequest = importlib.import_module("vllm.lora.request").LoRARequest
+
+requests = [None] + [
+    LoRARequest(adapter, number, adapter)
+    for number, adapter in enumerate(adapters, start=1)
+]
+params = preset("balanced", ignore_eos=True, **fixed)
+outputs = model.fast_generate(["one"] * 3, params, lora_request=requests)
+found = [list(output.outputs[0].token_ids) for output in outputs]
+plain = model.fast_generate(["one"], params)[0].outputs[0].token_ids
+config = model.vllm_engine.llm_engine.vllm_config.lora_config
+report = release_model(model, namespace=globals())
+print(
+    json.dumps(
+        {
+            "released": [report.alive_parameters, report.holders],
+            "same_as_generate": found[1:] == expected,
+            "none_is_the_base": found[0] == list(plain),
+            "different": len({tuple(tokens) for tokens in found}),
+            "config": [config.max_loras, config.max_lora_rank],
+        }
+    )
+)
