@@ -9,7 +9,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import re
@@ -517,18 +516,14 @@ def _check_model(settings: Settings) -> Check:
         return Check("Model", "failed", str(error), "lower MAX_SEQ_LENGTH")
     gpus = list_gpus() if settings.device == "cuda" else ()
     free = gpus[0].free_mib if gpus else main_memory().available_mib
-    if not need.fits(free):
-        return Check("Model", "warning", detail, need.advice(free))
-    if gpus and not need.fits(free * settings.gpu_memory_utilization):
-        share = math.ceil(20 * need.total_mib / free) / 20
-        return Check(
-            "Model",
-            "warning",
-            f"{detail}; {need.total_mib:,} MiB needed, GPU_MEMORY_UTILIZATION="
-            f"{settings.gpu_memory_utilization:g} of {free:,} MiB are less",
-            f"set GPU_MEMORY_UTILIZATION={share:g} for fast_inference=True",
-        )
-    return Check("Model", "ok", f"{detail}; {need.advice(free)}")
+    share = settings.gpu_memory_utilization
+    if not gpus:  # The cache has a size of its own there, whatever else is free.
+        cache = settings.vllm_cpu_kvcache_space * 1024
+        free, share = min(free, need.weights_mib + need.overhead_mib + cache), 1.0
+    advice = need.advice(free, share)
+    if need.fits(free * share):
+        return Check("Model", "ok", f"{detail}; {advice}")
+    return Check("Model", "warning", detail, advice)
 
 
 def _check_disk(settings: Settings) -> Check:

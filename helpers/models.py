@@ -28,6 +28,8 @@ NF4_BYTES_PER_WEIGHT = 0.5 + 0.127 / 8
 # KV cache: 750 to 1,310 MiB with models of 3 and 4 billion parameters in 16 and 4 bits
 # on an H100 (tests/test_gpu.py measures it).
 GPU_OVERHEAD_MIB = 1152
+# The largest share of a GPU's free memory that is safe to give to one engine.
+MOST_OF_A_GPU = 0.9
 CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.
 
 
@@ -269,43 +271,60 @@ class MemoryEstimate:
         """Weights, KV cache and overhead together, in MiB."""
         return self.weights_mib + self.kv_cache_mib + self.overhead_mib
 
-    def fits(self, available_mib: float) -> bool:
-        """Whether `available_mib` (MiB of free memory) is enough."""
-        return self.total_mib <= available_mib
+    @property
+    def smallest_mib(self) -> int:
+        """What a load takes at least, in MiB: with a cache for one full-length request.
 
-    def advice(self, available_mib: float) -> str:
-        """One sentence: it fits, or which value to lower, and to what."""
-        need = f"{self.total_mib:,} MiB needed, {available_mib:,.0f} MiB available"
-        if self.fits(available_mib):
-            return f"Fits: {need}."
-        if not self.load_in_4bit:
-            four = estimate_memory(
-                self.model, self.max_seq_length, self.concurrency, True
-            )
-            if four.fits(available_mib):
-                return (
-                    f"Does not fit: {need}. LOAD_IN_4BIT=true brings it to "
-                    f"{four.total_mib:,} MiB."
-                )
+        vLLM lets further requests wait, so `concurrency` is no condition of a load.
+        """
+        one = self.model.kv_bytes_per_token * self.max_seq_length
+        return self.weights_mib + self.overhead_mib + math.ceil(one / MIB)
+
+    def fits(self, available_mib: float) -> bool:
+        """Whether `available_mib` (MiB that the engine may take) is enough to load."""
+        return self.smallest_mib <= available_mib
+
+    def held_at_once(self, available_mib: float) -> int:
+        """How many requests of full length the cache holds at once; vLLM queues more.
+
+        `available_mib` is what the engine may take, in MiB.
+        """
         room = (available_mib - self.weights_mib - self.overhead_mib) * MIB
+        one = self.model.kv_bytes_per_token * self.max_seq_length
+        return max(0, int(room // one))
+
+    def advice(self, free_mib: float, gpu_memory_utilization: float = 1.0) -> str:
+        """One sentence: how many requests fit at once, or which value to change.
+
+        `free_mib` are MiB of free memory, of which the engine takes the share
+        `gpu_memory_utilization`. What is named first costs the least.
+        """
+        share = free_mib * gpu_memory_utilization
+        if self.fits(share):
+            return (
+                f"Fits: {self.held_at_once(share):,} requests of "
+                f"{self.max_seq_length:,} tokens at once in {share:,.0f} MiB; vLLM "
+                "queues more."
+            )
+        need = (
+            f"Does not fit: {self.smallest_mib:,} MiB needed, "
+            f"{share:,.0f} MiB available"
+        )
+        if self.fits(free_mib * MOST_OF_A_GPU):
+            enough = math.ceil(20 * self.smallest_mib / free_mib) / 20
+            return f"{need}. Raise GPU_MEMORY_UTILIZATION to {enough:g}."
+        if not self.load_in_4bit:
+            four = estimate_memory(self.model, self.max_seq_length, 1, True)
+            if four.fits(share):
+                return f"{need}. LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
+            rest = four.advice(free_mib, gpu_memory_utilization)
+            return f"{need}. With LOAD_IN_4BIT=true: {rest}"
+        room = (share - self.weights_mib - self.overhead_mib) * MIB
         tokens = int(room // self.model.kv_bytes_per_token)
         if tokens >= 512:
-            length = tokens // self.concurrency
-            if length >= 512:
-                rounded = length // 256 * 256
-                return f"Does not fit: {need}. Lower MAX_SEQ_LENGTH to {rounded}."
-            longest = min(tokens, self.max_seq_length)
-            rounded = longest // 256 * 256 or longest
-            at_once = max(1, tokens // rounded)
-            return (
-                f"Does not fit: {need}. Lower the concurrency to {at_once} and "
-                f"MAX_SEQ_LENGTH to {rounded}."
-            )
-        if not self.load_in_4bit:
-            rest = four.advice(available_mib).removeprefix("Does not fit: ")
-            return f"Does not fit: {need}. With LOAD_IN_4BIT=true: {rest}"
+            return f"{need}. Lower MAX_SEQ_LENGTH to {tokens // 256 * 256}."
         return (
-            f"Does not fit: {need}, and weights and overhead alone take "
+            f"{need}, and weights and overhead alone take "
             f"{self.weights_mib + self.overhead_mib:,} MiB. Choose a smaller model: "
             f"MODEL_NAME={TINY_THINKER} runs anywhere."
         )

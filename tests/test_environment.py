@@ -503,8 +503,8 @@ def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
     assert environment._check_model(resolved).status == "ok"
     gpu.cards[0].total = 8_600  # 7,600 MiB are free, 4,768 are needed.
     row = environment._check_model(resolved)
-    assert row.status == "warning" and "4,768 MiB needed" in row.detail
-    assert row.fix.startswith("set GPU_MEMORY_UTILIZATION=0.65 ")
+    assert row.status == "warning" and "4,768 MiB needed" in row.fix
+    assert row.fix.endswith("Raise GPU_MEMORY_UTILIZATION to 0.65.")
     enough = replace(resolved, gpu_memory_utilization=0.65)
     assert environment._check_model(enough).status == "ok"
 
