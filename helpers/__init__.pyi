@@ -1,7 +1,6 @@
 """Every public name of the package, and the module that it comes from."""
 
 from .batch import run_batch as run_batch
-from .devices import free_memory_mib as free_memory_mib
 from .devices import list_gpus as list_gpus
 from .display import Chart as Chart
 from .display import LiveResponse as LiveResponse
