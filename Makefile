@@ -16,13 +16,16 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebooks test gpu-test lab pins clean
+.PHONY: help setup notebooks gallery test gpu-test lab benchmark train pins clean
 
 help:
 	@echo "make notebooks  run every notebook into _build/ and make the gallery"
 	@echo "make test       run all tests, every notebook included"
 	@echo "make gpu-test   on a GPU: every notebook, memory, estimates, the stop button"
 	@echo "make lab        open JupyterLab on the collection's start page"
+	@echo "make gallery    the same as make notebooks"
+	@echo "make benchmark  compare the engines on this machine: _build/engines.json"
+	@echo "make train      train tiny-thinker anew, and measure its accuracy"
 	@echo "make setup      create .venv with everything; the others do it when needed"
 	@echo "make pins       rebuild requirements/cpu.txt and gpu.txt from the .in files"
 	@echo "make clean      remove .venv, _build and caches"
@@ -31,7 +34,7 @@ help:
 setup:
 	@$(PYTHON) requirements/install.py $(REQUIREMENTS)
 
-notebooks: setup
+notebooks gallery: setup
 	@$(VENV_PYTHON) -m tools.gallery build
 
 # Two at once, the longest first; not on a GPU: engines measure how much of it is free.
@@ -48,6 +51,14 @@ gpu-test:
 
 lab: setup
 	@$(VENV_PYTHON) -m tools.lab
+
+# On the embedded model; `tools.compare_engines --help` has models, engines and sizes.
+benchmark: setup
+	@$(VENV_PYTHON) -m tools.compare_engines
+
+train: setup
+	@$(VENV_PYTHON) -m tools.tiny_thinker.train
+	@$(VENV_PYTHON) -m tools.tiny_thinker.evaluate
 
 # uv gives torch without its +cpu, a build that only torch's own index has.
 UV_COMPILE := .venv/bin/uv pip compile --quiet --upgrade --no-annotate --no-header \

@@ -2,12 +2,8 @@
 
 from .batch import run_batch as run_batch
 from .devices import list_gpus as list_gpus
-from .display import Chart as Chart
 from .display import LiveResponse as LiveResponse
 from .display import SamplingExplorer as SamplingExplorer
-from .display import engine_table as engine_table
-from .display import plot_engines as plot_engines
-from .display import show_table as show_table
 from .display import show_thinking as show_thinking
 from .environment import check_environment as check_environment
 from .errors import ModelNotCachedError as ModelNotCachedError
@@ -18,6 +14,7 @@ from .explorer import plot_distributions as plot_distributions
 from .explorer import reshape as reshape
 from .kernel import shutdown_kernel as shutdown_kernel
 from .loading import FastLanguageModel as FastLanguageModel
+from .markers import THINK_MARKERS as THINK_MARKERS
 from .memory import MemoryMonitor as MemoryMonitor
 from .memory import cleanup_memory as cleanup_memory
 from .memory import measure_gpu_memory as measure_gpu_memory
@@ -32,10 +29,13 @@ from .release import TOLERANCE_MIB as TOLERANCE_MIB
 from .release import release_model as release_model
 from .sampling import PRESETS as PRESETS
 from .sampling import preset as preset
+from .speed import engine_table as engine_table
 from .speed import measure_engine as measure_engine
+from .speed import plot_throughput as plot_throughput
+from .tables import Chart as Chart
+from .tables import show_table as show_table
 from .thinking import INCOMPLETE_HINT as INCOMPLETE_HINT
 from .thinking import THINK_END_TOKEN_ID as THINK_END_TOKEN_ID
-from .thinking import THINK_MARKERS as THINK_MARKERS
 from .thinking import ThinkingResult as ThinkingResult
 from .thinking import ThinkingStream as ThinkingStream
 from .thinking import parse_thinking_response as parse_thinking_response
