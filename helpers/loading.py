@@ -1,6 +1,6 @@
 """`FastLanguageModel`, the same on a GPU and without one.
 
-    from helpers.loading import FastLanguageModel
+    from helpers import FastLanguageModel
 
 That line imports unsloth (first, as it must be) and gives a subclass of its
 `FastLanguageModel` which adds four things and leaves all else to Unsloth:
@@ -111,6 +111,14 @@ def _fast_language_model() -> type:
     return FastLanguageModel
 
 
+def _level_of_the_import() -> int:
+    """How many frames up the reader's own import is, seen from the caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_globals["__name__"] in (__name__, "lazy_loader"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _import_unsloth(settings: Settings) -> types.ModuleType:
     if "unsloth" not in sys.modules:
         early = [name for name in _PATCHED_BY_UNSLOTH if name in sys.modules]
@@ -118,9 +126,9 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
             warnings.warn(
                 f"{', '.join(early)} imported before unsloth, which then can't speed "
                 "it up. Restart the kernel and make "
-                '"from helpers.loading import FastLanguageModel" the first import.',
+                '"from helpers import FastLanguageModel" the first import.',
                 ImportOrderWarning,
-                stacklevel=4,
+                stacklevel=_level_of_the_import(),
             )
         settings.apply()
         os.environ.setdefault(_ALIASING, "0")

@@ -141,28 +141,9 @@ def test_a_missing_vllm_is_said_before_anything_is_loaded(standard: dict) -> Non
     assert "not installed" in message
 
 
-<<<<<<< HEAD
 @pytest.fixture(scope="module")
 def transformers_first() -> dict:
     return run_child("import_order", LOG_LEVEL="debug")
-=======
-ORDER = """
-import json, sys, warnings
-import transformers
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    from helpers import FastLanguageModel
-    from helpers.loading import FastLanguageModel as again
-names = [w.category.__name__ for w in caught]
-print(json.dumps({
-    "messages": [str(w.message) for w in caught
-                 if w.category.__name__ == "ImportOrderWarning"],
-    "files": [w.filename for w in caught
-              if w.category.__name__ == "ImportOrderWarning"],
-    "same": FastLanguageModel is again,
-}))
-"""
->>>>>>> 4d04bea (Point the warning about the import order at the reader's own line)
 
 
 def test_importing_transformers_first_is_warned_of_once(

@@ -8,7 +8,7 @@ import transformers  # noqa: F401
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from helpers.loading import FastLanguageModel
+    from helpers import FastLanguageModel
     from helpers.loading import FastLanguageModel as again
 
 told = [w for w in caught if w.category.__name__ == "ImportOrderWarning"]
