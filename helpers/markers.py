@@ -121,10 +121,10 @@ def find_markers(tokenizer: Any, own: tuple[str, str] | None = None) -> Markers:
             found = ChannelTokens(
                 look_up(family.name),
                 look_up(family.body),
-                frozenset(map(look_up, family.breaks)),
+                frozenset(map(look_up, family.breaks)) - {None},
                 family.thinking,
             )
-            if None not in (found.name, found.body, *found.breaks):
+            if None not in (found.name, found.body):
                 return found
 
     ends, texts, label = {}, {}, ""
