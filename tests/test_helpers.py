@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import nbformat
@@ -14,7 +15,9 @@ import helpers
 
 ROOT = Path(__file__).resolve().parent.parent
 CHILD = Path(__file__).parent / "children" / "public_names.py"
+MODULES = sorted((ROOT / "helpers").glob("*.py"))
 MOST_NAMES = 70
+MOST_LINES = 2000  # of the modules that the README names to be read
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +68,29 @@ def test_public_is_what_notebooks_and_readme_use():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         helpers.no_such_name  # noqa: B018
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_the_modules_to_be_read_are_read_in_half_an_hour():
+    """The README lists them in a line of its own, in the order to read them in."""
+    readme = (ROOT / "README.md").read_text()
+    listed = re.search(r"^(`\w+`[,.] ?(?:and )?){4,}$", readme, re.MULTILINE)
+    modules = re.findall(r"`(\w+)`", listed[0])
+    assert len(modules) == 6
+    assert sum(lines(ROOT / "helpers" / f"{name}.py") for name in modules) <= MOST_LINES
+
+
+def test_imports_have_no_circle_and_none_leads_to_the_tools():
+    graph = {}
+    for path in MODULES:
+        found = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        ]
+        graph[path.stem] = {node.module for node in found if node.level == 1}
+        assert not any((node.module or "").startswith("tools") for node in found)
+    assert list(TopologicalSorter(graph).static_order())
