@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .markers import unwrap_tokenizer
+from .records import Refused, id_of
 from .sampling import Sampling
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Preparer:
         encoded = iter(self._chat.encode(texts))
         for (index, prompt), text in zip(chunk, rendered, strict=True):
             token_ids = next(encoded) if isinstance(text, str) else text
-            own_id = _get(prompt, "id")
+            own_id = id_of(prompt)
             try:
                 if isinstance(token_ids, BadPrompt):
                     raise token_ids
@@ -103,6 +104,8 @@ class Preparer:
                 yield Request(index, prompt, own_id, token_ids, params)
 
     def _render(self, prompt: Any) -> str | list[int] | BadPrompt:
+        if isinstance(prompt, Refused):
+            return BadPrompt(prompt.reason)
         try:
             messages = self._chat.messages(prompt)
             kwargs = self._kwargs

@@ -224,6 +224,14 @@ class Sampling:
         self._shared, self._given = _values(shared), shared
         self._same = {mode: self._merge(mode, None) for mode in self._by_mode}
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The shared values that differ from vLLM's own."""
+        from vllm import SamplingParams
+
+        plain = SamplingParams()
+        return {k: v for k, v in self._shared.items() if v != getattr(plain, k)}
+
     def params(self, own: Any, token_ids: Sequence[int]) -> "SamplingParams":
         """The parameters of a prompt with `own` sampling, or none. Raises `ValueError`.
 

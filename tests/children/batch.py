@@ -19,7 +19,7 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 
-import helpers.batch  # noqa: E402
+import helpers.runner  # noqa: E402
 import helpers.sampling  # noqa: E402
 from helpers.models import MODELS  # noqa: E402
 
@@ -204,7 +204,7 @@ hybrid.chat_template = tokenizer.chat_template.replace(
 qwen = next(spec for spec in MODELS.values() if spec.thinking_sampling)
 spec = dataclasses.replace(MODELS["tiny-thinker"], sampling=qwen.sampling)
 spec = dataclasses.replace(spec, thinking_sampling=qwen.thinking_sampling)
-helpers.batch.MODELS = {"tiny-thinker": spec}
+helpers.runner.MODELS = {"tiny-thinker": spec}
 ask = "What does </think> do?"
 off = {"enable_thinking": False}
 modes = [ask, {"prompt": ask, "chat_template_kwargs": off}]
@@ -212,7 +212,7 @@ short = {"max_tokens": 1}
 run("hybrid", model, modes, short, tokenizer=hybrid, progress=False)
 every = dict(chat_template_kwargs=off, tokenizer=hybrid)
 run("hybrid off", model, modes[:1], short, progress=False, **every)
-helpers.batch.MODELS = MODELS
+helpers.runner.MODELS = MODELS
 
 changed = copy.deepcopy(tokenizer)
 changed.chat_template = None

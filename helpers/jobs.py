@@ -1,0 +1,154 @@
+"""A batch as a job: what is still to be done, in as many rounds as it takes."""
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .journal import Journal, claim
+from .records import Prompts, prompt_hash
+
+# Takes prompts as it needs them, and gives each one's `BatchResult` as it is done, with
+# the place among these prompts as index.
+Run = Callable[[Iterator[Any]], Iterator[Any]]
+
+
+class Tries:
+    """Which of `count` prompts are still to be answered, and with how many tokens.
+
+    A completion whose thinking ran out of tokens gets up to `retries` further tries,
+    each with twice the tokens of the one before, until it has filled the model's `room`
+    (tokens of prompt and completion).
+    """
+
+    def __init__(self, count: int, retries: int, room: int) -> None:
+        self._tries = array("H", [0]) * count
+        self._budgets = array("l", [0]) * count  # of those to be tried again
+        self._retries, self._room = retries, room
+        self.count = self.open = count
+
+    def is_open(self, index: int) -> bool:
+        return not self._tries[index] or self._budgets[index] > 0
+
+    def prepared(self, index: int, prompt: Any) -> Any:
+        """The prompt, with room for more thinking where it needs that."""
+        budget = self._budgets[index]
+        if not budget:
+            return prompt
+        if not isinstance(prompt, Mapping):
+            form = "prompt" if isinstance(prompt, str) else "messages"
+            prompt = {form: prompt}
+        own = prompt.get("sampling_params") or {}
+        if isinstance(own, Mapping):
+            own = {**own, "max_tokens": budget}
+        else:
+            own = own.clone()
+            own.max_tokens = budget
+        return {**prompt, "sampling_params": own}
+
+    def note(self, index: int, ran_out: bool, prompt: int, new: int, tries: int) -> int:
+        """Take a result with so many `prompt` and `new` tokens into account.
+
+        `tries` is what its record says, or 0 for a new one; returns what it is now.
+        """
+        was_open = self.is_open(index)
+        tries = tries or self._tries[index] + 1
+        again = ran_out and prompt + new < self._room and tries <= self._retries
+        self._tries[index] = tries
+        self._budgets[index] = 2 * new if again else 0
+        self.open += again - was_open
+        return tries
+
+
+class Answer(NamedTuple):
+    """A `BatchResult` as `answer` gave it, and where it belongs.
+
+    `index` is the prompt's place among all, `kept` what was kept of the prompt, `tries`
+    how often it was asked.
+    """
+
+    result: Any
+    index: int
+    kept: Any
+    tries: int
+
+
+def answer_all(
+    answer: Run, prompts: Iterable[Any], tries: Tries, keep: Callable[[Any], Any]
+) -> Iterator[Answer]:
+    """Answer what is open, in as many rounds as it takes.
+
+    Of prompts that are being answered only what `keep` makes of them is held here.
+    """
+    asked: dict[int, tuple[int, Any]] = {}
+
+    def feed() -> Iterator[Any]:
+        place = 0
+        for index, prompt in enumerate(prompts):
+            if tries.is_open(index):
+                asked[place] = index, keep(prompt)
+                place += 1
+                yield tries.prepared(index, prompt)
+
+    while tries.open:
+        with closing(answer(feed())) as results:
+            for result in results:
+                index, kept = asked.pop(result.index)
+                cut = ran_out(result.finish_reason, result.response)
+                taken = tries.note(index, cut, result.prompt_tokens, result.tokens, 0)
+                yield Answer(result, index, kept, taken)
+
+
+def ran_out(finish_reason: str | None, response: str | None) -> bool:
+    """Whether the tokens ran out in the thinking."""
+    return finish_reason == "length" and response is None
+
+
+def run_job(
+    answer: Run,
+    prompts: Prompts,
+    tries: Tries,
+    output: Path,
+    job: Mapping[str, Any],
+    progress: Any,
+) -> None:
+    """Answer all prompts of a job into a file, or those that are not in it yet.
+
+    `job` tells what its records depend on, beside the prompts. Raises what `claim`
+    does, and `OSError` where the file can't be written.
+    """
+    job = {**job, "prompts": len(prompts), "prompts_hash": prompts.digest}
+    with claim(output, job), closing(Journal(output, len(prompts))) as journal:
+        for record in journal.load():
+            cut = ran_out(record["finish_reason"], record["response"])
+            tokens = record["prompt_tokens"], record["completion_tokens"]
+            tries.note(record["index"], cut, *tokens, record["tries"])
+        answers = answer_all(answer, prompts, tries, prompt_hash)
+        with progress.over(tries) as bar, closing(answers):
+            for one in answers:
+                journal.append(as_record(one))
+                bar.add(one.result)
+        journal.finish()
+
+
+def as_record(answer: Answer) -> dict[str, Any]:
+    """What stands in the file for an answer; `time` is in seconds since 1970."""
+    result = answer.result
+    return {
+        "index": answer.index,
+        "id": result.id,
+        "prompt_hash": answer.kept,
+        "thinking": result.thinking,
+        "response": result.response,
+        "complete": result.complete,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": result.tokens,
+        "thinking_tokens": result.thinking_tokens,
+        "response_tokens": result.response_tokens,
+        "error": result.error,
+        "tries": answer.tries,
+        "time": round(time.time(), 3),
+    }

@@ -1,0 +1,266 @@
+"""One engine and any number of prompts: each answer parsed, as soon as it is there.
+
+`run_batch` is what a notebook calls; this is what works below it.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .interrupts import abort_all, stoppable
+from .markers import unwrap_tokenizer
+from .models import MODELS
+from .prompts import Preparer, Request
+from .sampling import PRESETS, Sampling
+from .thinking import ThinkingParser, unfinished_hint
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+__all__ = ["BatchResult", "BatchRunner"]
+
+
+@dataclass(frozen=True, repr=False)
+class BatchResult:
+    """What became of one prompt.
+
+    `index` is its place in the list, `prompt` what stood there, `id` the prompt's own.
+    `response` is None while the thinking is unfinished (`complete` is False then), and
+    where there is an `error`, which says what to do. `finish_reason` is vLLM's: "stop",
+    or "length" where the tokens ran out. `tokens` counts all generated tokens, those of
+    the thinking, of the response and the markers between; `prompt_tokens` the prompt's.
+    `tries` is how often it was asked, see `retry_truncated`.
+    """
+
+    index: int
+    prompt: Any = field(compare=False)
+    id: Any = None
+    thinking: str | None = None
+    response: str | None = None
+    complete: bool = False
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    thinking_tokens: int = 0
+    response_tokens: int = 0
+    error: str | None = None
+    tries: int = 1
+
+    @property
+    def truncated(self) -> bool:
+        """True where tokens ran out, in the thinking or in the answer."""
+        return self.finish_reason == "length"
+
+    def __repr__(self) -> str:
+        name = f"{self.index}" if self.id is None else f"{self.index}, id={self.id!r}"
+        if self.error is not None:
+            return f"BatchResult({name}, error={self.error!r})"
+        text = (
+            f"BatchResult({name}, response={self.response!r}, {self.tokens} tokens, "
+            f"finish_reason={self.finish_reason!r})"
+        )
+        if self.complete:
+            return text
+        return f"{text}  # {unfinished_hint(self.finish_reason)}"
+
+
+class BatchRunner:
+    """A model and what all prompts share, ready to answer any number of prompts.
+
+        runner = BatchRunner(model, {"max_tokens": 512})
+        with contextlib.closing(runner.run(prompts)) as finished:
+            for result in finished:  # In the order in which they end.
+                ...
+
+    The arguments and what is raised are those of `run_batch`.
+    """
+
+    # How many prompts the engine has at once, for each that it works on: it must never
+    # wait for us, and a file of a million lines must not be held in memory.
+    IN_FLIGHT = 2
+
+    def __init__(
+        self,
+        model: Any,
+        sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
+        *,
+        tokenizer: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._engine = engine = _engine_of(model)
+        self._core = engine.llm_engine
+        tokenizer = engine.get_tokenizer() if tokenizer is None else tokenizer
+        self._tokenizer = unwrap_tokenizer(tokenizer)
+        self._parser = ThinkingParser(tokenizer)
+        config = engine.llm_engine.vllm_config
+        self.room = config.model_config.max_model_len  # in tokens, prompt and answer
+        sampling = Sampling(*_recommended(engine), self._thinks, sampling_params)
+        self._preparer = Preparer(tokenizer, self.room, sampling, chat_template_kwargs)
+        self.job = job_of(config.model_config.model, sampling, chat_template_kwargs)
+        self._most = self.IN_FLIGHT * config.scheduler_config.max_num_seqs
+        self._running: dict[str, Request] = {}
+
+    def run(self, prompts: Iterable[Any]) -> Iterator[BatchResult]:
+        """Answer prompts, and give each result as soon as it is finished.
+
+        `prompts` are read as the engine needs them, some hundreds ahead, so that they
+        can come from a file of any length; `BatchResult.index` is a prompt's place in
+        them. While the iterator is not exhausted or closed, Ctrl-C waits for the
+        engine's step to end (so it cuts nothing that the caller does with a result),
+        and nothing else can generate with the engine: close it, by
+        `contextlib.closing`, where a loop over it may end early.
+
+        Whatever the engine raises for one prompt becomes that prompt's error. Where it
+        raises without saying for which, the prompts that it had are run again in
+        halves, until the culprit is alone.
+        """
+        todo: list[Iterator[Request]] = [self._preparer.prepare(prompts)]
+        with stoppable(self._core):
+            self._running.clear()
+            while todo:
+                yield from self._fill(todo[-1])
+                if not self._running:
+                    todo.pop()
+                    continue
+                try:
+                    outputs = self._core.step()
+                except Exception as error:
+                    if not self._survives(error):
+                        raise
+                    abort_all(self._core)
+                    failed = list(self._running.values())
+                    self._running.clear()
+                    if len(failed) == 1:
+                        yield _failed(failed[0], _engine_error(error))
+                    else:
+                        half = len(failed) // 2
+                        todo += [iter(failed[half:]), iter(failed[:half])]
+                    continue
+                for output in outputs:
+                    request = self._running.get(output.request_id)
+                    if request is not None and output.finished:
+                        del self._running[output.request_id]
+                        yield self._result(request, output)
+
+    def _fill(self, requests: Iterator[Request]) -> Iterator[BatchResult]:
+        """Give the engine requests while it has room; those it can't get come back."""
+        while len(self._running) < self._most:
+            request = next(requests, None)
+            if request is None:
+                return
+            error = request.error or self._enqueue(request)
+            if error:
+                yield _failed(request, error)
+
+    def _enqueue(self, request: Request) -> str | None:
+        states = self._core.output_processor.request_states
+        prompt = {"prompt_token_ids": request.token_ids}
+        before = len(states)
+        try:
+            (name,) = self._engine.enqueue(prompt, request.params, use_tqdm=False)
+        except Exception as error:
+            # One that failed on its way to the engine stays behind as half a request.
+            late = list(itertools.islice(states, before, None))
+            self._core.abort_request(late, internal=True)
+            return _engine_error(error)
+        self._running[states[name].external_req_id] = request
+        return None
+
+    def _survives(self, error: Exception) -> bool:
+        """Whether the engine can go on after what it raised."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        return not isinstance(error, MemoryError | EngineDeadError)
+
+    def _result(self, request: Request, output: Any) -> BatchResult:
+        (completion,) = output.outputs
+        if completion.finish_reason in ("abort", "error"):
+            return _failed(request, "vLLM gave this prompt up: run it again.")
+        parsed = self._parser.parse(
+            completion.token_ids,
+            prompt_token_ids=request.token_ids,
+            finish_reason=completion.finish_reason,
+        )
+        thinking, response = parsed
+        if isinstance(completion.stop_reason, str):
+            cut = self._after_stop(completion)
+            thinking, response = _cut(thinking, response, cut)
+        return BatchResult(
+            request.index,
+            request.prompt,
+            request.id,
+            thinking=thinking,
+            response=response,
+            complete=parsed.complete,
+            finish_reason=parsed.finish_reason,
+            prompt_tokens=len(request.token_ids),
+            tokens=len(completion.token_ids),
+            thinking_tokens=parsed.thinking_tokens,
+            response_tokens=parsed.response_tokens,
+        )
+
+    def _thinks(self, token_ids: Sequence[int]) -> bool:
+        """Whether a prompt lets the model think: it does not where it closes that."""
+        return self._parser.splitter(token_ids).phase != "answer"
+
+    def _after_stop(self, completion: Any) -> str:
+        """What the tokens hold beyond vLLM's own text, which ends before a stop string.
+
+        The tokens that complete the string may begin before it and end after it.
+        """
+        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        return text[len(completion.text) :].rstrip()
+
+
+def _cut(thinking: str, response: str | None, end: str) -> tuple[str, str | None]:
+    if response is None:
+        return thinking.removesuffix(end).rstrip(), None
+    return thinking, response.removesuffix(end).rstrip()
+
+
+def _failed(request: Request, error: str) -> BatchResult:
+    return BatchResult(request.index, request.prompt, request.id, error=error)
+
+
+def _engine_error(error: Exception) -> str:
+    return f"vLLM refuses it, correct this: {error or type(error).__name__}"
+
+
+def _engine_of(model: Any) -> "LLM":
+    engine = getattr(model, "vllm_engine", None) or model
+    if not hasattr(engine, "llm_engine"):
+        raise TypeError(
+            f"run_batch needs vLLM's engine, and {type(model).__name__} has none: load "
+            "the model with fast_inference=True, or pass a vllm.LLM"
+        )
+    return engine
+
+
+def job_of(
+    path: str, sampling: Sampling, chat_template_kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the answers of a batch depend on, beside its prompts."""
+    specs = MODELS.values()
+    names = [spec.name for spec in specs if path in (spec.path, spec.path_16bit)]
+    return {
+        "model": names[0] if names else path,
+        "sampling_params": sampling.given,
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+    }
+
+
+def _recommended(engine: "LLM") -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The sampling that the model's authors recommend, and room for thinking.
+
+    The second is for prompts that let a hybrid model think, None for other models.
+    """
+    config, room = (
+        engine.model_config,
+        {"max_tokens": PRESETS["thinking"]["max_tokens"]},
+    )
+    for spec in MODELS.values():
+        if config.model in (spec.path, spec.path_16bit):
+            thinking = spec.thinking_sampling
+            return room | spec.sampling, room | thinking if thinking else None
+    return room | config.get_diff_sampling_param(), None

@@ -1,0 +1,164 @@
+"""What a batch was like: how its answers ended, how long they are, and how fast."""
+
+import base64
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from .journal import read_records
+from .tables import Chart, show_table
+
+__all__ = ["BatchSummary", "summarise"]
+
+_PAUSE = 60.0  # Seconds without a record that count as a stop between two runs.
+_BINS = 30  # of a histogram, at most
+
+
+@dataclass(frozen=True, repr=False)
+class BatchSummary:
+    """The records of a batch in figures; in a notebook a table and a chart.
+
+    `output` is the file that holds them. Of the `prompts`, `answered` have a complete
+    answer; `unfinished` ran out of tokens while thinking, `cut_short` in the answer,
+    and `errors` could not be answered. `retried` were asked more than once. `seconds`
+    go from the first record to the last one, without the stops between.
+    """
+
+    output: Path
+    prompts: int
+    answered: int
+    unfinished: int
+    cut_short: int
+    errors: int
+    retried: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    finish_reasons: Mapping[str, int]
+    _thinking: array = field(compare=False)
+    _response: array = field(compare=False)
+    _speeds: tuple[list[float], list[float]] = field(compare=False)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second over the whole batch."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+    def __repr__(self) -> str:
+        return self._table().text
+
+    def _repr_html_(self) -> str:
+        chart = self.plot()
+        picture = base64.b64encode(chart._repr_png_()).decode()
+        return (
+            f"{self._table().html}"
+            f'<img alt="{escape(chart.text)}" src="data:image/png;base64,{picture}">'
+        )
+
+    def _table(self) -> Any:
+        shown = {
+            "prompts": self.prompts,
+            "answered": self.answered,
+            "thinking unfinished": self.unfinished,
+            "answer cut short": self.cut_short,
+            "errors": self.errors,
+            "asked more than once": self.retried,
+            "prompt tokens": self.prompt_tokens,
+            "completion tokens": self.completion_tokens,
+            "seconds": self.seconds,
+            "tokens per second": self.tokens_per_second,
+        }
+        rows = [{"of the batch": key, "": value} for key, value in shown.items()]
+        return show_table(rows, caption=str(self.output))
+
+    def plot(self) -> Chart:
+        """Draw lengths of thinking and answer, how they ended, and speed over time."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 2.8), facecolor="white", layout="constrained")
+        lengths, ends, speed = figure.subplots(1, 3)
+        parts = {"thinking": self._thinking, "answer": self._response}
+        lengths.hist(list(parts.values()), _BINS, label=list(parts))
+        lengths.set(xlabel="tokens", ylabel="prompts", title="Length")
+        lengths.legend()
+        names = list(self.finish_reasons)
+        ends.bar(names, list(self.finish_reasons.values()), color="C2")
+        ends.set(ylabel="prompts", title="finish_reason")
+        speed.step(*self._speeds, where="mid")
+        speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
+        speed.set_ylim(bottom=0)
+        how = ", ".join(f"{n:,} {name}" for name, n in self.finish_reasons.items())
+        return Chart(
+            figure,
+            f"{self.prompts:,} prompts: {how}; at most {max(self._thinking, default=0)}"
+            f" tokens of thinking and {max(self._response, default=0)} of answer; "
+            f"{self.tokens_per_second:,.0f} tokens per second.",
+        )
+
+
+def summarise(output: str | PathLike) -> BatchSummary:
+    """Sum up what `run_batch` wrote to `output`, finished or not.
+
+    Raises `OSError` where there is no such file.
+    """
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    thinking, response, times, tokens = (array(kind) for kind in "lldl")
+    for record in read_records(Path(output)):
+        reason = record["finish_reason"]
+        counts["prompts"] += 1
+        counts["answered"] += record["complete"] and reason != "length"
+        counts["unfinished"] += reason == "length" and record["response"] is None
+        counts["cut_short"] += reason == "length" and record["response"] is not None
+        counts["errors"] += record["error"] is not None
+        counts["retried"] += record["tries"] > 1
+        counts["prompt_tokens"] += record["prompt_tokens"]
+        counts["completion_tokens"] += record["completion_tokens"]
+        reasons[reason or "error"] += 1
+        if record["error"] is None:
+            thinking.append(record["thinking_tokens"])
+            response.append(record["response_tokens"])
+        times.append(record["time"])
+        tokens.append(record["completion_tokens"])
+    seconds, speeds = _speeds(times, tokens)
+    return BatchSummary(
+        output=Path(output),
+        **{name: counts[name] for name in _COUNTED},
+        seconds=seconds,
+        finish_reasons=dict(reasons.most_common()),
+        _thinking=thinking,
+        _response=response,
+        _speeds=speeds,
+    )
+
+
+_COUNTED = (
+    *("prompts", "answered", "unfinished", "cut_short", "errors", "retried"),
+    *("prompt_tokens", "completion_tokens"),
+)
+
+
+def _speeds(
+    times: Iterable[float], tokens: Iterable[int]
+) -> tuple[float, tuple[list[float], list[float]]]:
+    """Seconds of work, and the speed in each part of them: middles and tokens/s."""
+    import numpy as np
+
+    times = np.asarray(times, float)
+    order = np.argsort(times)
+    steps = np.diff(times[order], prepend=times[order][:1])
+    steps[steps > _PAUSE] = 0.0
+    elapsed = np.cumsum(steps)
+    seconds = float(elapsed[-1]) if len(elapsed) else 0.0
+    if not seconds:
+        return 0.0, ([], [])
+    made = np.asarray(tokens, float)[order]
+    bins = min(_BINS, 1 + int(len(times) ** 0.5))
+    sums, edges = np.histogram(elapsed, bins, weights=made)
+    width = seconds / bins
+    return seconds, ((edges[:-1] + width / 2).tolist(), (sums / width).tolist())

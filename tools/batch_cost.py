@@ -1,0 +1,117 @@
+"""What `run_batch` costs beside the engine: time, and memory for many prompts.
+
+    python -m tools.batch_cost time --prompts 2000
+    python -m tools.batch_cost memory --prompts 1000000
+
+`time` answers the same prompts with bare `fast_generate` and with `run_batch` into a
+file, in turns, and prints the ratio of the medians. `memory` goes through a batch from
+file to file with an engine that answers at once, and prints the most memory that it had
+resident.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from helpers.batch import Progress, run_batch
+from helpers.jobs import Tries, run_job
+from helpers.models import TINY_THINKER
+from helpers.records import Prompts
+from helpers.runner import BatchResult
+from helpers.sampling import preset
+
+MIB = 2**20
+
+
+def measure_time(
+    model_name: str, prompts: int, max_tokens: int, repeats: int
+) -> dict[str, Any]:
+    """Seconds of the bare engine and of `run_batch`, and the ratio of their medians."""
+    from helpers.loading import FastLanguageModel
+
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name, max_seq_length=512, fast_inference=True
+    )
+    questions = [f"What is {n} + {n + 8}?" for n in range(prompts)]
+    params = preset("thinking", seed=7, max_tokens=max_tokens)
+
+    def bare() -> None:
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        texts = tokenizer.apply_chat_template(
+            chats, tokenize=False, add_generation_prompt=True
+        )
+        model.fast_generate(texts, params)
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "answers.jsonl"
+            run_batch(model, questions, params, output=output, progress=False)
+
+    seconds: dict[str, list[float]] = {"fast_generate": [], "run_batch": []}
+    for _ in range(repeats + 1):
+        for name, run in (("fast_generate", bare), ("run_batch", ours)):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(s[1:]) for name, s in seconds.items()}
+    ratio = medians["run_batch"] / medians["fast_generate"]
+    return {"seconds": seconds, "medians": medians, "ratio": round(ratio, 4)}
+
+
+def measure_memory(prompts: int, folder: Path) -> dict[str, Any]:
+    """MiB resident at most while `prompts` tiny prompts go from file to file."""
+    source, output = folder / "prompts.jsonl", folder / "answers.jsonl"
+    with open(source, "w") as file:
+        for number in range(prompts):
+            file.write(f'{{"id": {number}, "prompt": "{number} + 1?"}}\n')
+    process, most = psutil.Process(), 0
+
+    def answer(feed: Iterator[Any]) -> Iterator[BatchResult]:
+        nonlocal most
+        for place, prompt in enumerate(feed):
+            if place % 1000 == 0:
+                most = max(most, process.memory_info().rss)
+            yield BatchResult(
+                place, prompt, prompt["id"], "", "1", True, "stop", 9, 9, 5, 3
+            )
+
+    start = time.perf_counter()
+    found = Prompts(source)
+    tries = Tries(len(found), retries=0, room=512)
+    run_job(answer, found, tries, output, {}, Progress(shown=False))
+    most = max(most, process.memory_info().rss)
+    with open(output) as file:
+        in_order = all(json.loads(line)["id"] == n for n, line in enumerate(file))
+    return {
+        "prompts": prompts,
+        "in order": in_order,
+        "MiB at most": most // MIB,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=("time", "memory"))
+    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--model", default=TINY_THINKER)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    if args.what == "time":
+        found = measure_time(args.model, args.prompts, args.max_tokens, args.repeats)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure_memory(args.prompts, Path(folder))
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
