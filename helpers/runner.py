@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .errors import is_out_of_memory
 from .interrupts import abort_all, stoppable
 from .markers import unwrap_tokenizer
 from .models import MODELS
@@ -126,7 +127,7 @@ class BatchRunner:
                 try:
                     outputs = self._core.step()
                 except Exception as error:
-                    if not self._survives(error):
+                    if _ends_everything(error):
                         raise
                     abort_all(self._core)
                     failed = list(self._running.values())
@@ -166,12 +167,6 @@ class BatchRunner:
             return _engine_error(error)
         self._running[states[name].external_req_id] = request
         return None
-
-    def _survives(self, error: Exception) -> bool:
-        """Whether the engine can go on after what it raised."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        return not isinstance(error, MemoryError | EngineDeadError)
 
     def _result(self, request: Request, output: Any) -> BatchResult:
         (completion,) = output.outputs
@@ -219,6 +214,13 @@ def _cut(thinking: str, response: str | None, end: str) -> tuple[str, str | None
     return thinking, response.removesuffix(end).rstrip()
 
 
+def _ends_everything(error: Exception) -> bool:
+    """Whether the engine can't go on after what it raised, for any prompt."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    return isinstance(error, EngineDeadError) or is_out_of_memory([error])
+
+
 def _failed(request: Request, error: str) -> BatchResult:
     return BatchResult(request.index, request.prompt, request.id, error=error)
 
@@ -255,10 +257,8 @@ def _recommended(engine: "LLM") -> tuple[dict[str, Any], dict[str, Any] | None]:
 
     The second is for prompts that let a hybrid model think, None for other models.
     """
-    config, room = (
-        engine.model_config,
-        {"max_tokens": PRESETS["thinking"]["max_tokens"]},
-    )
+    config = engine.model_config
+    room = {"max_tokens": PRESETS["thinking"]["max_tokens"]}
     for spec in MODELS.values():
         if config.model in (spec.path, spec.path_16bit):
             thinking = spec.thinking_sampling

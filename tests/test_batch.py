@@ -153,6 +153,16 @@ def test_what_the_engine_raises_ends_the_culprit_alone(child: dict) -> None:
     assert rows == without_place(child["good"]["rows"])
 
 
+def test_an_engine_in_a_process_of_its_own_is_spared_bad_values() -> None:
+    """It would wait for ever for the answer to the first that it can't read."""
+    result = run_child("batch_in_process", VLLM_LOGGING_LEVEL="ERROR")
+    errors = [error for error, _ in result["rows"]]
+    assert "got `float`" in errors.pop(2) and "64 bits" in errors.pop(2)
+    assert errors == [None] * 6
+    assert all(tokens > 0 for error, tokens in result["rows"] if error is None)
+    assert result["finished"] < 4 and result["again"] == ["7 + 5 = 12"]
+
+
 def test_prompts_are_read_as_the_engine_needs_them(child: dict) -> None:
     all_there, most = child["streamed"]
     assert all_there and most < 300
