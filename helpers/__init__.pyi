@@ -29,6 +29,7 @@ from .release import TOLERANCE_MIB as TOLERANCE_MIB
 from .release import release_model as release_model
 from .sampling import PRESETS as PRESETS
 from .sampling import preset as preset
+from .scaling import RayEngine as RayEngine
 from .speed import engine_table as engine_table
 from .speed import measure_engine as measure_engine
 from .speed import plot_throughput as plot_throughput

@@ -11,18 +11,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .jobs import Run, Tries, answer_all, run_job
+from .journal import staged
 from .records import Prompts, Refused, is_file
 from .runner import BatchResult, BatchRunner
+from .scaling import RayEngine, RayRunner
 from .summary import BatchSummary, summarise
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-__all__ = ["BatchResult", "BatchRunner", "run_batch"]
+__all__ = ["BatchResult", "BatchRunner", "RayEngine", "run_batch"]
 
 
 def run_batch(
@@ -31,6 +32,7 @@ def run_batch(
     sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
     *,
     output: str | PathLike | None = None,
+    engine: "Literal['vllm', 'ray'] | RayEngine" = "vllm",
     retry_truncated: int = 0,
     tokenizer: Any = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -58,7 +60,12 @@ def run_batch(
     With `output`, a path that ends in .jsonl or .parquet, results are not returned but
     written there as records, one as soon as it is finished, and what is returned is a
     summary. Whatever ends the process, the same call goes on where it stopped.
-    Afterwards the records are in the order of the prompts.
+    Afterwards the records are in the order of the prompts. A URL gets the whole file
+    when the job is done; until then it is kept, and gone on with, on this machine.
+
+    With `engine="ray"`, or a `RayEngine` that says how many and where, Ray spreads the
+    prompts over engines on any number of GPUs and hosts; `model` is then a name or a
+    path, which each of them loads. Everything else stays the same.
 
     A prompt that is empty, of a wrong type, too long for the model, or that comes with
     bad parameters gets a result with an `error`, and the rest goes on. An interrupt
@@ -66,27 +73,38 @@ def run_batch(
     output, or else in the exception's `finished`, a list of results, as it is for any
     other exception.
 
-    Raises `TypeError` for a model without vLLM's engine and for prompts that are no
-    list, `ValueError` for bad `sampling_params` and a tokenizer without a chat template
-    or with a broken one, `RuntimeError` for a model that generates in another thread,
-    `NotEnoughMemoryError` when the generation runs out of memory; `JobMismatchError`
-    for an output of another job, `JobLockedError` for one that another process writes,
-    and `OSError` where it can't be written.
+    Raises `TypeError` for a model without vLLM's engine (or one that is loaded already,
+    where Ray is to load it) and for prompts that are no list, `ValueError` for bad
+    `sampling_params` and a tokenizer without a chat template or with a broken one,
+    `RuntimeError` for a model that generates in another thread, `NotEnoughMemoryError`
+    when the generation runs out of memory; `JobMismatchError` for an output of another
+    job, `JobLockedError` for one that another process writes, `OSError` where it can't
+    be written; `EngineUnavailableError` where Ray is missing.
     """
     if not is_file(prompts):
         prompts = _as_prompts(prompts)
-    runner = BatchRunner(
-        model,
-        sampling_params,
-        tokenizer=tokenizer,
-        chat_template_kwargs=chat_template_kwargs,
-    )
+    runner: BatchRunner | RayRunner
+    if engine == "vllm":
+        runner = BatchRunner(
+            model,
+            sampling_params,
+            tokenizer=tokenizer,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+    elif engine == "ray" or isinstance(engine, RayEngine):
+        where = RayEngine() if engine == "ray" else engine
+        runner = RayRunner(
+            model, where, retry_truncated, sampling_params, chat_template_kwargs
+        )
+    else:
+        raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
     source = Prompts(prompts)
     tries = Tries(len(source), retry_truncated, runner.room)
     shown = "CI" not in os.environ if progress is None else progress
     if output is None:
         return _in_memory(runner.run, source, tries, shown)
-    run_job(runner.run, source, tries, Path(output), runner.job, Progress(shown))
+    with staged(output) as path:
+        run_job(runner.run, source, tries, path, runner.job, Progress(shown))
     return summarise(output)
 
 

@@ -48,18 +48,22 @@ class Tries:
             own.max_tokens = budget
         return {**prompt, "sampling_params": own}
 
-    def note(self, index: int, ran_out: bool, prompt: int, new: int, tries: int) -> int:
-        """Take a result with so many `prompt` and `new` tokens into account.
+    def note(
+        self, index: int, tries: int, ran_out: bool, tokens: tuple[int, int]
+    ) -> None:
+        """Take into account how a prompt's answer ended, after so many tries in all.
 
-        `tries` is what its record says, or 0 for a new one; returns what it is now.
+        `tokens` are those of the prompt and of its completion.
         """
         was_open = self.is_open(index)
-        tries = tries or self._tries[index] + 1
-        again = ran_out and prompt + new < self._room and tries <= self._retries
+        again = ran_out and sum(tokens) < self._room and tries <= self._retries
         self._tries[index] = tries
-        self._budgets[index] = 2 * new if again else 0
+        self._budgets[index] = 2 * tokens[1] if again else 0
         self.open += again - was_open
-        return tries
+
+    def asked(self, index: int) -> int:
+        """How often a prompt has been asked by now."""
+        return self._tries[index]
 
 
 class Answer(NamedTuple):
@@ -96,9 +100,10 @@ def answer_all(
         with closing(answer(feed())) as results:
             for result in results:
                 index, kept = asked.pop(result.index)
+                count = tries.asked(index) + result.tries
                 cut = ran_out(result.finish_reason, result.response)
-                taken = tries.note(index, cut, result.prompt_tokens, result.tokens, 0)
-                yield Answer(result, index, kept, taken)
+                tries.note(index, count, cut, (result.prompt_tokens, result.tokens))
+                yield Answer(result, index, kept, count)
 
 
 def ran_out(finish_reason: str | None, response: str | None) -> bool:
@@ -124,7 +129,7 @@ def run_job(
         for record in journal.load():
             cut = ran_out(record["finish_reason"], record["response"])
             tokens = record["prompt_tokens"], record["completion_tokens"]
-            tries.note(record["index"], cut, *tokens, record["tries"])
+            tries.note(record["index"], record["tries"], cut, tokens)
         answers = answer_all(answer, prompts, tries, prompt_hash)
         with progress.over(tries) as bar, closing(answers):
             for one in answers:

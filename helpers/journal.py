@@ -9,11 +9,14 @@ the records belong to, and that is locked while a process writes.
 import fcntl
 import json
 import os
+import shutil
 import time
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 from itertools import islice, pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +270,43 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def read_records(output: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL or Parquet file, one after the other."""
-    if output.suffix == ".jsonl":
-        with open(output, "rb") as file:
-            yield from map(json.loads, file)
-        return
-    from pyarrow.parquet import ParquetFile
+def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL or Parquet file, by path or URL, one after the other."""
+    import fsspec
 
-    with ParquetFile(output) as table:
-        for batch in table.iter_batches(_ROWS):
+    with fsspec.open(str(output), "rb") as file:
+        if str(output).endswith(".jsonl"):
+            yield from map(json.loads, file)
+            return
+        from pyarrow.parquet import ParquetFile
+
+        for batch in ParquetFile(file).iter_batches(_ROWS):
             yield from batch.to_pylist()
+
+
+@contextmanager
+def staged(output: str | PathLike) -> Iterator[Path]:
+    """A local path to write to for `output`, which may be a URL that fsspec knows.
+
+    Object stores can't append, so that a job for one stays in the user's cache until it
+    is done, and goes there as a whole.
+    """
+    if "://" not in str(output):
+        yield Path(output)
+        return
+    import fsspec
+
+    files, there = fsspec.url_to_fs(str(output))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    key = blake2b(str(output).encode(), digest_size=8).hexdigest()
+    folder = cache / "fast-inference-notebooks" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    local = folder / there.rpartition("/")[2]
+    pairs = [(f"{local}{end}", f"{there}{end}") for end in ("", ".job")]
+    if not any(folder.iterdir()) and files.exists(there):
+        for here, away in pairs:
+            files.get_file(away, here)
+    yield local
+    for here, away in pairs:
+        files.put_file(here, away)
+    shutil.rmtree(folder)

@@ -6,6 +6,7 @@
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import is_out_of_memory
@@ -243,6 +244,8 @@ def job_of(
     path: str, sampling: Sampling, chat_template_kwargs: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What the answers of a batch depend on, beside its prompts."""
+    if Path(path).is_dir():
+        path = str(Path(path).resolve())
     specs = MODELS.values()
     names = [spec.name for spec in specs if path in (spec.path, spec.path_16bit)]
     return {

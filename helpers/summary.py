@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from .journal import read_records
@@ -29,7 +28,7 @@ class BatchSummary:
     go from the first record to the last one, without the stops between.
     """
 
-    output: Path
+    output: str
     prompts: int
     answered: int
     unfinished: int
@@ -74,7 +73,7 @@ class BatchSummary:
             "tokens per second": self.tokens_per_second,
         }
         rows = [{"of the batch": key, "": value} for key, value in shown.items()]
-        return show_table(rows, caption=str(self.output))
+        return show_table(rows, caption=self.output.rpartition("/")[2])
 
     def plot(self) -> Chart:
         """Draw lengths of thinking and answer, how they ended, and speed over time."""
@@ -109,7 +108,7 @@ def summarise(output: str | PathLike) -> BatchSummary:
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     thinking, response, times, tokens = (array(kind) for kind in "lldl")
-    for record in read_records(Path(output)):
+    for record in read_records(output):
         reason = record["finish_reason"]
         counts["prompts"] += 1
         counts["answered"] += record["complete"] and reason != "length"
@@ -127,7 +126,7 @@ def summarise(output: str | PathLike) -> BatchSummary:
         tokens.append(record["completion_tokens"])
     seconds, speeds = _speeds(times, tokens)
     return BatchSummary(
-        output=Path(output),
+        output=str(output),
         **{name: counts[name] for name in _COUNTED},
         seconds=seconds,
         finish_reasons=dict(reasons.most_common()),

@@ -113,16 +113,16 @@ def test_requests_of_openai_go_from_file_to_file(child: dict, name: str) -> None
 def test_tries_end_where_the_models_room_does() -> None:
     tries = Tries(1, retries=9, room=100)
     assert tries.prepared(0, "a") == "a"
-    assert tries.note(0, True, prompt=10, new=30, tries=0) == 1
-    assert tries.open == 1
+    tries.note(0, 1, True, (10, 30))
+    assert tries.open == 1 and tries.asked(0) == 1
     asked = {"prompt": "a", "sampling_params": {"max_tokens": 60}}
     assert tries.prepared(0, "a") == asked
-    assert tries.note(0, True, prompt=10, new=60, tries=0) == 2
+    tries.note(0, 2, True, (10, 60))
     assert tries.prepared(0, [{"role": "user"}]) == {
         "messages": [{"role": "user"}],
         "sampling_params": {"max_tokens": 120},
     }
-    assert tries.note(0, True, prompt=10, new=90, tries=0) == 3
+    tries.note(0, 3, True, (10, 90))
     assert tries.open == 0
 
 
@@ -136,7 +136,7 @@ def test_tries_keep_a_prompts_own_parameters() -> None:
             return dataclasses.replace(self)
 
     tries = Tries(1, retries=1, room=100)
-    tries.note(0, True, prompt=1, new=2, tries=0)
+    tries.note(0, 1, True, (1, 2))
     own = {"id": 1, "prompt": "a", "sampling_params": {"seed": 3, "max_tokens": 2}}
     assert tries.prepared(0, own)["sampling_params"] == {"seed": 3, "max_tokens": 4}
     assert own["sampling_params"]["max_tokens"] == 2
@@ -147,8 +147,8 @@ def test_tries_keep_a_prompts_own_parameters() -> None:
 
 def test_a_record_read_back_counts_as_it_did() -> None:
     tries = Tries(3, retries=1, room=100)
-    tries.note(1, False, prompt=1, new=2, tries=1)
-    tries.note(2, True, prompt=1, new=2, tries=2)
+    tries.note(1, 1, False, (1, 2))
+    tries.note(2, 2, True, (1, 2))
     assert [tries.is_open(index) for index in range(3)] == [True, False, False]
     assert tries.open == 1
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.journal import (
@@ -18,6 +18,7 @@ from helpers.journal import (
     Journal,
     claim,
     read_records,
+    staged,
 )
 
 JOB = {"model": "tiny-thinker", "sampling_params": {"temperature": 0.6}}
@@ -35,6 +36,7 @@ def write(output: Path, indices: list[int]) -> None:
             journal.append(record(index))
 
 
+@settings(deadline=None)
 @given(
     order=st.permutations(range(5)),
     kept=st.integers(0, 5),
@@ -170,4 +172,21 @@ def test_an_output_has_one_process(tmp_path: Path) -> None:
     with claim(output, JOB), pytest.raises(JobLockedError, match="another process"):
         claim(output, JOB).__enter__()
     with claim(output, JOB):
+        pass
+
+
+def test_a_url_gets_the_file_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = "memory://answers/a.jsonl"
+    with pytest.raises(KeyboardInterrupt), staged(url) as output, claim(output, JOB):
+        write(output, [0, 1])
+        raise KeyboardInterrupt
+    with staged(url) as output, claim(output, JOB), closing(Journal(output, 2)) as j:
+        assert [r["index"] for r in j.load()] == [0, 1]
+        j.finish()
+    assert list(read_records(url)) == [record(0), record(1)]
+    assert not any((tmp_path / "fast-inference-notebooks").iterdir())
+    with pytest.raises(JobMismatchError), staged(url) as output, claim(output, {}):
         pass

@@ -1,0 +1,223 @@
+"""The same batch on Ray Data: several GPUs, several hosts, one call.
+
+    run_batch("tiny-thinker", prompts, engine=RayEngine(workers=2))
+
+Ray does all the distribution: it starts the workers, hands out prompts, starts a worker
+anew that dies and gives its prompts to another. Each worker loads the model by itself.
+"""
+
+import contextlib
+import itertools
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from .errors import EngineUnavailableError
+from .jobs import Tries, answer_all
+from .loading import detect_device, resolve_model_path
+from .runner import BatchRunner, job_of
+from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+__all__ = ["RayEngine"]
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """How many engines Ray shall run, and where.
+
+    `workers` engines work at the same time; by default one for each GPU that the
+    cluster has, or one where it has none. `address` is that of a running cluster,
+    "auto" for the one that this machine belongs to; without it Ray starts here and ends
+    with the batch, unless it runs already. `gpus_per_worker` above 1 spreads a model
+    that is too large for one GPU over several of one host (tensor parallel).
+    `cpus_per_worker` are the cores that Ray sets aside for each.
+
+    `batch_size` prompts go to a worker at a time. It starts the next ones when all of
+    them are done, so a large number keeps it busy; a small one shows progress earlier,
+    and is what a worker that dies has to do again.
+
+    `max_seq_length` is in tokens, prompt and completion together; `load` holds further
+    arguments of `FastLanguageModel.from_pretrained`, or of `vllm.LLM` where a model is
+    spread over GPUs.
+    """
+
+    workers: int | None = None
+    address: str | None = None
+    gpus_per_worker: int = 1
+    cpus_per_worker: float = 1
+    batch_size: int = 256
+    max_seq_length: int = 2048
+    load: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RayRunner:
+    """What `BatchRunner` is for one engine, for all those of a cluster.
+
+    `model` is a name or a path that each worker loads. Raises `EngineUnavailableError`
+    where Ray is missing, `TypeError` for a model that is loaded, and `ValueError` for
+    bad `sampling_params`.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike,
+        engine: RayEngine,
+        retries: int,
+        sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(model, str | PathLike):
+            raise TypeError(
+                "each of Ray's workers loads the model itself: pass its name or path, "
+                f"not a {type(model).__name__}"
+            )
+        _require_ray()
+        # Looked at here, so that what is bad fails before any model is loaded.
+        sampling = Sampling({}, None, bool, sampling_params)
+        path = resolve_model_path(model)
+        self.job = job_of(path, sampling, chat_template_kwargs)
+        self.room = engine.max_seq_length
+        self._engine = engine
+        self._made_with = model, engine, retries, sampling_params, chat_template_kwargs
+
+    def run(self, prompts: Iterable[Any]) -> Iterator[Any]:
+        """Answer prompts, and give each result as its worker is done with its batch.
+
+        Prompts wait in Ray's object store, which goes on to disk where they are many.
+        """
+        import ray
+
+        with _cluster(self._engine.address):
+            blocks = [ray.put(table) for table in self._tables(prompts)]
+            if not blocks:
+                return
+            results = ray.data.from_arrow_refs(blocks).map_batches(
+                Worker,
+                fn_constructor_args=self._made_with,
+                batch_size=self._engine.batch_size,
+                batch_format="numpy",
+                **self._resources(),
+            )
+            for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+                for packed in batch["result"]:
+                    yield pickle.loads(packed)
+
+    def _tables(self, prompts: Iterable[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
+        numbered = enumerate(prompts)
+        while rows := list(itertools.islice(numbered, self._engine.batch_size)):
+            places, packed = zip(*rows, strict=True)
+            yield pa.table(
+                {"place": places, "prompt": [pickle.dumps(one) for one in packed]}
+            )
+
+    def _resources(self) -> dict[str, Any]:
+        import ray
+
+        engine = self._engine
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        workers = engine.workers or max(1, gpus // engine.gpus_per_worker)
+        return {
+            "compute": ray.data.ActorPoolStrategy(
+                size=workers, max_tasks_in_flight_per_actor=2
+            ),
+            "num_cpus": engine.cpus_per_worker,
+            "num_gpus": engine.gpus_per_worker if gpus else 0,
+        }
+
+
+class Worker:
+    """One engine, in a process that Ray runs."""
+
+    def __init__(
+        self,
+        model: str,
+        engine: RayEngine,
+        retries: int,
+        sampling_params: Any,
+        chat_template_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        self._retries = retries
+        self._runner = BatchRunner(
+            _load(model, engine),
+            sampling_params,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
+        places = batch["place"].tolist()
+        prompts = [pickle.loads(packed) for packed in batch["prompt"]]
+        # What is to be asked again is asked here, where the model is loaded.
+        tries = Tries(len(prompts), self._retries, self._runner.room)
+        answers = answer_all(self._runner.run, prompts, tries, lambda prompt: None)
+        with contextlib.closing(answers):
+            last = {answer.index: answer for answer in answers}
+        done = (
+            replace(one.result, index=places[index], prompt=None, tries=one.tries)
+            for index, one in last.items()
+        )
+        return {"result": [pickle.dumps(result) for result in done]}
+
+
+def _load(model: str, engine: RayEngine) -> Any:
+    if engine.gpus_per_worker == 1 or detect_device() == "cpu":
+        from .loading import FastLanguageModel
+
+        loaded, _ = FastLanguageModel.from_pretrained(
+            model,
+            max_seq_length=engine.max_seq_length,
+            fast_inference=True,
+            **engine.load,
+        )
+        return loaded
+    from vllm import LLM  # Unsloth's engine keeps to one GPU.
+
+    return LLM(
+        resolve_model_path(model),
+        max_model_len=engine.max_seq_length,
+        tensor_parallel_size=engine.gpus_per_worker,
+        **engine.load,
+    )
+
+
+def _require_ray() -> None:
+    try:
+        import ray.data  # noqa: F401
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f'engine="ray" needs Ray Data ({error}): `pip install "ray[data]"`, here '
+            "and on every host of the cluster."
+        ) from error
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Ray, started if it does not run, and ended again in that case."""
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # It would phone home.
+    ray.init(
+        address=address,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        yield
+    finally:
+        ray.shutdown()
