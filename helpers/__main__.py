@@ -11,12 +11,15 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # A terminal may be ASCII.
     try:
         from helpers.environment import check_environment
+
+        report = check_environment()
     except ModuleNotFoundError as error:
         print(f"{error.name} is missing. `make setup` installs it.", file=sys.stderr)
         return 1
-    report = check_environment()
     print(report.to_json() if options.json else report)
     return 0 if report.ok else 1
 

