@@ -16,7 +16,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebooks gallery test gpu-test lab benchmark train pins clean
+.PHONY: help setup notebooks gallery test gpu-test lab benchmark figures train pins clean
 
 help:
 	@echo "make notebooks  run every notebook into _build/ and make the gallery"
@@ -25,6 +25,7 @@ help:
 	@echo "make lab        open JupyterLab on the collection's start page"
 	@echo "make gallery    the same as make notebooks"
 	@echo "make benchmark  compare the engines on this machine: _build/engines.json"
+	@echo "make figures    draw the README's picture and table of speeds anew"
 	@echo "make train      train tiny-thinker anew, and measure its accuracy"
 	@echo "make setup      create .venv with everything; the others do it when needed"
 	@echo "make pins       rebuild requirements/cpu.txt and gpu.txt from the .in files"
@@ -55,6 +56,10 @@ lab: setup
 # On the embedded model; `tools.compare_engines --help` has models, engines and sizes.
 benchmark: setup
 	@$(VENV_PYTHON) -m tools.compare_engines
+
+# From notebooks/figures/h100.json, which the command above wrote on a GPU.
+figures: setup
+	@$(VENV_PYTHON) -m tools.figures
 
 train: setup
 	@$(VENV_PYTHON) -m tools.tiny_thinker.train

@@ -10,23 +10,8 @@ from html import escape
 from typing import Any
 
 from .markers import unwrap_tokenizer
-from .speed import engine_table
-from .speed import plot_throughput as plot_engines
-from .tables import Chart, Panel, show_table
+from .tables import Panel
 from .thinking import ThinkingResult, ThinkingStream
-
-__all__ = [
-    "Chart",
-    "LiveResponse",
-    "Panel",
-    "SamplingExplorer",
-    "action_button",
-    "engine_table",
-    "parameter_controls",
-    "plot_engines",
-    "show_table",
-    "show_thinking",
-]
 
 # Lowest, highest and step of each sampling parameter's control; vLLM refuses top_p = 0.
 _RANGES = {

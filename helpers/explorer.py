@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from helpers.display import Chart, Panel, action_button, parameter_controls
+from .display import action_button, parameter_controls
+from .tables import Chart, Panel
 
 if TYPE_CHECKING:
     from numpy import ndarray

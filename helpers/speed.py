@@ -7,6 +7,7 @@ that is not counted, several repeats of which the spread is kept.
 import itertools
 import json
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -213,9 +214,11 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
     single prompt as there are prompts, and where it is known `EngineFigures.limit`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4.2), facecolor="white", layout="constrained")
-    figure.suptitle(f"Measured on {engines[0].device}", x=0.01, ha="left", fontsize=9)
+    title = textwrap.fill(f"Measured on {engines[0].device}", 120)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     speed, first = figure.subplots(1, 2, width_ratios=[3, 2])
     names = dict.fromkeys(one.engine for one in engines)
     colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
@@ -225,20 +228,7 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
         _draw(speed, one.tokens_per_second, **style)
         _draw(first, one.ttft_seconds, scale=1000, **style)
     sizes = _sizes(one.tokens_per_second for one in engines)
-    single = max(
-        one.throughput(sizes[0]) for one in engines if sizes[0] in one.tokens_per_second
-    )
-    ideal = [single * size / sizes[0] for size in sizes]
-    label = "ideal: twice the prompts, twice the tokens"
-    speed.plot(sizes, ideal, ":", color="#999999", label=label)
-    for precision, limit in {
-        one.precision: one.limit for one in engines if one.limit
-    }.items():
-        style = "--" if precision == "4-bit" else "-"
-        label = f"the memory's bandwidth allows, {precision}"
-        speed.plot(
-            list(limit), list(limit.values()), style, color="#999999", label=label
-        )
+    _draw_bounds(speed, engines, sizes)
     for axes, title in (
         (speed, "new tokens per second"),
         (first, "time to the first token (ms)"),
@@ -248,7 +238,9 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     speed.legend(frameon=False, fontsize=8)
@@ -270,3 +262,22 @@ def _draw(
         [scale * max(v) - m for m, v in zip(medians, by_size.values(), strict=True)],
     ]
     axes.errorbar(list(by_size), medians, spread, marker="o", capsize=3, **style)
+
+
+def _draw_bounds(
+    axes: Any, engines: Sequence[EngineFigures], sizes: Sequence[int]
+) -> None:
+    single = max(
+        one.throughput(sizes[0]) for one in engines if sizes[0] in one.tokens_per_second
+    )
+    ideal = [single * size / sizes[0] for size in sizes]
+    label = "ideal: twice the prompts, twice the tokens"
+    axes.plot(sizes, ideal, ":", color="#999999", label=label)
+    for precision, limit in {
+        one.precision: one.limit for one in engines if one.limit
+    }.items():
+        style = "--" if precision == "4-bit" else "-"
+        label = f"the memory's bandwidth allows, {precision}"
+        axes.plot(
+            list(limit), list(limit.values()), style, color="#999999", label=label
+        )

@@ -12,9 +12,9 @@ from helpers.display import (
     SamplingExplorer,
     action_button,
     parameter_controls,
-    show_table,
     show_thinking,
 )
+from helpers.tables import show_table
 from helpers.thinking import INCOMPLETE_HINT, ThinkingResult, parse_thinking_response
 
 DONE = ThinkingResult("5 + 7 = 12", "It is <b>42</b>.", 9, 4)

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.display import Panel
 from helpers.explorer import (
     NEUTRAL,
     DistributionExplorer,
@@ -17,6 +16,7 @@ from helpers.explorer import (
     reshape,
     token_label,
 )
+from helpers.tables import Panel
 
 SETTINGS = [
     {"temperature": 0.6, "top_p": 0.95, "top_k": 20},

@@ -330,6 +330,7 @@ def engine_settings(model: Any) -> dict[str, Any]:
         "max_num_batched_tokens": scheduler.max_num_batched_tokens,
         "enable_lora": config.lora_config is not None,
         "enforce_eager": config.model_config.enforce_eager,
+        "own_process": os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0",
     }
 
 
@@ -345,8 +346,10 @@ def main() -> None:
         unfinished.write_text(json.dumps(record))
         unfinished.replace(path)
 
-    load_settings().apply()
     device = detect_device()
+    if job.engine == "vllm" and device == "cuda":  # As it comes: in a process beside.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    load_settings().apply()
     if job.engine.startswith("unsloth"):
         from helpers.loading import FastLanguageModel  # noqa: F401
     if job.on_vllm:
