@@ -62,9 +62,10 @@ def read_prompts(path: str | PathLike) -> Iterator[Any]:
 
     `path` is a local one or a URL that fsspec opens (s3://, gs://, hf://, https://).
     Each line of JSONL is a prompt as `run_batch` takes it, or a request in OpenAI's
-    batch format (`custom_id` and `body`). The columns of Parquet are id, prompt or
-    messages, sampling_params and chat_template_kwargs, or custom_id and body; others
-    are left out.
+    batch format (`custom_id` and `body`); the loaded model answers, whatever `model`
+    the body names, and what can't be honoured is refused by name. The columns of
+    Parquet are id, prompt or messages, sampling_params and chat_template_kwargs, or
+    custom_id and body; others are left out.
 
     Raises `ValueError` for another ending and for Parquet without prompts, `OSError`
     for a file that can't be opened.
@@ -195,6 +196,8 @@ def _of_request(request: dict[str, Any]) -> Any:
     if not isinstance(body, dict) or "messages" not in body:
         return Refused("a request needs a body with messages.", key)
     prompt = {"id": key, "messages": body["messages"]}
+    template = body.get("chat_template_kwargs")
+    thinks = not isinstance(template, dict) or template.get("enable_thinking", True)
     sampling, refused = {}, []
     for name, value in body.items():
         if value is None or name == "messages" or name in _IGNORED:
@@ -205,10 +208,16 @@ def _of_request(request: dict[str, Any]) -> Any:
             sampling.setdefault(name, value)
         elif name == "chat_template_kwargs":
             prompt[name] = value
-        elif name == "response_format" and (rules := _structure(value)):
+        elif name == "response_format" and not thinks and (rules := _structure(value)):
             sampling["structured_outputs"] = rules
         elif name not in _HARMLESS or value != _HARMLESS[name]:
             refused.append(name)
+    if "response_format" in refused:
+        return Refused(
+            "response_format would bind the thinking as well: switch that off with "
+            'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.',
+            key,
+        )
     if refused:
         return Refused(f"run_batch has nothing for {', '.join(refused)}.", key)
     return {**prompt, "sampling_params": sampling} if sampling else prompt

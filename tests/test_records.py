@@ -88,8 +88,8 @@ def test_requests_of_openai_are_prompts_with_their_parameters(tmp_path: Path) ->
         tmp_path / "a.jsonl",
         [
             request(**asked, **extra, **thinking),
-            request("b", response_format=form),
-            request("c", response_format={"type": "json_object"}),
+            request("b", response_format=form, **thinking),
+            request("c", response_format={"type": "json_object"}, **thinking),
             request("d", response_format={"type": "text"}, max_tokens=5),
         ],
     )
@@ -122,7 +122,8 @@ def test_requests_in_parquet_may_have_their_body_as_text(tmp_path: Path) -> None
     [
         (request(tools=[{"type": "function"}]), "tools"),
         (request(logprobs=True, reasoning_effort="low"), "logprobs, reasoning_effort"),
-        (request(response_format={"type": "grammar"}), "response_format"),
+        (request(response_format={"type": "json_object"}), "enable_thinking"),
+        (request(chat_template_kwargs=[1], logprobs=True), "logprobs"),
         ({**request(), "url": "/v1/embeddings"}, "/v1/embeddings"),
         ({**request(), "body": {"prompt": Q}}, "body with messages"),
         ({**request(), "body": "{"}, "body is no JSON"),

@@ -20,7 +20,7 @@ from helpers.loading import FastLanguageModel
 from helpers.summary import summarise
 
 FOLDER = Path(sys.argv[1])
-COUNT, KILLS = 260, 30
+COUNT, KILLS = 220, 26
 model, tokenizer = FastLanguageModel.from_pretrained(
     "tiny-thinker", max_seq_length=512, fast_inference=True, max_num_seqs=16
 )
