@@ -21,13 +21,14 @@ MIB = 1024 * 1024
 # How Unsloth names its checkpoints in 4 bits on the hub.
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 
-# NF4: 4 bits a weight, and one 8-bit scale per block of 64 with double quantisation
-# (QLoRA, arXiv:2305.14314, section 3).
-NF4_BYTES_PER_WEIGHT = 0.5 + 0.127 / 8
+# NF4: 4 bits a weight, and one 32-bit scale per block of 64. On disk the scales take 8
+# bits (double quantisation, QLoRA, arXiv:2305.14314, section 3); vLLM undoes that as it
+# loads (vllm/model_executor/model_loader/bitsandbytes_loader.py, _dequantize_dq).
+NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 # What a CUDA context, activations and vLLM's captured graphs take beside weights and
-# KV cache: 750 to 1,310 MiB with models of 3 and 4 billion parameters in 16 and 4 bits
-# on an H100 (tests/test_gpu.py measures it).
-GPU_OVERHEAD_MIB = 1152
+# KV cache: 740 to 830 MiB on an H100 without the graphs, 1,000 to 1,310 with them
+# (models of 3 and 4 billion parameters in 16 and 4 bits, tests/test_gpu.py).
+GPU_OVERHEAD_MIB = 1100
 # The largest share of a GPU's free memory that is safe to give to one engine.
 MOST_OF_A_GPU = 0.9
 CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.

@@ -558,9 +558,9 @@ def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
     settings = Settings(device="cuda", model_name=GPU_MODEL)
     resolved = resolve_settings(settings)
     assert model_row(resolved).status == "ok"
-    gpu.cards[0].total = 8_600  # 7,600 MiB are free, 4,768 are needed.
+    gpu.cards[0].total = 8_600  # 7,600 MiB are free, 4,861 are needed.
     row = model_row(resolved)
-    assert row.status == "warning" and "4,768 MiB needed" in row.fix
+    assert row.status == "warning" and "4,861 MiB needed" in row.fix
     assert row.fix.endswith("Raise GPU_MEMORY_UTILIZATION to 0.65.")
     enough = replace(resolved, gpu_memory_utilization=0.65)
     assert model_row(enough).status == "ok"
