@@ -31,6 +31,7 @@ from .sampling import PRESETS as PRESETS
 from .sampling import preset as preset
 from .scaling import RayEngine as RayEngine
 from .speed import engine_table as engine_table
+from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine
 from .speed import plot_throughput as plot_throughput
 from .tables import Chart as Chart
