@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -27,6 +28,7 @@ FIRST, SECOND, THIRD = (
 MIG = "MIG-cccc4444-0000-0000-0000-000000000000"
 OTHER_MIG = "MIG-dddd5555-0000-0000-0000-000000000000"
 GIB = 1024 * MIB
+CHILD = Path(__file__).parent / "children" / "control_group.py"
 
 
 @pytest.mark.parametrize(
@@ -247,10 +249,6 @@ def test_a_process_in_a_real_control_group():
     )
     limit = V1[0] if top and top.endswith("memory") else V2[0]
     group = f"{top}/helpers-test-{os.getpid()}"
-    code = (
-        "import os, sys; open(f'{sys.argv[1]}/cgroup.procs', 'w').write('0')\n"
-        "from helpers.devices import main_memory; print(*main_memory())"
-    )
     try:
         os.mkdir(group)
     except OSError:
@@ -261,7 +259,7 @@ def test_a_process_in_a_real_control_group():
         with open(f"{group}/{limit}", "w") as file:
             file.write(str(GIB))
         child = subprocess.run(
-            [sys.executable, "-c", code, group],
+            [sys.executable, CHILD, group],
             capture_output=True,
             text=True,
             check=True,

@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pynvml
 import pytest
 from nvml_double import Card
 
 from helpers import environment, packages
-from helpers.devices import MIB
+from helpers.devices import main_memory
 from helpers.environment import Check, EnvironmentReport
 from helpers.errors import ModelNotFoundError
 from helpers.loading import GPU_MODEL, detect_device, resolve_settings
@@ -30,6 +29,7 @@ from helpers.settings import Settings, defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 CHILDREN = ROOT / "tests" / "children"
+REPORT = (str(CHILDREN / "report.py"),)
 TOKEN = "hf_ThisTokenMustNeverBeShownAnywhere"
 
 # Stand-ins that load at once, for the runs that are about something else.
@@ -210,11 +210,7 @@ def test_sound_packages_have_no_complaint(report):
 
 def test_import_that_hangs_ends(report):
     code = "import threading\nthreading.Event().wait()"
-    program = (
-        "from helpers.environment import check_environment as check\n"
-        "print(check(timeout_s=4.0).to_json())"
-    )
-    result = report({"torch": code}, program=("-c", program))
+    result = report({"torch": code}, program=(*REPORT, "4"))
     assert "did not end within 4 s" in result.row("PyTorch").detail
     assert result.row("vLLM").status == "ok"
 
@@ -274,16 +270,12 @@ def test_a_requirement_that_is_missing(missing):
 
 
 def test_import_order(report):
-    program = (
-        "{}\nfrom helpers.environment import check_environment as check\n"
-        "print(check().to_json())"
-    )
-    early = "import transformers, vllm, unsloth"
-    row = report(program=("-c", program.format(early))).row("Import order")
+    early = report(program=(*REPORT, "60", "transformers", "vllm", "unsloth"))
+    row = early.row("Import order")
     assert row.status == "warning" and "restart the kernel" in row.fix
     assert "transformers, vllm imported before unsloth" in row.detail
-    right = "import unsloth, transformers, vllm"
-    row = report(program=("-c", program.format(right))).row("Import order")
+    right = report(program=(*REPORT, "60", "unsloth", "transformers", "vllm"))
+    row = right.row("Import order")
     assert (row.status, row.fix) == ("ok", "")
 
 
@@ -505,7 +497,7 @@ def test_platform(monkeypatch, system, machine, status):
     monkeypatch.setattr(environment.platform, "system", lambda: system)
     monkeypatch.setattr(environment.platform, "machine", lambda: machine)
     row = environment._check_platform()
-    total = psutil.virtual_memory().total / MIB / 1024
+    total = main_memory().total_mib / 1024
     assert row.status == status and f"of {total:.1f} GiB" in row.detail
     assert ("WSL 2" in row.fix) == (status == "failed")
 

@@ -1,6 +1,7 @@
 import gc
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,8 @@ from helpers.memory import (
     measure_resident_memory,
     memory_kind,
 )
+
+CHILDREN = Path(__file__).parent / "children"
 
 
 def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
@@ -34,10 +37,11 @@ def test_a_gpu_that_torch_can_not_use_is_not_measured(nvml, monkeypatch):
 
 
 def test_resident_memory_counts_children():
-    code = "block = bytearray(b'x') * (200 << 20); print('ready', flush=True); input()"
     before = measure_resident_memory()
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, CHILDREN / "hold_memory.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as child:
         assert child.stdout.readline() == b"ready\n"
         assert measure_resident_memory() >= before + 190
@@ -65,14 +69,11 @@ def test_cleanup_says_what_it_freed(no_driver, no_automatic_collection):
 
 
 def test_cleanup_imports_no_torch():
-    code = (
-        "import sys; from helpers.memory import cleanup_memory, MemoryMonitor\n"
-        "cleanup_memory()\n"
-        "with MemoryMonitor(): pass\n"
-        "print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
-    )
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, CHILDREN / "cleanup.py"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert output.stdout == "[]\n"
 

@@ -1,0 +1,10 @@
+"""Clean memory up and watch it; print which engines that imported."""
+
+import sys
+
+from helpers.memory import MemoryMonitor, cleanup_memory
+
+cleanup_memory()
+with MemoryMonitor():
+    pass
+print([name for name in ("torch", "transformers", "vllm") if name in sys.modules])
