@@ -115,11 +115,13 @@ def _unmet(name: str, pins: Pins) -> str:
     for wanted in _requirements(name):
         other = canonicalize_name(wanted.name)
         there = find_version(other)
-        ran = _is_pinned(name, pins) and _is_pinned(other, pins)
         if there is None and other in pins:
             unmet.append(f"wants {other}, which is missing")
-        elif there and not (ran or wanted.specifier.contains(there, prereleases=True)):
-            unmet.append(f"wants {other}{wanted.specifier}, which is {there}")
+        elif there and not wanted.specifier.contains(there, prereleases=True):
+            ran = _is_pinned(name, pins) and _is_pinned(other, pins)
+            unmet += (
+                [] if ran else [f"wants {other}{wanted.specifier}, which is {there}"]
+            )
     return "; ".join(unmet)
 
 
@@ -133,9 +135,8 @@ def check_packages(settings: Settings, facts: Facts) -> Iterator[Check]:
         yield _check_engine(name, settings, facts, pins)
     required = {canonicalize_name(r.name) for n in ENGINES for r in _requirements(n)}
     others = sorted(name for name in required - {*ENGINES} if find_version(name))
-    clashes = [
-        f"{n} {find_version(n)} {_unmet(n, pins)}" for n in others if _unmet(n, pins)
-    ]
+    unmet = {name: _unmet(name, pins) for name in others}
+    clashes = [f"{n} {find_version(n)} {text}" for n, text in unmet.items() if text]
     detail = "; ".join(clashes) or f"{len(others)} packages that fit together"
     fix = rebuild_command(settings.device) if clashes else ""
     yield Check("Their requirements", "warning" if clashes else "ok", detail, fix)
