@@ -12,7 +12,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # A terminal may be ASCII.
+        if hasattr(stream, "reconfigure"):  # A notebook's have none, and take all.
+            stream.reconfigure(errors="backslashreplace")  # A terminal may be ASCII.
     try:
         from helpers.environment import check_environment
 
