@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .errors import EngineUnavailableError
+from .errors import EngineUnavailableError, ModelLoadError
+from .hub import adapter_config
 
 # Arguments of from_pretrained that are vLLM's alone on a CPU, with Unsloth's defaults.
-ENGINE_DEFAULTS = {
+_ENGINE_DEFAULTS = {
     "disable_log_stats": True,
     "max_logprobs": 0,
     "max_num_seqs": 256,
@@ -21,14 +22,33 @@ ENGINE_DEFAULTS = {
     # A chunk in mid-prompt rewinds a seeded generator, which those of a CPU can't.
     "enable_chunked_prefill": False,
 }
-STEP_TOKENS = 4096  # of prompts in one step of the CPU engine: vLLM's own default
+_STEP_TOKENS = 4096  # of prompts in one step of the CPU engine: vLLM's own default
 # With one of these the CPU engine can take adapters. Unsloth's engine always can; here
 # it costs speed, so only where it is asked for. Their defaults are Unsloth's.
-LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
+_LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
+
+
+def take_engine_arguments(
+    kwargs: dict[str, Any], max_seq_length: int
+) -> dict[str, Any]:
+    """Take what is vLLM's alone on a CPU out of `kwargs`, and add what it needs."""
+    arguments = {
+        name: kwargs.pop(name, default) for name, default in _ENGINE_DEFAULTS.items()
+    }
+    arguments["seed"] = kwargs.get("random_state", 3407)
+    arguments["trust_remote_code"] = kwargs.get("trust_remote_code", False)
+    arguments["max_num_batched_tokens"] = kwargs.pop(
+        "max_num_batched_tokens", max(_STEP_TOKENS, max_seq_length)
+    )
+    if _LORA_DEFAULTS.keys() & kwargs.keys():
+        arguments["enable_lora"] = True
+        for name, default in _LORA_DEFAULTS.items():
+            arguments[name] = kwargs.pop(name, default)
+    return arguments
 
 
 def load_cpu_engine(
-    path: str, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
+    folder: Path, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
 ) -> Any:
     try:
         from vllm import LLM
@@ -49,7 +69,7 @@ def load_cpu_engine(
     # minute and a C++ compiler.
     current_platform.simple_compile_backend = "eager"
     return LLM(
-        model=path,
+        model=str(folder),
         dtype=str(dtype).removeprefix("torch."),
         max_model_len=max_seq_length,
         use_tqdm_on_load=False,
@@ -81,6 +101,7 @@ def _spare_prompts_without_adapter() -> None:
 
 
 def require_vllm(in_4bit: bool) -> None:
+    """Raise `EngineUnavailableError` where vLLM or its 4-bit weights can't run."""
     import unsloth.import_fixes
 
     if reason := getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None):
@@ -98,6 +119,30 @@ def require_vllm(in_4bit: bool) -> None:
             "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. "
             "`pip install vllm-bnb-plugin`, or choose a 16-bit model and "
             "LOAD_IN_4BIT=false."
+        )
+
+
+def require_bitsandbytes() -> None:
+    """Raise `EngineUnavailableError` where weights can't be loaded in 4 bits."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise EngineUnavailableError(
+            "load_in_4bit=True needs bitsandbytes, which is not installed. "
+            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
+        )
+
+
+def refuse_adapter(path: str) -> None:
+    """Raise `ModelLoadError` for an adapter's folder: vLLM takes it beside its model.
+
+    Unsloth would merge nothing here, and vLLM answer without the adapter.
+    """
+    config = adapter_config(path)
+    if config is not None:
+        raise ModelLoadError(
+            f"{path} is an adapter. Load its model with fast_inference=True and "
+            f"max_lora_rank={config['r']} ({config['base_model_name_or_path']}), and "
+            f"pass lora_request=LoRARequest('name', 1, {path!r}) to fast_generate; "
+            "fast_inference=False loads both together."
         )
 
 

@@ -28,8 +28,9 @@ from .devices import (
     read_driver,
     torch_cuda,
 )
-from .loading import is_here, resolve_model_path, resolve_settings
-from .models import MODELS, TINY_THINKER, ModelSpec, estimate_memory
+from .hub import is_here, resolve_model_path
+from .loading import resolve_settings
+from .models import TINY_THINKER, ModelSpec, estimate_memory, find_model
 from .packages import (
     ROOT,
     check_packages,
@@ -172,7 +173,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
         fix = f"correct MODEL_NAME; MODEL_NAME={TINY_THINKER} runs anywhere"
         yield make("failed", str(error), fix)
         return
-    spec = next((spec for spec in MODELS.values() if spec.path == path), None)
+    spec = find_model(path)
     detail = f"{name}, " + ("on this machine" if here else "not downloaded yet")
     if not here and constants.HF_HUB_OFFLINE:
         detail += ", and HF_HUB_OFFLINE is set"

@@ -16,38 +16,46 @@ It is quiet: LOG_LEVEL=debug (or info) brings the engines' own output back.
 
 import contextlib
 import functools
-import importlib.util
-import json
 import os
-import re
 import sys
 import types
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .devices import list_gpus, runs_cuda
 from .engine import (
-    ENGINE_DEFAULTS,
-    LORA_DEFAULTS,
-    STEP_TOKENS,
     hide_unusable_extension,
     load_cpu_engine,
+    refuse_adapter,
+    require_bitsandbytes,
     require_vllm,
+    take_engine_arguments,
 )
 from .errors import (
     EngineUnavailableError,
     ImportOrderWarning,
     ModelLoadError,
-    ModelNotFoundError,
-    causes,
-    explain_load,
+    ModelNotCachedError,
+    explained,
     explaining_memory,
     not_cached,
 )
+from .hub import (
+    adapter_base,
+    ask_hub,
+    check_files,
+    find_folder,
+    hub_switched_off,
+    is_offline,
+    remember_cache,
+    resolve_model_path,
+)
 from .interrupts import finishing, interruptible
-from .models import MODELS, TINY_THINKER, UnknownModelError, get_model
+from .models import MODELS, TINY_THINKER, UnknownModelError, whole_name
 from .quiet import is_loud, quiet, quieten_packages
 from .settings import AUTO, Settings, load_settings
 
@@ -57,7 +65,6 @@ if TYPE_CHECKING:
 __all__ = [
     "FastLanguageModel",
     "detect_device",
-    "is_here",
     "resolve_model_path",
     "resolve_settings",
 ]
@@ -68,15 +75,7 @@ _PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
 # Where CI is set torch takes operators whose outputs share memory for errors, and the
 # code that Unsloth compiles has some.
 _ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
-# What says which weights to load, and vLLM's name for it.
-_SHARED = {
-    "cache_dir": "download_dir",
-    "revision": "revision",
-    "token": "hf_token",
-    "trust_remote_code": "trust_remote_code",
-}
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
-_QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 
 
 def __getattr__(name: str) -> Any:
@@ -131,6 +130,7 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
                 stacklevel=_level_of_the_import(),
             )
         settings.apply()
+        remember_cache()
         os.environ.setdefault(_ALIASING, "0")
         hide_unusable_extension()
     with quiet(settings):
@@ -170,62 +170,42 @@ def _from_pretrained(
     Raises `ModelLoadError` or one of its subclasses, `UnknownModelError` for a name
     that is no path and no supported model.
     """
-    settings, handled = load_settings(), sys.exception()
+    settings = load_settings()
     path = resolve_model_path(model_name)
-    if fast_inference:
-        require_vllm(load_in_4bit and has_gpu)
     on_cpu_engine = fast_inference and not has_gpu
     if on_cpu_engine:
-        load_in_4bit = False
-        if not Path(path).is_dir():
-            path = _QUANTISED.sub("", path)  # As Unsloth does by itself on a CPU.
-    if load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise EngineUnavailableError(
-            "load_in_4bit=True needs bitsandbytes, which is not installed. "
-            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
-        )
+        # As Unsloth does by itself on a CPU.
+        load_in_4bit, path = False, whole_name(path)
+        refuse_adapter(path)
+    if fast_inference:
+        require_vllm(load_in_4bit)
+    if load_in_4bit:
+        require_bitsandbytes()
     if not has_gpu and dtype is None and path == MODELS[TINY_THINKER].path:
         dtype = "float32"  # As it was trained: the same tokens on every CPU.
-    engine_arguments = {}
     if on_cpu_engine:
         dtype = dtype or "float32"
-        engine_arguments = {
-            name: kwargs.pop(name, default) for name, default in ENGINE_DEFAULTS.items()
-        }
-        engine_arguments["seed"] = kwargs.get("random_state", 3407)
-        engine_arguments |= {
-            theirs: kwargs[name] for name, theirs in _SHARED.items() if name in kwargs
-        }
-        engine_arguments["max_num_batched_tokens"] = kwargs.pop(
-            "max_num_batched_tokens", max(STEP_TOKENS, max_seq_length)
-        )
-        if LORA_DEFAULTS.keys() & kwargs.keys():
-            engine_arguments["enable_lora"] = True
-            for name, default in LORA_DEFAULTS.items():
-                engine_arguments[name] = kwargs.pop(name, default)
+        engine_arguments = take_engine_arguments(kwargs, max_seq_length)
     else:
         kwargs["fast_inference"] = fast_inference
-    if "cache_dir" not in kwargs and not is_here(path):
-        if kwargs.get("local_files_only") or _is_offline():
-            raise not_cached(path)  # Unsloth would ask the hub, several times.
-        print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
-    try:
-        with finishing(f"the load of {model_name}"), quiet(settings):
+    only_here = kwargs.pop("local_files_only", False) or is_offline()
+    which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
+    explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
+
+    def load(**where: Any) -> tuple[Any, Any]:
+        with explain(), finishing(f"the load of {model_name}"), quiet(settings):
             model, tokenizer = unsloth_class.from_pretrained(
-                path, max_seq_length, dtype, load_in_4bit, *args, **kwargs
+                path, max_seq_length, dtype, load_in_4bit, *args, **kwargs, **where
             )
             if on_cpu_engine:
                 model.vllm_engine = load_cpu_engine(
-                    path, dtype, max_seq_length, engine_arguments
+                    find_folder(path, **which), dtype, max_seq_length, engine_arguments
                 )
-    except ModelLoadError:
-        raise
-    except Exception as error:
-        chain = causes(error, handled)
-        known = explain_load(chain, path, max_seq_length, load_in_4bit, settings)
-        if known is None:
-            raise
-        raise known from error
+        return model, tokenizer
+
+    model, tokenizer = _load_from_here_or_hub(
+        load, explain, path, only_here, kwargs.get("token"), **which
+    )
     if engine := getattr(model, "vllm_engine", None):
         model.fast_generate = interruptible(engine, show_progress=is_loud(settings))
     if callable(getattr(model, "generate", None)):
@@ -233,60 +213,38 @@ def _from_pretrained(
     return model, tokenizer
 
 
-def resolve_model_path(model_name: str | os.PathLike) -> str:
-    """What to load for a name: a directory, a supported model's path, a hub path.
-
-    Raises `UnknownModelError` for a name that is none of these and `ModelNotFoundError`
-    for a directory (it begins with ".", "/" or "~") that is not there.
-    """
-    name = os.fspath(model_name)
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    if name.startswith((".", "/", "~")):
-        raise ModelNotFoundError(f"there is no directory {name}.")
-    try:
-        path = get_model(name).path
-    except KeyError:
-        if name.count("/") == 1:
-            return name  # Not in our table, but perhaps on the hub.
-        raise
-    if path == MODELS[TINY_THINKER].path and not Path(path).is_dir():
-        raise ModelNotFoundError(
-            f"the files of {TINY_THINKER} are missing from this installation. "
-            "`git checkout -- helpers/tiny_thinker/model` brings them back, "
-            "`python -m tools.tiny_thinker.train` makes them anew."
-        )
-    return path
-
-
-def is_here(path: str) -> bool:
-    """Whether all weights of a path are on this machine already.
-
-    Those of the repository that Unsloth may take in its place count too: for a model in
-    16 bits one that is quantised, and the other way round.
-    """
+def _load_from_here_or_hub(
+    load: Callable[..., tuple[Any, Any]],
+    explain: Callable[[], AbstractContextManager],
+    path: str,
+    only_here: bool,
+    token: str | bool | None,
+    **which: str | None,
+) -> tuple[Any, Any]:
+    """Load what is on this machine without a question, else ask the hub, once."""
+    base = adapter_base(path)
+    if base is not None:
+        check_files(Path(path))
+        path, which = base, {}
+    folder = find_folder(path, **which)
+    if folder is not None:
+        check_files(folder)
     if Path(path).is_dir():
-        return True
-    whole = _QUANTISED.sub("", path)
-    names = (whole, f"{whole}-bnb-4bit", f"{whole}-unsloth-bnb-4bit")
-    return any(_is_cached(name) for name in names)
-
-
-def _is_cached(repository: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(repository, "model.safetensors.index.json")
-    files = {"model.safetensors"}
-    if isinstance(index, str):
-        files = set(json.loads(Path(index).read_text())["weight_map"].values())
-    return all(isinstance(try_to_load_from_cache(repository, f), str) for f in files)
-
-
-def _is_offline() -> bool:
-    """Whether the hub is switched off (HF_HUB_OFFLINE, read as it is imported)."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
+        return load(**({"local_files_only": True} if only_here else {}))
+    if folder is not None:
+        try:
+            with hub_switched_off():
+                return load(local_files_only=True)
+        except ModelNotCachedError:
+            if only_here:
+                raise  # Otherwise Unsloth wants another repository than this one.
+    elif only_here:
+        reason = "HF_HUB_OFFLINE" if is_offline() else "local_files_only=True"
+        raise not_cached(path, f"{reason} forbids to ask the hub")
+    print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
+    with explain():
+        ask_hub(path, which.get("revision"), token)
+    return load()
 
 
 def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:

@@ -20,6 +20,8 @@ TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "mod
 MIB = 1024 * 1024
 # How Unsloth names its checkpoints in 4 bits on the hub.
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
+# The folder of a repository in the hub's cache.
+_SNAPSHOT = re.compile(r"models--(.+?)--([^/]+)/snapshots/")
 
 # NF4: 4 bits a weight, and one 32-bit scale per block of 64. On disk the scales take 8
 # bits (double quantisation, QLoRA, arXiv:2305.14314, section 3); vLLM undoes that as it
@@ -81,7 +83,7 @@ class ModelSpec:
     @property
     def path_16bit(self) -> str:
         """The path of the same weights before quantisation; often `path` itself."""
-        return _QUANTISED.sub("", self.path)
+        return whole_name(self.path)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -238,6 +240,29 @@ def get_model(name: str) -> ModelSpec:
         + (f"Did you mean {' or '.join(near)}? " if near else "")
         + f"Supported: {', '.join(MODELS)}."
     )
+
+
+def whole_name(path: str) -> str:
+    """A hub path without what marks it as quantised; other paths stay as they are."""
+    return path if Path(path).is_dir() else _QUANTISED.sub("", path)
+
+
+def cached_name(path: str) -> str | None:
+    """The hub's name of what a path into the hub's cache leads to; else None."""
+    found = _SNAPSHOT.search(path)
+    return f"{found[1]}/{found[2]}" if found else None
+
+
+def find_model(path: str) -> ModelSpec | None:
+    """The supported model that a path leads to, in 4 bits or whole; None for others.
+
+    `path` is a hub path, a directory, or a folder in the hub's cache.
+    """
+    path = cached_name(path) or path
+    for spec in MODELS.values():
+        if path in (spec.path, spec.path_16bit):
+            return spec
+    return None
 
 
 def nearest_models(name: str, count: int = 2) -> list[str]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .engine import engine_of
 from .errors import is_out_of_memory
 from .interrupts import abort_all, stoppable
 from .markers import unwrap_tokenizer
-from .models import MODELS
+from .models import cached_name, find_model
 from .prompts import Preparer, Request
 from .sampling import PRESETS, Sampling
 from .thinking import ThinkingParser, unfinished_hint
@@ -231,8 +232,8 @@ def _engine_error(error: Exception) -> str:
 
 
 def _engine_of(model: Any) -> "LLM":
-    engine = getattr(model, "vllm_engine", None) or model
-    if not hasattr(engine, "llm_engine"):
+    engine = engine_of(model)
+    if engine is None:
         raise TypeError(
             f"run_batch needs vLLM's engine, and {type(model).__name__} has none: load "
             "the model with fast_inference=True, or pass a vllm.LLM"
@@ -246,10 +247,9 @@ def job_of(
     """What the answers of a batch depend on, beside its prompts."""
     if Path(path).is_dir():
         path = str(Path(path).resolve())
-    specs = MODELS.values()
-    names = [spec.name for spec in specs if path in (spec.path, spec.path_16bit)]
+    spec = find_model(path)
     return {
-        "model": names[0] if names else path,
+        "model": spec.name if spec else cached_name(path) or path,
         "sampling_params": sampling.given,
         "chat_template_kwargs": dict(chat_template_kwargs or {}),
     }
@@ -262,8 +262,7 @@ def _recommended(engine: "LLM") -> tuple[dict[str, Any], dict[str, Any] | None]:
     """
     config = engine.model_config
     room = {"max_tokens": PRESETS["thinking"]["max_tokens"]}
-    for spec in MODELS.values():
-        if config.model in (spec.path, spec.path_16bit):
-            thinking = spec.thinking_sampling
-            return room | spec.sampling, room | thinking if thinking else None
+    if spec := find_model(config.model):
+        thinking = spec.thinking_sampling
+        return room | spec.sampling, room | thinking if thinking else None
     return room | config.get_diff_sampling_param(), None

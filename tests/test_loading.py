@@ -1,41 +1,45 @@
 import contextlib
+import ctypes
+import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-import nbformat
 import pytest
 from child import run_child
-from nbclient import NotebookClient
-from tiny_qwen3 import model_for_tests
+from hub_server import WRONG_TOKEN, Hub, fill_cache, hub_server
 
-from helpers import engine, errors, interrupts, loading
-from helpers.engine import extension_is_unusable
-from helpers.errors import (
-    GatedModelError,
-    ModelLoadError,
-    ModelNotCachedError,
-    ModelNotFoundError,
-    NotEnoughMemoryError,
-)
-from helpers.interrupts import finishing, interruptible
-from helpers.loading import is_here, resolve_model_path
-from helpers.models import UnknownModelError
-from helpers.settings import Settings
+from helpers import interrupts, loading
+from helpers.engine import _STEP_TOKENS
+from helpers.errors import ModelLoadError
+from helpers.interrupts import finishing
+from helpers.models import TINY_THINKER_DIRECTORY
 
-CPU_BUILD = ["_C.abi3.so", "_C_AVX2.abi3.so", "_C_AVX512.abi3.so"]
-QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+MISSPELT = "unsloth/Qwen3-4B-Thinkin"
+CLOSED_PORT = "http://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_for_tests(tmp_path_factory.mktemp("qwen3"))
+def hub() -> Iterator[Hub]:
+    with hub_server() as server:
+        server.folders["some/model"] = TINY_THINKER_DIRECTORY
+        yield server
 
 
 @pytest.fixture(scope="module")
-def fast(model_directory: str) -> dict:
-    return run_child("fast_inference", model_directory, CI="true")
+def fast(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A model in the hub's cache, loaded while the hub listens; and used."""
+    cache = tmp_path_factory.mktemp("cache")
+    fill_cache(cache, "cached/model", TINY_THINKER_DIRECTORY)
+    variables = {"HF_HUB_CACHE": str(cache), "HF_ENDPOINT": hub.address}
+    before = len(hub.requests)
+    seen = run_child("fast_inference", "cached/model", CI="true", **variables)
+    return {**seen, "requests": hub.requests[before:]}
+
+
+def test_what_is_in_the_cache_is_loaded_without_asking_the_hub(fast: dict) -> None:
+    assert fast["requests"] == []
 
 
 def test_fast_inference_without_a_gpu_is_the_real_vllm(fast: dict) -> None:
@@ -69,7 +73,7 @@ def test_running_out_of_memory_in_generate_says_what_to_lower(fast: dict) -> Non
 
 
 def test_many_seeded_prompts_fit_no_single_step(fast: dict) -> None:
-    assert fast["seeded"] * 100 > engine.STEP_TOKENS
+    assert fast["seeded"] * 100 > _STEP_TOKENS
 
 
 def test_a_prompt_past_the_context_is_vllms_own_error(fast: dict) -> None:
@@ -91,25 +95,91 @@ def test_the_cpu_engine_takes_no_adapters_unless_asked(fast: dict) -> None:
     assert not fast["takes_adapters"]
 
 
-def test_the_cpu_engine_serves_two_adapters_in_one_batch(
-    model_directory: str, tmp_path: Path
-) -> None:
-    seen = run_child(
-        "adapters", model_directory, str(tmp_path / "first"), str(tmp_path / "second")
-    )
-    assert seen["same_as_generate"]
-    assert seen["none_is_the_base"]
-    assert seen["different"] == 3
-    assert seen["config"] == [2, 64]
-    assert seen["released"] == [0, []]
-    assert seen["stdout"] == [] and seen["stderr"] == ""
+def obey_permissions() -> None:
+    """Make root obey them too: without CAP_DAC_OVERRIDE, as prctl(2) drops it."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
 
 @pytest.fixture(scope="module")
-def standard(model_directory: str) -> dict:
-    # More KV cache than any test machine has, so that loading the engine fails.
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Two adapters for a model in a cache that can't be written, with no hub."""
+    folder = tmp_path_factory.mktemp("adapters")
+    cache = tmp_path_factory.mktemp("cache")
+    fill_cache(cache, "cached/model", TINY_THINKER_DIRECTORY)
+    cache.chmod(0o555)
     return run_child(
-        "standard_inference", model_directory, VLLM_CPU_KVCACHE_SPACE="100000"
+        "adapters",
+        "cached/model",
+        *(str(folder / name) for name in ("first", "second")),
+        before_exec=obey_permissions,
+        HF_HUB_CACHE=str(cache),
+        HF_HUB_OFFLINE="1",
+        FIRST_CACHE=str(cache),
+        TMPDIR=str(tmp_path_factory.mktemp("tmp")),
+    )
+
+
+def test_a_model_in_a_cache_that_can_not_be_written_is_found(adapters: dict) -> None:
+    assert adapters["moved"]  # By Unsloth, which would write there.
+    assert "missing/model is not on this machine" in adapters["not_here"]
+    assert "HF_HUB_OFFLINE forbids to ask the hub" in adapters["not_here"]
+
+
+def test_the_cpu_engine_serves_two_adapters_in_one_batch(adapters: dict) -> None:
+    assert adapters["same_as_generate"]
+    assert adapters["none_is_the_base"]
+    assert adapters["different"] == 3
+    assert adapters["config"] == [2, 64]
+    assert adapters["released"] == [0, []]
+    assert adapters["stdout"] == []
+
+
+def test_an_adapter_alone_is_refused_with_what_to_pass(adapters: dict) -> None:
+    assert (
+        "Load its model with fast_inference=True and max_lora_rank=8"
+        in (adapters["refused"])
+    )
+    assert "(cached/model)" in adapters["refused"]
+    assert "lora_request=LoRARequest" in adapters["refused"]
+
+
+def write_broken(folder: Path, weights: bytes) -> str:
+    folder.mkdir()
+    for file in TINY_THINKER_DIRECTORY.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "model.safetensors").write_bytes(weights)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def standard(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("models")
+    fast, nothing = {"fast_inference": True}, {}
+    cases = [
+        ["download", "some/model", nothing, nothing],
+        ["offline", "unsloth/not-here", {"local_files_only": True}, nothing],
+        ["misspelt", MISSPELT, nothing, nothing],
+        ["gated", "gated/model", nothing, nothing],
+        ["busy", "busy/model", nothing, nothing],
+        ["down", "down/model", nothing, nothing],
+        ["forbidden", "forbidden/model", nothing, nothing],
+        ["revision", "revised/model", {"revision": "v2"}, nothing],
+        ["token", "some/other", nothing, {"HF_TOKEN": WRONG_TOKEN}],
+        ["dead proxy", "some/other", nothing, {"HTTP_PROXY": CLOSED_PORT}],
+        ["malformed proxy", "some/other", nothing, {"HTTP_PROXY": "htp://x"}],
+        ["refusing proxy", "some/other", nothing, {"HTTP_PROXY": hub.address}],
+        ["cut short", write_broken(folder / "cut", b"1234"), nothing, nothing],
+        ["context", "tiny-thinker", fast | {"max_seq_length": 8192}, nothing],
+        ["kv", "tiny-thinker", fast, nothing],
+        ["no vllm", "tiny-thinker", fast, nothing],
+    ]
+    return run_child(
+        "standard_inference",
+        json.dumps(cases),
+        HF_ENDPOINT=hub.address,
+        HF_HUB_CACHE=str(tmp_path_factory.mktemp("cache")),
+        # More KV cache than any test machine has, so that loading the engine fails.
+        VLLM_CPU_KVCACHE_SPACE="100000",
     )
 
 
@@ -117,28 +187,45 @@ def test_standard_inference_is_unsloths_own_with_4bit_weights(standard: dict) ->
     assert standard["new"] == 8
     assert standard["four_bit"] == "Linear4bit"
     assert not standard["engine"]
-    assert standard["stdout"] == []
 
 
-def test_offline_a_model_that_is_not_cached_fails_without_a_word_of_download(
-    standard: dict,
+def test_only_a_download_prints_something(standard: dict) -> None:
+    assert standard["stdout"][0].startswith("Downloading some/model, once")
+    assert all(line.startswith("Downloading ") for line in standard["stdout"])
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "messages"),
+    [
+        ("download", "nothing", []),
+        ("offline", "ModelNotCachedError", ["unsloth/not-here is not on this machine"]),
+        ("misspelt", "ModelNotFoundError", ["Did you mean unsloth/Qwen3-4B-Thinking"]),
+        (
+            "gated",
+            "GatedModelError",
+            ["terms on https://huggingface.co/gated/model", "HF_TOKEN"],
+        ),
+        ("busy", "ModelNotCachedError", ["answers 429", "wait 60 seconds"]),
+        ("down", "ModelNotCachedError", ["the hub answers 503"]),
+        ("forbidden", "ModelNotCachedError", ["the hub answers 403"]),
+        ("revision", "ModelNotFoundError", ["no such revision"]),
+        ("token", "GatedModelError", ["refuses the token", "settings/tokens"]),
+        ("dead proxy", "ModelNotCachedError", [f"the proxy {CLOSED_PORT}", "refused"]),
+        ("malformed proxy", "ModelNotCachedError", ["the proxy htp://x fails"]),
+        ("refusing proxy", "ModelNotCachedError", ["the proxy", "answers 407"]),
+        ("cut short", "ModelLoadError", ["model.safetensors is cut short"]),
+        ("context", "ModelLoadError", ["context of 4,096 tokens", "lower it to 4096"]),
+        ("kv", "NotEnoughMemoryError", ["VLLM_CPU_KVCACHE_SPACE (100000 GiB)"]),
+        ("no vllm", "EngineUnavailableError", ["not installed"]),
+    ],
+)
+def test_a_load_that_fails_says_what_to_do(
+    standard: dict, case: str, kind: str, messages: list[str]
 ) -> None:
-    kind, message = standard["errors"]["offline"]
-    assert kind == "ModelNotCachedError"
-    assert "unsloth/not-here is not on this machine" in message
-    assert standard["stdout"] == []
-
-
-def test_too_large_a_kv_cache_names_the_variable_and_its_value(standard: dict) -> None:
-    kind, message = standard["errors"]["kv"]
-    assert kind == "NotEnoughMemoryError"
-    assert "VLLM_CPU_KVCACHE_SPACE (100000 GiB)" in message
-
-
-def test_a_missing_vllm_is_said_before_anything_is_loaded(standard: dict) -> None:
-    kind, message = standard["errors"]["vllm"]
-    assert kind == "EngineUnavailableError"
-    assert "not installed" in message
+    found, said = standard["errors"][case]
+    assert found == kind, said
+    for message in messages:
+        assert message in said
 
 
 @pytest.fixture(scope="module")
@@ -202,184 +289,7 @@ def test_an_interrupt_that_a_library_swallows_comes_through(
         pass
 
 
-def test_a_quiet_load_shows_no_progress_bar_in_a_notebook() -> None:
-    code = """
-from IPython.display import display
-from helpers.quiet import quiet
-from helpers.settings import Settings
-with quiet(Settings()):
-    display("a bar")
-display("shown")
-"""
-    cell = nbformat.v4.new_code_cell(code)
-    NotebookClient(nbformat.v4.new_notebook(cells=[cell])).execute()
-    assert [output.data["text/plain"] for output in cell.outputs] == ["'shown'"]
-
-
 def test_only_fast_language_model_is_lazy() -> None:
     assert "unsloth" not in sys.modules
     with pytest.raises(AttributeError, match="no attribute 'FastModel'"):
         loading.FastModel  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("files", "flags", "unusable"),
-    [
-        (CPU_BUILD, "avx2", True),
-        (CPU_BUILD, "avx2 avx512f", True),
-        (CPU_BUILD, "avx2 avx512f avx512_bf16", False),
-        (["_C.abi3.so"], "avx2", False),  # CUDA: the GPU's kernels are in it.
-        ([], "avx2", False),
-    ],
-)
-def test_which_extension_a_cpu_can_not_run(
-    files: list[str], flags: str, unusable: bool
-) -> None:
-    cpuinfo = f"processor : 0\nflags\t\t: fpu {flags} sse\nbugs : none\n"
-    assert extension_is_unusable(files, cpuinfo) is unusable
-
-
-def test_names_become_paths(tmp_path: Path) -> None:
-    assert resolve_model_path(tmp_path) == str(tmp_path)
-    assert resolve_model_path("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
-    assert resolve_model_path(QWEN_THINKING.split("/")[1]) == QWEN_THINKING
-
-
-def test_a_name_that_is_nothing_gets_the_nearest() -> None:
-    with pytest.raises(UnknownModelError, match="Did you mean tiny-thinker"):
-        resolve_model_path("tinythinker")
-
-
-@pytest.mark.parametrize("name", ["./not-here", "/data/models/not-here", "~/not-here"])
-def test_a_missing_directory_is_said_to_be_one(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=f"no directory {name}"):
-        resolve_model_path(name)
-
-
-def test_vllm_loads_the_weights_that_unsloth_takes_without_a_gpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = []
-
-    class Unsloth:
-        @staticmethod
-        def from_pretrained(path: str, *args: object, **kwargs: object) -> tuple:
-            seen.append((path, kwargs))
-            return SimpleNamespace(), None
-
-    monkeypatch.setattr(loading, "is_here", lambda path: True)
-    monkeypatch.setattr(loading, "require_vllm", lambda in_4bit: None)
-    monkeypatch.setattr(
-        loading, "load_cpu_engine", lambda path, *args: seen.append((path, args[-1]))
-    )
-    loading._from_pretrained(
-        Unsloth, False, QWEN_THINKING, fast_inference=True, revision="abc"
-    )
-    base = QWEN_THINKING.removesuffix("-unsloth-bnb-4bit")
-    assert [path for path, _ in seen] == [base, base]
-    assert [arguments["revision"] for _, arguments in seen] == ["abc", "abc"]
-
-
-def test_a_second_failure_is_not_explained_by_the_first() -> None:
-    """A retry that the caller makes while it handles an out-of-memory error."""
-    errors = [MemoryError("out of memory"), KeyboardInterrupt()]
-
-    def fail(prompts: list, use_tqdm: bool) -> None:
-        raise errors.pop(0)
-
-    states = SimpleNamespace(request_states={})
-    core = SimpleNamespace(
-        step=str, output_processor=states, abort_request=lambda ids, internal: None
-    )
-    generate = interruptible(SimpleNamespace(llm_engine=core, generate=fail, chat=fail))
-    try:
-        generate(["one"])
-    except NotEnoughMemoryError as error:
-        assert "lower VLLM_CPU_KVCACHE_SPACE" in str(error)
-        with pytest.raises(KeyboardInterrupt):
-            generate(["one"])
-    assert errors == []
-
-
-def test_a_missing_embedded_model_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(loading.Path, "is_dir", lambda path: False)
-    with pytest.raises(ModelNotFoundError, match=r"tools\.tiny_thinker\.train"):
-        resolve_model_path("tiny-thinker")
-
-
-def test_a_model_is_here_once_its_weights_are_or_those_that_unsloth_takes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cached: set[str] = set()
-    monkeypatch.setattr(loading, "_is_cached", cached.__contains__)
-    base = "unsloth/Ministral-3-3B-Reasoning-2512"
-    assert not is_here(base)
-    cached.add(f"{base}-unsloth-bnb-4bit")
-    assert is_here(base) and is_here(f"{base}-unsloth-bnb-4bit")
-    assert not is_here("unsloth/another")
-
-
-def explain(error: Exception, path: str = QWEN_THINKING) -> Exception | None:
-    chain = errors.causes(error, handled=None)
-    return errors.explain_load(chain, path, 2048, True, Settings())
-
-
-def hub_error(name: str, message: str) -> Exception:
-    """An error of huggingface_hub as transformers passes it on."""
-    import httpx
-    from huggingface_hub import errors
-
-    request = httpx.Request("GET", "https://huggingface.co")
-    kind = getattr(errors, name)
-    try:
-        try:
-            if issubclass(kind, errors.HfHubHTTPError):
-                raise kind(message, response=httpx.Response(401, request=request))
-            raise kind(message)
-        except Exception as cause:
-            raise OSError("somewhere in transformers") from cause
-    except OSError as error:
-        return error
-
-
-def test_a_gated_model_names_the_page_and_the_variable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    known = explain(hub_error("GatedRepoError", "403"), "meta-llama/Llama-3.2-3B")
-    assert isinstance(known, GatedModelError)
-    assert "https://huggingface.co/meta-llama/Llama-3.2-3B" in str(known)
-    assert "HF_TOKEN" in str(known)
-
-
-def test_a_model_that_the_hub_does_not_know_gets_the_nearest() -> None:
-    known = explain(hub_error("RepositoryNotFoundError", "404"), "unsloth/Qwen3-4B-X")
-    assert isinstance(known, ModelNotFoundError)
-    assert "Did you mean unsloth/Qwen3-4B-unsloth-bnb-4bit" in str(known)
-
-
-def test_no_network_and_not_cached_offers_the_embedded_model() -> None:
-    known = explain(hub_error("LocalEntryNotFoundError", "offline"))
-    assert isinstance(known, ModelNotCachedError)
-    assert "MODEL_NAME=tiny-thinker" in str(known)
-
-
-def test_memory_errors_carry_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = explain(ValueError("No available memory for the cache blocks."))
-    assert "Fits" not in str(known)
-    monkeypatch.setattr(errors, "free_memory_mib", lambda: 4000)
-    known = explain(ValueError("No available memory for the cache blocks."))
-    assert isinstance(known, NotEnoughMemoryError)
-    assert "MiB needed" in str(known)
-    assert "MAX_SEQ_LENGTH (2048)" in str(known)
-
-
-def test_a_cache_that_is_too_small_is_to_be_raised() -> None:
-    known = explain(ValueError("1 GiB KV cache is needed. Try increasing the memory."))
-    assert "Raise VLLM_CPU_KVCACHE_SPACE" in str(known)
-
-
-def test_an_error_of_unknown_cause_is_left_as_it_is() -> None:
-    assert explain(ValueError("something else")) is None

@@ -2,18 +2,24 @@
 
 import importlib
 import json
+import os
 import sys
+from pathlib import Path
 
 from helpers.loading import FastLanguageModel
 from helpers.release import release_model
 from helpers.sampling import preset
 
 path, *adapters = sys.argv[1:]
+try:
+    FastLanguageModel.from_pretrained("missing/model")
+except Exception as error:
+    not_here = str(error)
 fixed = {"temperature": 0, "max_tokens": 24, "min_tokens": 24}
 expected = []
 for seed, adapter in enumerate(adapters):
     model, tokenizer = FastLanguageModel.from_pretrained(
-        path, max_seq_length=256, load_in_4bit=False
+        path, max_seq_length=256, load_in_4bit=False, dtype="float32"
     )
     # Random matrices on both sides, and a large alpha: as it starts it has no effect.
     model = FastLanguageModel.get_peft_model(
@@ -39,6 +45,11 @@ outputs = model.fast_generate(["one"] * 3, params, lora_request=requests)
 found = [list(output.outputs[0].token_ids) for output in outputs]
 plain = model.fast_generate(["one"], params)[0].outputs[0].token_ids
 config = model.vllm_engine.llm_engine.vllm_config.lora_config
+try:
+    FastLanguageModel.from_pretrained(adapters[0], fast_inference=True)
+except Exception as error:
+    refused = str(error)
+constants = importlib.import_module("huggingface_hub").constants
 report = release_model(model, namespace=globals())
 print(
     json.dumps(
@@ -47,6 +58,9 @@ print(
             "same_as_generate": found[1:] == expected,
             "none_is_the_base": found[0] == list(plain),
             "different": len({tuple(tokens) for tokens in found}),
+            "not_here": not_here,
+            "refused": refused,
+            "moved": Path(constants.HF_HUB_CACHE) != Path(os.environ["FIRST_CACHE"]),
             "config": [config.max_loras, config.max_lora_rank],
         }
     )

@@ -1,0 +1,255 @@
+"""From a model's name to its files: what is on this machine, what the hub says."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import ModelLoadError, ModelNotFoundError
+from .models import MODELS, TINY_THINKER, cached_name, get_model, whole_name
+
+# A hub name as it is pasted: with the hub's address before it, or a file's path behind.
+_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)"
+    r"(?!(?:datasets|spaces)/)(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?.*"
+)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# One of these is in every model's repository.
+_TOKENIZERS = [
+    *("tokenizer.json", "tokenizer.model", "tekken.json"),
+    *("vocab.json", "vocab.txt", "spiece.model"),
+]
+_ANSWER_TIMEOUT_S = 4.0  # For the hub to be reached, and again for its answer.
+# Where the hub's cache was before unsloth was imported, which moves one that can't be
+# written to a temporary folder.
+_first_cache: Path | None = None
+
+
+def resolve_model_path(model_name: str | os.PathLike) -> str:
+    """What to load for a name: a directory, a supported model's path, a hub path.
+
+    An address on the hub counts as the name in it. Raises `UnknownModelError` for a
+    name that is none of these and `ModelNotFoundError` for a directory (it begins with
+    ".", "/" or "~") that is not there.
+    """
+    name = os.fspath(model_name).strip()
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"there is no directory {name}.")
+    if address := _ADDRESS.fullmatch(name):
+        name = address["name"]
+        if address["revision"] not in (None, "main"):
+            raise ModelNotFoundError(
+                f"{model_name} is a revision: pass {name!r} as the model's name, and "
+                f"revision={address['revision']!r} beside it."
+            )
+    name = name.rstrip("/")
+    try:
+        path = get_model(name).path
+    except KeyError:
+        if _HUB_NAME.fullmatch(name):
+            return name  # Not in our table, but perhaps on the hub.
+        raise
+    if path == MODELS[TINY_THINKER].path and not Path(path).is_dir():
+        raise ModelNotFoundError(
+            f"the files of {TINY_THINKER} are missing from this installation. "
+            "`git checkout -- helpers/tiny_thinker/model` brings them back, "
+            "`python -m tools.tiny_thinker.train` makes them anew."
+        )
+    return path
+
+
+def adapter_config(path: str) -> dict | None:
+    """What a folder says of the adapter in it; None for any other path."""
+    try:
+        return json.loads(Path(path, "adapter_config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def adapter_base(path: str) -> str | None:
+    """The path of the model that an adapter's folder is for; None for others."""
+    config = adapter_config(path)
+    return config and resolve_model_path(config["base_model_name_or_path"])
+
+
+# --- What is here ---------------------------------------------------------------------
+
+
+def is_here(path: str) -> bool:
+    """Whether all weights of a path are on this machine already.
+
+    Those of the repository that Unsloth may take in its place count too: for a model in
+    16 bits one that is quantised, and the other way round.
+    """
+    return find_folder(path) is not None
+
+
+def find_folder(
+    path: str, revision: str | None = None, cache_dir: str | None = None
+) -> Path | None:
+    """The folder with all files of a model, or of one that `is_here` lets count too."""
+    if Path(path).is_dir():
+        return Path(path)
+    whole = whole_name(path)
+    names = dict.fromkeys((path, whole, f"{whole}-unsloth-bnb-4bit"))
+    for name in (*names, f"{whole}-bnb-4bit"):
+        if folder := find_snapshot(name, revision, cache_dir):
+            return folder
+    return None
+
+
+def find_snapshot(
+    repository: str, revision: str | None = None, cache_dir: str | None = None
+) -> Path | None:
+    """The folder of one repository in the hub's cache, None where a file is missing."""
+    if folder := _whole_snapshot(repository, revision, cache_dir):
+        return folder
+    if cache_dir is None and _first_cache not in (None, hub_cache()):
+        folder = _whole_snapshot(repository, revision, str(_first_cache))
+        if folder is not None:
+            _link(repository)
+            return _whole_snapshot(repository, revision, None)
+    return None
+
+
+def _whole_snapshot(
+    repository: str, revision: str | None, cache_dir: str | None
+) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", "adapter_config.json"):
+        file = try_to_load_from_cache(
+            repository, name, cache_dir=cache_dir, revision=revision
+        )
+        if isinstance(file, str) and _is_whole(Path(file).parent):
+            return Path(file).parent
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a download went through: weights come late in it, the tokenizer last."""
+    weights = _weights(folder)
+    last = _TOKENIZERS if (folder / "config.json").exists() else ["adapter_config.json"]
+    return (
+        bool(weights)
+        and all(file.exists() for file in weights)
+        and any((folder / name).exists() for name in last)
+    )
+
+
+def _weights(folder: Path) -> set[Path]:
+    """The files that hold a folder's weights, whether they are there or not."""
+    for index in folder.glob("*.index.json"):
+        with contextlib.suppress(ValueError, KeyError):
+            return {
+                folder / name
+                for name in json.loads(index.read_text("utf-8"))["weight_map"].values()
+            }
+    return {*folder.glob("*.safetensors"), *folder.glob("*.bin")}
+
+
+def hub_cache() -> Path:
+    """Where the hub's files are kept; as huggingface_hub/constants.py finds it."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(os.path.expandvars(cache or os.path.join(home, "hub"))).expanduser()
+
+
+def remember_cache() -> None:
+    """Keep in mind where the cache is, before unsloth is imported and may move it."""
+    global _first_cache
+    _first_cache = hub_cache()
+
+
+def _link(repository: str) -> None:
+    """Make a model of the cache that can't be written known to the one in its place."""
+    name = "models--" + repository.replace("/", "--")
+    with contextlib.suppress(FileExistsError):
+        (hub_cache() / name).symlink_to(_first_cache.absolute() / name)
+
+
+def check_files(folder: Path) -> None:
+    """Raise `ModelLoadError` for the first file of a model that is not whole."""
+    if not _weights(folder):
+        raise ModelNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin).")
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".safetensors", ".bin", ".json", ".model"):
+            continue
+        with open(file, "rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ModelLoadError(
+                    f"{file} is a pointer of Git LFS, not the file itself. `git lfs "
+                    f"install && git lfs pull` in {folder} fetches it."
+                )
+        if file.suffix == ".safetensors" and _is_cut_short(file):
+            raise ModelLoadError(f"{file} is cut short. {_how_to_replace(file)}")
+
+
+def _is_cut_short(file: Path) -> bool:
+    """Whether a safetensors file ends before the last tensor that its header names."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        start = 8 + int.from_bytes(stream.read(8), "little")
+        if start > size:
+            return True
+        tensors = json.loads(stream.read(start - 8))
+    tensors.pop("__metadata__", None)
+    ends = (tensor["data_offsets"][1] for tensor in tensors.values())
+    return size < start + max(ends, default=0)
+
+
+def _how_to_replace(file: Path) -> str:
+    if name := cached_name(str(file)):
+        return f"`hf download {name} {file.name} --force-download` fetches it again."
+    return "Copy or download it again."
+
+
+# --- What the hub says ----------------------------------------------------------------
+
+
+def is_offline() -> bool:
+    """Whether the hub is switched off (HF_HUB_OFFLINE, read as it is imported)."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+@contextmanager
+def hub_switched_off() -> Iterator[None]:
+    """Let nothing ask the hub meanwhile: not even who is there, or for a newer file."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def ask_hub(
+    repository: str, revision: str | None = None, token: str | bool | None = None
+) -> None:
+    """Ask the hub once for a model, and raise what it answers if that is no yes.
+
+    The libraries that load models ask for one file after the other, several times each
+    and with longer and longer pauses, before they say anything.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = hf_hub_url(repository, "config.json", revision=revision)
+    with contextlib.suppress(EntryNotFoundError):  # As of a repository of an adapter.
+        headers = build_hf_headers(token=token)
+        timeout = _ANSWER_TIMEOUT_S
+        hf_raise_for_status(get_session().head(url, headers=headers, timeout=timeout))
