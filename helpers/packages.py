@@ -115,13 +115,11 @@ def _unmet(name: str, pins: Pins) -> str:
     for wanted in _requirements(name):
         other = canonicalize_name(wanted.name)
         there = find_version(other)
+        fits = there is None or wanted.specifier.contains(there, prereleases=True)
         if there is None and other in pins:
             unmet.append(f"wants {other}, which is missing")
-        elif there and not wanted.specifier.contains(there, prereleases=True):
-            ran = _is_pinned(name, pins) and _is_pinned(other, pins)
-            unmet += (
-                [] if ran else [f"wants {other}{wanted.specifier}, which is {there}"]
-            )
+        elif not fits and not (_is_pinned(name, pins) and _is_pinned(other, pins)):
+            unmet.append(f"wants {other}{wanted.specifier}, which is {there}")
     return "; ".join(unmet)
 
 

@@ -235,7 +235,7 @@ def _warn_of_no_effect(env_file: Path | None, names: Iterable[str]) -> None:
 def _export(variables: dict[str, str]) -> None:
     """Set variables of other libraries where the environment does not."""
     for name, value in variables.items():
-        if name in os.environ:
+        if name in os.environ or not value:
             continue
         os.environ[name] = value
         for prefix, library in _READ_BY.items():

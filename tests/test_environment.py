@@ -468,6 +468,7 @@ def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
     row = result.row("Model")
     assert row.status == ("failed" if offline == "1" else "ok")
     assert row.fix.startswith("unset HF_HUB_OFFLINE; or" if offline == "1" else "")
+    assert "(./hub)" in result.row("Disk").detail  # HF_HOME of .env counts.
 
 
 # --- Other machines -------------------------------------------------------------------

@@ -135,10 +135,12 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Restored afterwards.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with warnings.catch_warnings(action="error"):
-        load_settings(env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu"))
+        load_settings(
+            env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu\nEMPTY=")
+        )
     assert os.environ["HF_HOME"] == "/set/in/the/shell"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-    assert "DEVICE" not in os.environ
+    assert not {"DEVICE", "EMPTY"} & set(os.environ)
 
 
 def test_a_variable_that_is_read_too_late(env_file, monkeypatch):
