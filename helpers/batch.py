@@ -136,7 +136,8 @@ def _as_prompts(prompts: Any) -> list[Any]:
     if isinstance(prompts, bytes | bytearray):
         raise TypeError("prompts is a list of texts, not bytes: [prompts.decode()]")
     if hasattr(prompts, "columns"):  # A DataFrame gives the names of its columns.
-        name = next(iter(prompts.columns), "column")
+        names = getattr(prompts, "column_names", prompts.columns)  # pyarrow's, pandas'
+        name = next(iter(names), "column")
         raise TypeError(
             f"prompts is a list, not a {type(prompts).__name__}: pass the column that "
             f"holds them, df[{str(name)!r}]"

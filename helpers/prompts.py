@@ -252,28 +252,21 @@ class ChatFormat:
                 {**m, "content": [{"type": "text", "text": m["content"]}]}
                 for m in messages
             ]
+        by_code = self._template is None
+        for text in [message["content"] for message in messages] if by_code else ():
+            _check_letters(text)  # mistral-common takes half of one for three others.
         try:
-            if self._template is None:
-                return self._tokenizer.apply_chat_template(
-                    messages, tokenize=True, return_dict=False, **options
-                )
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, **options
+            rendered = self._tokenizer.apply_chat_template(
+                messages, tokenize=by_code, return_dict=False, **options
             )
         except Exception as error:  # Whatever the template's own code raises.
             raise BadPrompt(
                 f"the model's chat template refuses these messages: {error}. Check "
                 "their roles and their order, and chat_template_kwargs."
             ) from error
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadPrompt(
-                f"the text has half of a character ({text[error.start]!r}, a lone "
-                "surrogate), as text that was cut or decoded wrongly has: take it out, "
-                'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
-            ) from None
-        return text
+        if not by_code:
+            _check_letters(rendered)
+        return rendered
 
     def encode(self, texts: list[str]) -> Sequence[list[int]]:
         """The tokens of what `render` gave, without a second start token."""
@@ -300,6 +293,17 @@ def _template(tokenizer: Any) -> str | None:
     )
 
 
+def _check_letters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadPrompt(
+            f"the text has half of a character ({text[error.start]!r}, a lone "
+            "surrogate), as text that was cut or decoded wrongly has: take it out, "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
+        ) from None
+
+
 def _text(content: Any) -> str:
     """Content as one text; parts are joined by line breaks, as `LLM.chat` does."""
     if isinstance(content, str):
@@ -317,7 +321,10 @@ def _text(content: Any) -> str:
             kind = part.get("type", "text")
             part = part.get(_TEXT_PARTS.get(kind, ""))
             if kind not in _TEXT_PARTS:
-                raise BadPrompt(f"content of type {kind!r}: only text can be passed.")
+                raise BadPrompt(
+                    f"content of type {kind!r}: run_batch passes text only. A model "
+                    "that sees pictures takes them by model.vllm_engine.chat."
+                )
         if not isinstance(part, str):
             raise BadPrompt('a text part has no text: {"type": "text", "text": "..."}.')
         texts.append(part)

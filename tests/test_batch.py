@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pyarrow
 import pytest
 from child import run_child
 
@@ -249,8 +250,10 @@ def test_one_prompt_is_not_taken_for_a_list_of_them() -> None:
         run_batch(object(), [{"role": "user", "content": "hello"}])
     with pytest.raises(TypeError, match="decode"):
         run_batch(object(), b"hello")
-    with pytest.raises(TypeError, match=r"df\['question'\]"):
-        run_batch(object(), SimpleNamespace(columns=["question"]))
+    table = pyarrow.table({"question": ["hello"]})
+    for frame in (table, SimpleNamespace(columns=table.column_names)):  # pandas
+        with pytest.raises(TypeError, match=r"df\['question'\]"):
+            run_batch(object(), frame)
 
 
 def test_the_repr_is_short_and_says_what_to_do() -> None:
