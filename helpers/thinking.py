@@ -213,16 +213,21 @@ class ThinkingParser:
     def _turn_ids(self) -> frozenset[int]:
         """The tokens that begin or end turns.
 
-        Special ones, and such as the template puts around a question: in DeepSeek-R1's
-        distilled models `<｜User｜>` is not special. White space marks no turns (Gemma
-        has it as tokens of that kind).
+        Special ones, and such as the chat template writes: in DeepSeek-R1's distilled
+        models `<｜User｜>` is not special. White space marks no turns (Gemma has it as
+        tokens of that kind).
         """
         added = added_tokens(self._tokenizer)
-        used = set(self._usual_prompt) or added.keys()
+        template = str(getattr(self._tokenizer, "chat_template", None) or "")
+        prompt = set(self._usual_prompt)
+
+        def writes(token_id: int, text: str) -> bool:
+            return not template or token_id in prompt or text in template
+
         return frozenset(self._tokenizer.all_special_ids) | {
             i
             for i, (text, special) in added.items()
-            if special or (i in used and text.strip())
+            if special or (text.strip() and writes(i, text))
         }
 
 
@@ -243,13 +248,17 @@ def as_token_ids(token_ids: Any) -> list[int]:
     Takes lists, generators, arrays, tensors and what a tokenizer returns. Raises
     TypeError for anything else and ValueError for negative numbers.
     """
-    if isinstance(token_ids, Mapping):  # A BatchEncoding, often with one row.
-        rows = token_ids["input_ids"]
-        token_ids = rows[0] if len(rows) == 1 and not _is_int(rows[0]) else rows
+    is_encoding = isinstance(token_ids, Mapping)
+    if is_encoding:
+        token_ids = token_ids.get("input_ids")
     # Arrays give their numbers at once by tolist, and 0-d arrays one by one else.
-    tolist = getattr(token_ids, "tolist", None)
+    if hasattr(token_ids, "tolist"):
+        token_ids = token_ids.tolist()
+    match token_ids:
+        case [list(row)] if is_encoding:  # A tokenizer's batch of one text.
+            token_ids = row
     try:
-        ids = list(map(index, token_ids if tolist is None else tolist()))
+        ids = list(map(index, token_ids))
     except TypeError:
         raise TypeError(
             "expected the token ids of one completion or prompt, got text or a nested "
@@ -260,10 +269,6 @@ def as_token_ids(token_ids: Any) -> list[int]:
             f"{min(ids)} is no token id: leave out padding and masked labels"
         )
     return ids
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) or getattr(value, "ndim", None) == 0
 
 
 def parse_thinking_response(

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pyarrow
 import pytest
 from child import run_child
+from tekken import write_tekken
 
 from helpers.batch import BatchResult, run_batch
 from helpers.models import MODELS, TINY_THINKER
@@ -14,9 +15,11 @@ ROOM = 512  # Tokens that the engine is loaded for.
 
 
 @pytest.fixture(scope="module")
-def child() -> dict:
+def child(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What happened in one Python that loads the engine once for all tests."""
-    result = run_child("batch")
+    folder = tmp_path_factory.mktemp("tekken")
+    write_tekken(folder)
+    result = run_child("batch", str(folder))
     assert result["stderr"] == "" and result["stdout"] == []
     return result
 
@@ -64,6 +67,14 @@ def test_parts_of_a_content_are_its_text(child: dict) -> None:
     assert "What is\n7 + 5?" in texts[5]
     for text, question in zip(child["lists"]["texts"], ["7 + 5", "recur"], strict=True):
         assert question in text
+
+
+def test_a_tokenizer_of_mistral_common_writes_the_chat_itself(child: dict) -> None:
+    mistral = child["mistral"]
+    assert mistral["ids"] == [mistral["own"]]
+    [row] = mistral["rows"]
+    assert (row["error"], row["tokens"]) == (None, 9)
+    assert mistral["thinking"] == ["7", "5"]
 
 
 def test_an_assistants_beginning_is_continued(child: dict) -> None:

@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ import torch
 from child import run_child
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tekken import SPECIAL, write_tekken
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers.tokenization_mistral_common import MistralCommonBackend
 
-from helpers.markers import THINK_MARKERS, warn_once
+from helpers.markers import CHANNELS, THINK_MARKERS, WRAPPERS, warn_once
 from helpers.thinking import (
     INCOMPLETE_HINT,
     THINK_END_TOKEN_ID,
@@ -53,9 +57,9 @@ def byte_level(
     return tokenizer
 
 
-def without_template(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def with_template(tokenizer, template: str | None) -> PreTrainedTokenizerFast:
     copied = copy.deepcopy(tokenizer)
-    copied.chat_template = None
+    copied.chat_template = template
     return copied
 
 
@@ -81,6 +85,12 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="</s>", unk_token="<unk>"
     )
+
+
+def mistral_common() -> MistralCommonBackend:
+    with tempfile.TemporaryDirectory() as folder:
+        write_tekken(Path(folder))
+        return MistralCommonBackend.from_pretrained(folder)
 
 
 QWEN_TOKENS = ["<|im_end|>", "<|im_start|>"], ["<think>", "</think>"]
@@ -130,6 +140,7 @@ TOKENIZERS = {
     "gemma4": GEMMA4,
     "cohere": COHERE,
     "harmony": HARMONY,
+    "mistral-common": mistral_common(),
     "sentencepiece": sentencepiece(),
 }
 
@@ -325,7 +336,9 @@ def test_a_prompt_may_begin_a_message_of_harmony(prompt, completion, expected):
 def test_the_last_turn_decides_though_no_special_token_begins_it(
     prompt, completion, expected
 ):
-    for tokenizer in (R1_DISTILL, without_template(R1_DISTILL)):
+    refusing = "{{ raise_exception('no tools') }}" + R1_DISTILL.chat_template
+    for template in (R1_DISTILL.chat_template, None, refusing):
+        tokenizer = with_template(R1_DISTILL, template)
         result = parse_thinking_response(
             ids(tokenizer, completion),
             tokenizer,
@@ -336,8 +349,7 @@ def test_the_last_turn_decides_though_no_special_token_begins_it(
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no tools') }}", "{% if %}"])
 def test_a_template_that_refuses_a_plain_question_tells_nothing(template):
-    tokenizer = without_template(QWEN3)
-    tokenizer.chat_template = template
+    tokenizer = with_template(QWEN3, template)
     for text, expected in {"a</think>b": ("a", "b"), "b": ("", "b")}.items():
         assert (
             tuple(parse_thinking_response(ids(tokenizer, text), tokenizer)) == expected
@@ -482,6 +494,24 @@ def test_the_prompt_says_more_than_the_template(
     assert everything(stream.finish()) == everything(result)
 
 
+def test_mistral_commons_tokenizer_is_split_at_its_think_tokens():
+    tokenizer = TOKENIZERS["mistral-common"]
+    start, end = map(SPECIAL.index, ("[THINK]", "[/THINK]"))
+    completion = [start, *ids(tokenizer, "é"), end, *ids(tokenizer, "[THINK]b"), 2]
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What does [/THINK] do?"}], return_dict=False
+    )
+    for known in (None, prompt):
+        result = parse_thinking_response(
+            completion, tokenizer, prompt_token_ids=known, finish_reason="stop"
+        )
+        assert everything(result) == ("é", "[THINK]b", 2, 9, False, False)
+    cut = parse_thinking_response(completion[:3], tokenizer)
+    assert tuple(cut) == ("é", None)
+    with pytest.raises(ValueError, match="tokenizer of the model"):
+        parse_thinking_response([len(tokenizer)], tokenizer)
+
+
 def test_markers_in_ministrals_system_prompt_open_nothing():
     prompt = ids(MINISTRAL, "Think so: [THINK]...[INST]hi[/INST]")
     result = parse_thinking_response(
@@ -564,6 +594,8 @@ def test_token_ids_may_come_in_any_container(given):
         ([1.5], TypeError, "one completion"),
         (None, TypeError, "one completion"),
         (torch.tensor(1), TypeError, "one completion"),
+        ({"prompt_token_ids": [1]}, TypeError, "one completion"),
+        (BatchEncoding({"input_ids": [[1], [2]]}), TypeError, "one completion"),
         ([1, -100], ValueError, "-100 is no token id"),
         ([2**70], ValueError, "tokenizer of the model"),
     ],
@@ -626,6 +658,8 @@ def test_streaming_work_grows_with_the_tokens_and_no_faster(text):
 
 def raw(tokenizer, data: bytes) -> list[int]:
     """The tokens of bytes that need not be text."""
+    if tokenizer is TOKENIZERS["mistral-common"]:
+        return [len(SPECIAL) + b for b in data]
     if tokenizer is TOKENIZERS["sentencepiece"]:
         return [tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in data]
     alphabet = byte_alphabet()
@@ -643,15 +677,14 @@ def byte_alphabet() -> dict[int, str]:
 def completions(draw, tokenizer):
     """Tokens of text, torn characters, markers and special tokens, in any order."""
     names = [m for pair in THINK_MARKERS for m in pair]
-    names += ["<|im_end|>", "</s>", "▁a", "▁", "b"]
+    names += [*WRAPPERS, "<|im_end|>", "</s>", "▁a", "▁", "b"]
+    for family in CHANNELS:
+        names += [family.name, family.body, *family.breaks]
     spelled = st.sampled_from(
         ["<think>", "</think>", "<thi", "◁think▷", "◁/think▷", "thought\n", "analysis"]
     )
-    known = [
-        i
-        for i in map(tokenizer.convert_tokens_to_ids, names)
-        if i not in (None, tokenizer.unk_token_id)
-    ]
+    vocabulary = tokenizer.get_vocab()
+    known = [vocabulary[name] for name in names if name in vocabulary]
     characters = st.sampled_from(["a", "\n", "é", "€", "思", "🤔", "\ufffd"])
     pieces = st.sampled_from([[i] for i in known] or [[0]])
     if tokenizer is TOKENIZERS["sentencepiece"]:
@@ -671,7 +704,7 @@ def completions(draw, tokenizer):
 @pytest.mark.filterwarnings("ignore:an answer has")
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(
-    max_examples=200,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

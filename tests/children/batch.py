@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 import warnings
 
@@ -18,10 +19,12 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 )
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
+from vllm.tokenizers.mistral import MistralTokenizer  # noqa: E402
 
 import helpers.runner  # noqa: E402
 import helpers.sampling  # noqa: E402
 from helpers.models import MODELS  # noqa: E402
+from helpers.thinking import parse_thinking_response  # noqa: E402
 
 engine = model.vllm_engine
 core = engine.llm_engine
@@ -225,6 +228,15 @@ result["errors"] = {
 }
 changed.chat_template = "{% if messages %}\n{{ messages[0].content }"
 result["errors"]["syntax"] = error_of(good, tokenizer=changed)
+
+wrapper = MistralTokenizer.from_pretrained(sys.argv[1])
+question = [*user(good[0]), {"role": "assistant", "content": "12"}, *user(good[0])]
+few = SamplingParams(max_tokens=9, ignore_eos=True)
+run("mistral", model, [question], few, tokenizer=wrapper, progress=False)
+backend = wrapper.transformers_tokenizer
+result["mistral"]["own"] = backend.apply_chat_template(question, return_dict=False)
+written = backend.convert_tokens_to_ids(["[THINK]", "7", "[/THINK]", "5", "</s>"])
+result["mistral"]["thinking"] = parse_thinking_response(written, wrapper)
 
 owner, name = core.output_processor, "process_outputs"
 real, calls, errors = getattr(owner, name), [0], []
