@@ -30,7 +30,10 @@ class Detokenizer:
 
     def push(self, token_ids: list[int]) -> str:
         """Take the next tokens, and give the text that is sure by now."""
-        self._pending += token_ids
+        return "".join(map(self._push, token_ids))
+
+    def _push(self, token_id: int) -> str:
+        self._pending.append(token_id)
         text = self._text(self._pending)
         complete = text and not text.endswith(_REPLACEMENT)
         if complete or (not text and len(self._pending) > _HELD):

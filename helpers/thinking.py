@@ -1,7 +1,8 @@
 """Tell a thinking model's thinking from its answer, by token and not by text.
 
 The first end marker among the generated tokens is the cut. What the model writes after
-it is the answer, as it is: a marker that appears there again stays in the text.
+it is the answer, as it is: a marker that appears there again stays in the text. Only
+where a tokenizer has no tokens for markers are they looked for in the text.
 """
 
 from collections.abc import Iterable, Mapping

@@ -748,6 +748,13 @@ def test_a_space_at_the_beginning_of_a_text_is_kept_until_more_comes():
     assert deltas == ["", "<think>", "", " a"]
 
 
+def test_a_spelled_marker_is_found_though_half_a_character_follows_it():
+    stream = ThinkingStream(LLAMA)
+    stream.feed(ids(LLAMA, "a</"))
+    delta = stream.feed([*ids(LLAMA, "think>"), *raw(LLAMA, b"\x80" * 9)])
+    assert delta.moved and stream.finish().thinking == "a"
+
+
 def test_the_deltas_are_the_text():
     stream = ThinkingStream(HYBRID)
     seen = [stream.feed([i]) for i in ids(HYBRID, " é \n</think> b c")]
