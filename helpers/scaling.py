@@ -8,6 +8,7 @@ anew that dies and gives its prompts to another. Each worker loads the model by 
 
 import contextlib
 import itertools
+import logging
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .errors import EngineUnavailableError
+from .errors import EngineUnavailableError, ModelLoadError
 from .jobs import Tries, answer_all
 from .loading import detect_device, resolve_model_path
+from .quiet import quiet
 from .runner import BatchRunner, job_of
 from .sampling import Sampling
+from .settings import load_settings
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -56,6 +59,14 @@ class RayEngine:
     load: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Read by Ray as it starts. It would report its use, and each step of a batch.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
 class RayRunner:
     """What `BatchRunner` is for one engine, for all those of a cluster.
 
@@ -90,6 +101,7 @@ class RayRunner:
         """Answer prompts, and give each result as its worker is done with its batch.
 
         Prompts wait in Ray's object store, which goes on to disk where they are many.
+        Raises `ModelLoadError` where a worker can't load the model.
         """
         import ray
 
@@ -104,7 +116,8 @@ class RayRunner:
                 batch_format="numpy",
                 **self._resources(),
             )
-            for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+            batches = results.iter_batches(batch_size=None, prefetch_batches=0)
+            for batch in _explained(batches):
                 for packed in batch["result"]:
                     yield pickle.loads(packed)
 
@@ -187,7 +200,24 @@ def _load(model: str, engine: RayEngine) -> Any:
     )
 
 
+def _explained(batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches, or what kept a worker from loading its model, in one line."""
+    from ray.exceptions import ActorDiedError
+
+    try:
+        yield from batches
+    except ActorDiedError as error:
+        if "creation task" not in str(error):
+            raise
+        raise ModelLoadError(
+            f"a worker of Ray can't load the model: {str(error).splitlines()[-1]}. "
+            "Load it with one engine first, where the whole error shows."
+        ) from error
+
+
 def _require_ray() -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
@@ -200,20 +230,12 @@ def _require_ray() -> None:
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
     """Ray, started if it does not run, and ended again in that case."""
-    import logging
-
     import ray
 
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # It would phone home.
-    ray.init(
-        address=address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    _start(address)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -221,3 +243,18 @@ def _cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(address: str | None, attempts: int = 3) -> None:
+    import ray
+
+    options = {"include_dashboard": False, "log_to_driver": False}
+    try:
+        with quiet(load_settings()):
+            ray.init(address, logging_level=logging.ERROR, **options)
+    except Exception as error:  # Ray has no type of its own for this.
+        ray.shutdown()
+        # It waits 30 seconds for its processes, which a busy machine may not manage.
+        if attempts == 1 or "timed out during startup" not in str(error):
+            raise
+        _start(address, attempts - 1)

@@ -505,16 +505,17 @@ def check_take_away(path: Path) -> list[str]:
     return [f"the take-away imports {module}" for module in own]
 
 
-# Its lines begin with a letter for the level, and month and day.
-_TORCH_LOG = re.compile(r"[VIWE]\d{4} ")
+# PyTorch's lines begin with a letter for the level, and month and day; those of Ray's
+# core with the time, the letter and two process ids.
+_LIBRARY_LOG = re.compile(r"[VIWE]\d{4} |\[[\d:, -]+ [IWE] \d+ \d+\] ")
 
 
 def check_take_away_runs(path: Path) -> list[str]:
     """The take-away prints something, in a Python of its own, and writes no stderr.
 
     It runs in the notebook's folder, without the settings of a user. Libraries'
-    progress bars, what they say of their own future, and PyTorch's log (that there is
-    no Triton) are left out, all else counts.
+    progress bars, what they say of their own future, and logs of PyTorch (that there is
+    no Triton) and of Ray's core are left out, all else counts.
     """
     source = next(
         cell.source for _, cell in cells(path, "code") if "take-away" in tags(cell)
@@ -543,7 +544,7 @@ def check_take_away_runs(path: Path) -> list[str]:
         complaints.append(f"the take-away ended with {done.returncode}")
     if not done.stdout.strip():
         complaints.append("the take-away prints nothing")
-    lines = [line for line in done.stderr.splitlines() if not _TORCH_LOG.match(line)]
+    lines = [line for line in done.stderr.splitlines() if not _LIBRARY_LOG.match(line)]
     if "".join(lines).strip():
         shown = lines[-1] if done.returncode else lines[0]
         complaints.append(f"the take-away writes on stderr: {shown[:200]}")

@@ -45,19 +45,37 @@ def kill_a_worker() -> None:
     os.kill(int(calls()[0][0]), signal.SIGKILL)
 
 
-def error_of(**arguments):
+class BrokenWorker(helpers.scaling.Worker):
+    """Fails where the others load their model."""
+
+    def __init__(self, *args):
+        raise OSError("no such weights")
+
+
+def error_of(engine="ray", **arguments):
     try:
-        run_batch(MODEL, ["hello"], engine="ray", **arguments)
+        run_batch(MODEL, ["hello"], engine=engine, progress=False, **arguments)
     except Exception as error:
         return [type(error).__name__, str(error)]
+
+
+def two_nodes(attempts: int = 3) -> Cluster:
+    """Ray gives its processes 30 seconds to start, which a busy machine may exceed."""
+    try:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.add_node(num_cpus=1)
+    except Exception:
+        if attempts == 1:
+            raise
+        return two_nodes(attempts - 1)
+    return cluster
 
 
 result["bad_sampling"] = error_of(sampling_params={"temperature": "hot"})
 prompts = [{"id": f"q{n}", "prompt": f"What is {n} + {n + 8}?"} for n in range(200)]
 prompts[7] = {"id": "q7", "prompt": ""}
 options = {"sampling_params": GREEDY, "retry_truncated": 1}
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-cluster.add_node(num_cpus=1)
+cluster = two_nodes()
 helpers.scaling.Worker = WatchedWorker
 two = RayEngine(2, cluster.address, batch_size=8, max_seq_length=512)
 output = FOLDER / "answers.jsonl"
@@ -66,6 +84,8 @@ killer.start()
 run_batch(MODEL, prompts, engine=two, output=output, **options)
 killer.join()
 result["ray_ended"] = not ray.is_initialized()
+helpers.scaling.Worker = BrokenWorker
+result["broken"] = error_of(RayEngine(1, cluster.address))
 cluster.shutdown()
 result["calls"] = len(calls())
 result["records"] = list(read_records(output))
