@@ -2,17 +2,17 @@
 
 from .batch import run_batch as run_batch
 from .devices import list_gpus as list_gpus
-from .display import LiveResponse as LiveResponse
-from .display import SamplingExplorer as SamplingExplorer
 from .display import show_thinking as show_thinking
 from .environment import check_environment as check_environment
 from .errors import ModelNotCachedError as ModelNotCachedError
 from .explorer import DistributionExplorer as DistributionExplorer
+from .explorer import SamplingExplorer as SamplingExplorer
 from .explorer import describe as describe
 from .explorer import entropy as entropy
 from .explorer import plot_distributions as plot_distributions
 from .explorer import reshape as reshape
 from .kernel import shutdown_kernel as shutdown_kernel
+from .live import LiveResponse as LiveResponse
 from .loading import FastLanguageModel as FastLanguageModel
 from .markers import THINK_MARKERS as THINK_MARKERS
 from .memory import MemoryMonitor as MemoryMonitor

@@ -1,15 +1,18 @@
-"""Look at one next-token distribution, and at what sampling parameters make of it.
+"""Look at what sampling parameters make of answers, and of one next-token distribution.
 
 `reshape` computes what vLLM's sampler computes, so that a picture shows what the engine
 will do; a test holds it against vLLM's own code and against transformers'.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from .display import action_button, parameter_controls
-from .tables import Chart, Panel
+from .display import show_thinking
+from .tables import Chart, Panel, html_table
+from .thinking import ThinkingResult
+from .widgets import action_button, control_rows, parameter_controls, show_controls
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -22,7 +25,7 @@ NEUTRAL: Mapping[str, float] = {
     "min_p": 0.0,
 }
 _GREEDY_BELOW = 1e-5  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
-_BEFORE, _AFTER = "#999999", "#0072B2"
+_BEFORE, _AFTER = "#999999", "#1F84C4"
 
 
 def reshape(
@@ -149,6 +152,62 @@ def plot_distributions(
     return Chart(figure, "\n".join([title, *facts] if title else facts))
 
 
+class SamplingExplorer:
+    """Sampling parameters side by side, with sliders where JavaScript runs.
+
+    `generate(parameters)` gets a dict such as {"temperature": 0.6, "top_p": 0.95} and
+    returns a `ThinkingResult`. The presets that it is opened with are generated at
+    once and stay in the saved notebook; each press of the button adds one more.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[dict[str, float]], ThinkingResult],
+        presets: Mapping[str, Mapping[str, float]],
+        *,
+        prompt: str | None = None,
+    ) -> None:
+        self.generate = generate
+        self.prompt = prompt
+        self.results: dict[str, ThinkingResult] = {}
+        for name, values in presets.items():
+            self.run(dict(values), title=name)
+
+    def run(self, values: dict[str, float], title: str | None = None) -> ThinkingResult:
+        """Generate with `values`, keep the result under `title` (numbered if taken)."""
+        name = title or ", ".join(f"{key} {value:g}" for key, value in values.items())
+        names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+        name = next(name for name in names if name not in self.results)
+        self.results[name] = self.generate(values)
+        return self.results[name]
+
+    def panel(self) -> Panel:
+        """All results so far beside each other."""
+        return show_thinking(
+            self.results.values(), prompt=self.prompt, titles=list(self.results)
+        )
+
+    def box(self) -> Any:
+        """The controls, the button that adds an answer, and all answers below."""
+        import ipywidgets
+
+        controls = parameter_controls({"temperature": 0.6, "top_p": 0.95, "top_k": 20})
+        answers = ipywidgets.HTML(self.panel().html)
+
+        def generate() -> str:
+            self.run({name: box.value for name, (box, _) in controls.items()})
+            answers.value = self.panel().html
+            return ""
+
+        button, status = action_button(
+            "Generate", "Add an answer with these parameters", generate
+        )
+        return ipywidgets.VBox([*control_rows(controls), button, status, answers])
+
+    def _ipython_display_(self) -> None:
+        show_controls(self.box(), self.panel)
+
+
 class DistributionExplorer:
     """A next-token distribution under the reader's hands.
 
@@ -176,9 +235,9 @@ class DistributionExplorer:
         """
         import ipywidgets
 
-        controls = parameter_controls({**NEUTRAL, **(parameters or {})})
-        self.numbers = {name: box for name, (box, _) in controls.items()}
-        self.sliders = {name: slider for name, (_, slider) in controls.items()}
+        self.controls = parameter_controls({**NEUTRAL, **(parameters or {})})
+        self.numbers = {name: box for name, (box, _) in self.controls.items()}
+        self.sliders = {name: slider for name, (_, slider) in self.controls.items()}
         for box in self.numbers.values():
             box.observe(self._redraw, "value")
         self.logprobs = logprobs
@@ -218,11 +277,8 @@ class DistributionExplorer:
         """The controls, the chart, the button and what it gave, as one widget."""
         import ipywidgets
 
-        pairs = [
-            ipywidgets.HBox([self.numbers[name], self.sliders[name]])
-            for name in self.numbers
-        ]
-        return ipywidgets.VBox([*pairs, self.chart, self.button, self.output])
+        rows = control_rows(self.controls)
+        return ipywidgets.VBox([*rows, self.chart, self.button, self.output])
 
     def _redraw(self, _: object = None) -> None:
         self.chart.value = self.panel().html
@@ -232,39 +288,38 @@ class DistributionExplorer:
         return result.html if isinstance(result, Panel) else escape(str(result))
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        panel = self.panel()
-        fallback = {"text/html": panel.html, "text/plain": panel.text}
-        display({**self.box()._repr_mimebundle_(), **fallback}, raw=True)
+        show_controls(self.box(), self.panel)
 
 
 def _html_bars(caption: str, rows: list[tuple[str, float, float]]) -> str:
     widest = max(max(before, after) for _, before, after in rows) or 1.0
-    lines = []
-    for label, before, after in rows:
-        bars = "".join(
-            f'<div style="width:{value / widest:.1%};min-width:{int(value > 0)}px;'
-            f'height:0.45em;background:{colour}"></div>'
-            for value, colour in ((before, _BEFORE), (after, _AFTER))
+    cells = [
+        (
+            f"<code>{escape(label)}</code>",
+            f"{before:.1%}",
+            f"{after:.1%}",
+            _bar(before / widest, _BEFORE) + _bar(after / widest, _AFTER),
         )
-        lines.append(
-            f'<tr><th scope="row" style="text-align:left"><code>{escape(label)}</code>'
-            f'</th><td style="text-align:right">{before:.1%}</td>'
-            f'<td style="text-align:right">{after:.1%}</td>'
-            f'<td aria-hidden="true" style="width:22em">{bars}</td></tr>'
-        )
-    heads = "".join(
-        f'<th scope="col" style="text-align:{side}">{head}</th>'
-        for head, side in (
-            ("token", "left"),
-            ("the model's", "right"),
-            ("drawn from", "right"),
-        )
-    )
+        for label, before, after in rows
+    ]
+    key = f"{_swatch(_BEFORE)} the model's, {_swatch(_AFTER)} drawn from"
+    heads = ["token", "the model's", "drawn from", key]
+    right = [False, True, True, False]
+    return html_table(heads, cells, right=right, caption=escape(caption))
+
+
+def _bar(share: float, colour: str) -> str:
     return (
-        f'<table><caption style="text-align:left">{escape(caption)}</caption><thead>'
-        f"<tr>{heads}<td></td></tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        f'<div aria-hidden="true" style="width:{18 * share:.2f}em;'
+        f"min-width:{int(share > 0)}px;max-width:100%;height:0.45em;"
+        f'background:{colour}"></div>'
+    )
+
+
+def _swatch(colour: str) -> str:
+    return (
+        f'<span aria-hidden="true" style="display:inline-block;width:1.2em;'
+        f'height:0.45em;background:{colour}"></span>'
     )
 
 

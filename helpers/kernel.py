@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,15 @@ REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
 REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
 EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
+_last_actions: list[Callable[[], None]] = []
+
+
+def at_shutdown(action: Callable[[], None]) -> None:
+    """Have `shutdown_kernel` call this first, while the page can still be written to.
+
+    What it raises is ignored.
+    """
+    _last_actions.append(action)
 
 
 def shutdown_kernel(wait: float = 5.0) -> None:
@@ -56,10 +65,17 @@ def shutdown_kernel(wait: float = 5.0) -> None:
     if app is None:
         print("Not in a Jupyter kernel: nothing to shut down.")
         return
+    for action in _last_actions:
+        with suppress(Exception):
+            action()
     logging.disable(logging.CRITICAL)  # or vLLM reports the death of its engine
     ended = _end_children(wait)
     processes = "child process" if ended == 1 else "child processes"
-    print(f"Ended {ended} {processes}. The kernel ends now; its memory is free again.")
+    print(
+        f"Ended {ended} {processes}. The kernel ends now; its memory is free again.\n"
+        "JupyterLab shows No Kernel within ten seconds, Notebook 7 says Kernel Dead.\n"
+        "Wait for that before you run a cell: it starts a fresh kernel."
+    )
 
     def end_after_reply() -> None:
         app.shell.events.unregister("post_execute", end_after_reply)

@@ -61,4 +61,4 @@ class EnvironmentReport:
             }
             for row in self.rows
         ]
-        return f"{show_table(rows).html}<p>{escape(self._summary())}</p>"
+        return f"{show_table(rows)._repr_html_()}<p>{escape(self._summary())}</p>"

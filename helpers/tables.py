@@ -1,12 +1,17 @@
 """Tables and charts that say the same as a page, in a terminal and as a picture."""
 
+import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# A grey that both white paper and a dark page's black leave readable (4.5 and 4.2 : 1).
+_INK = "#777777"
 
 
 class Panel:
@@ -17,7 +22,8 @@ class Panel:
         self.text = text
 
     def _repr_html_(self) -> str:
-        return self.html
+        # JupyterLab takes what stands between two dollar signs for a formula, else.
+        return f'<div class="mathjax_ignore">{self.html}</div>'
 
     def __repr__(self) -> str:
         return self.text
@@ -26,69 +32,138 @@ class Panel:
 class Chart:
     """A matplotlib figure as a picture, with the same facts as text.
 
-    It draws itself, so it does not depend on a notebook's plotting backend.
+    It draws itself, so it does not depend on a notebook's plotting backend; without a
+    background and in a grey ink, so that it suits light pages and dark ones. A dollar
+    sign in a title or a label is one, and begins no formula.
     """
 
     def __init__(self, figure: "Figure", text: str) -> None:
         self.figure = figure
         self.text = text
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """The picture, as a PNG file's bytes."""
+        _suit_any_page(self.figure)
         picture = io.BytesIO()
         self.figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
         return picture.getvalue()
+
+    def _repr_html_(self) -> str:
+        # As HTML, since a notebook has no place for a picture's alternative text.
+        data = base64.b64encode(self.png()).decode()
+        # The class tells Sphinx's themes that it needs no white paper in the dark.
+        return (
+            f'<img class="dark-light" alt="{escape(self.text)}" '
+            f'style="max-width:100%;height:auto" src="data:image/png;base64,{data}">'
+        )
 
     def __repr__(self) -> str:
         return self.text
 
 
+def _suit_any_page(figure: "Figure") -> None:
+    from matplotlib.text import Text
+
+    figure.patch.set_alpha(0)
+    ticks: set[Any] = set()
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+        axes.tick_params(which="both", colors=_INK)
+        axes.spines[:].set_edgecolor(_INK)
+        ticks.update(axes.get_xticklabels(which="both"))
+        ticks.update(axes.get_yticklabels(which="both"))
+    for text in figure.findobj(Text):
+        if text.get_color() == "black":
+            text.set_color(_INK)
+        if text not in ticks:  # Matplotlib writes these itself, powers as formulas.
+            text.set_parse_math(False)
+
+
 def show_table(
-    rows: Sequence[Mapping[str, object]], *, caption: str | None = None
+    rows: Iterable[Mapping[str, object]], *, caption: str | None = None
 ) -> Panel:
     """A table of rows that share their keys; numbers go to the right.
 
+    `rows` may be a DataFrame (of pandas or Polars) as well.
+
     Raises `ValueError` for no rows and `KeyError` for a row that lacks a column.
     """
+    if hasattr(rows, "to_dicts"):
+        rows = rows.to_dicts()
+    elif hasattr(rows, "to_dict"):
+        rows = rows.to_dict("records")
+    rows = list(rows)
     if not rows:
         raise ValueError("a table needs at least one row")
     columns = list(rows[0])
-    cells = [[_cell(row[column]) for column in columns] for row in rows]
-    numeric = [isinstance(rows[0][column], int | float) for column in columns]
-    widths = [
-        max(len(column), *(len(line[i]) for line in cells))
-        for i, column in enumerate(columns)
+    values = [[_plain(row[column]) for column in columns] for row in rows]
+    right = [
+        any(isinstance(value, Real) for value in column)
+        for column in zip(*values, strict=True)
     ]
-
-    def text_line(values: Sequence[str]) -> str:
-        padded = [
-            value.rjust(width) if right else value.ljust(width)
-            for value, width, right in zip(values, widths, numeric, strict=True)
-        ]
-        return "  ".join(padded).rstrip()
-
-    def html_line(values: Sequence[str], tag: str) -> str:
-        return "".join(
-            f'<{tag} style="text-align:{"right" if right else "left"}">'
-            f"{escape(value)}</{tag}>"
-            for value, right in zip(values, numeric, strict=True)
-        )
-
-    body = "".join(f"<tr>{html_line(line, 'td')}</tr>" for line in cells)
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    html = (
-        f"<table>{title}<thead><tr>{html_line(columns, 'th')}</tr></thead>"
-        f"<tbody>{body}</tbody></table>"
+    cells = [[_cell(value) for value in line] for line in values]
+    heads = [str(column) for column in columns]
+    html = html_table(
+        [escape(head) for head in heads],
+        [[escape(cell) for cell in line] for line in cells],
+        right=right,
+        caption=escape(caption or ""),
     )
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     lines = [caption] if caption else []
-    lines += [text_line(columns), *(text_line(line) for line in cells)]
+    for line in [heads, *cells]:
+        padded = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, right, strict=True)
+        ]
+        lines.append("  ".join(padded).rstrip())
     return Panel(html, "\n".join(lines))
 
 
+def html_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[bool] | None = None,
+    caption: str = "",
+) -> str:
+    """An HTML table; heads, cells and caption are HTML already.
+
+    The columns that `right` says go to the right. The first cell of a row is its
+    heading, for readers who hear the table.
+    """
+    sides = ["right" if one else "left" for one in right or [False] * len(heads)]
+    style = "padding:0.3em 0.7em;vertical-align:top;overflow-wrap:anywhere;text-align:"
+
+    def line(cells: Sequence[str], tag: str, first: str) -> str:
+        tags = [first] + [tag] * (len(cells) - 1)
+        return "".join(
+            f'<{tag} style="{style}{side}">{cell}</{tag[:2]}>'
+            for tag, cell, side in zip(tags, cells, sides, strict=True)
+        )
+
+    column, row_head = 'th scope="col"', 'th scope="row"'
+    body = "".join(f"<tr>{line(row, 'td', row_head)}</tr>" for row in rows)
+    title = f'<caption style="text-align:left">{caption}</caption>' if caption else ""
+    return (
+        f'<table style="border-collapse:collapse">{title}'
+        f"<thead><tr>{line(heads, column, column)}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or a tensor as Python's own."""
+    return value.item() if callable(getattr(value, "item", None)) else value
+
+
 def _cell(value: object) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN: what a DataFrame has for None.
         return "-"
-    if isinstance(value, float):
-        return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Integral):
         return f"{value:,}"
+    if isinstance(value, Real):
+        return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"
     return str(value)

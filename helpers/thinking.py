@@ -56,6 +56,8 @@ def unfinished_hint(finish_reason: str | None) -> str:
     """
     if finish_reason in (None, "length"):
         return INCOMPLETE_HINT
+    if finish_reason == "abort":  # vLLM's word where somebody stopped it
+        return "It was stopped while it was thinking."
     return "The model ended before it had closed its thinking."
 
 

@@ -1,13 +1,17 @@
 """Fixtures that several modules of tests use."""
 
+import os
 import sys
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pynvml
 import pytest
 from nvml_double import Card, Nvml
 
 from helpers.settings import defaults
+from tools.browser import HOW_TO_GET_CHROMIUM, find_chromium, launch
 
 
 @pytest.fixture
@@ -42,3 +46,18 @@ def no_driver(monkeypatch):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     monkeypatch.setattr(pynvml, "nvmlInit", init)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window; a test that needs it is skipped where there is none.
+
+    Under CI that is a failure.
+    """
+    playwright = pytest.importorskip("playwright.sync_api")
+    if find_chromium() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(HOW_TO_GET_CHROMIUM)
+    with playwright.sync_playwright() as driver:
+        browser = launch(driver)
+        yield browser
+        browser.close()

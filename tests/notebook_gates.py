@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 import helpers
 from helpers.settings import defaults, load_settings
-from tools.gallery import (
+from tools.execution import (
     KERNELSPEC,
     STAMP,
     canonical_bytes,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from helpers.explorer import (
     NEUTRAL,
     DistributionExplorer,
+    SamplingExplorer,
     describe,
     entropy,
     plot_distributions,
@@ -17,6 +18,7 @@ from helpers.explorer import (
     token_label,
 )
 from helpers.tables import Panel
+from helpers.thinking import ThinkingResult
 
 SETTINGS = [
     {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
@@ -162,9 +164,31 @@ def test_white_space_and_nothing_are_visible_in_a_label() -> None:
 def test_a_chart_is_a_picture_and_says_the_same_in_words() -> None:
     settings = {"as it is": {}, "one": {"top_k": 1}}
     chart = plot_distributions(small(), decode, settings, title="Four tokens")
-    assert chart._repr_png_().startswith(b"\x89PNG")
+    assert chart.png().startswith(b"\x89PNG")
     assert repr(chart).splitlines()[0] == "Four tokens"
     assert "one: 1 token can be drawn, the likeliest with 100.0%" in repr(chart)
+
+
+def test_the_explorer_keeps_the_presets_and_adds_what_the_sliders_say() -> None:
+    asked = []
+
+    def generate(values: dict[str, float]) -> ThinkingResult:
+        asked.append(values)
+        return ThinkingResult("5 + 7 = 12", "It is 12.", 9, 4)
+
+    explorer = SamplingExplorer(generate, {"balanced": {"temperature": 0.6}})
+    *pairs, button, _, answers = explorer.box().children
+    pairs[0].children[1].value = 1.5  # The slider beside the temperature's number.
+    button.click()
+    assert asked == [
+        {"temperature": 0.6},
+        {"temperature": 1.5, "top_p": 0.95, "top_k": 20},
+    ]
+    assert list(explorer.results)[0] == "balanced"
+    assert "temperature 1.5, top_p 0.95, top_k 20" in repr(explorer.panel())
+    assert "temperature 1.5, top_p 0.95, top_k 20" in answers.value
+    button.click()  # Chance may answer differently: both stay.
+    assert list(explorer.results)[2] == "temperature 1.5, top_p 0.95, top_k 20 (2)"
 
 
 def explorer(sample=lambda parameters: "text", **kwargs) -> DistributionExplorer:

@@ -17,11 +17,12 @@ import nbformat
 import psutil
 import pytest
 
-from tools.browser import HOW_TO_GET_CHROMIUM, find_chromium, launch
+from helpers.lone_cell import HINT
 
 playwright = pytest.importorskip("playwright.sync_api")
 
 ROOT = Path(__file__).resolve().parent.parent
+CHILDREN = ROOT / "tests" / "children"
 SCREENSHOTS = ROOT / "_build" / "browser"
 START_SECONDS = 60
 RUN_SECONDS = 240
@@ -103,16 +104,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab.stop()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    if find_chromium() is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_CHROMIUM)
-        pytest.skip(HOW_TO_GET_CHROMIUM)
-    with playwright.sync_playwright() as driver:
-        browser = launch(driver)
-        yield browser
-        browser.close()
+@pytest.fixture(autouse=True)
+def last_look(
+    browser: "playwright.Browser", request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Leave a picture of each window that a test has left open, and close it."""
+    yield
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for context in browser.contexts:
+        for number, page in enumerate(context.pages):
+            page.screenshot(path=SCREENSHOTS / f"{request.node.name}_{number}.png")
+        context.close()
 
 
 class Notebook:
@@ -140,6 +142,26 @@ class Notebook:
     def run_all(self) -> None:
         self.menu("Run", "Run All Cells")
 
+    def run_cell(self, index: int) -> None:
+        """Run one cell, as Ctrl-Enter in it does; the kernel takes them in order."""
+        prompt = self.cell(index).locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+
+        def is_taken() -> bool:
+            # While a notebook is being laid out the focus moves, and a key is lost.
+            prompt.click()
+            self.page.keyboard.press("Control+Enter")
+            self.page.wait_for_timeout(500)
+            return prompt.inner_text() != before
+
+        wait_for(is_taken, START_SECONDS)
+
+    def cell(self, index: int) -> "playwright.Locator":
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
+
+    def output(self, index: int) -> "playwright.Locator":
+        return self.cell(index).locator(".jp-OutputArea").first
+
     def wait_for_no_kernel(self) -> None:
         name = self.page.locator(".jp-NotebookPanel-toolbar").get_by_text(CLOSED)
         name.wait_for(timeout=1000 * RUN_SECONDS)
@@ -147,7 +169,12 @@ class Notebook:
     def save(self) -> nbformat.NotebookNode:
         before = self.path.stat().st_mtime_ns
         self.menu("File", "Save Notebook")
-        wait_for(lambda: self.path.stat().st_mtime_ns != before, START_SECONDS)
+
+        def is_written() -> bool:
+            changed = self.path.stat().st_mtime_ns != before
+            return changed and self.path.read_text().endswith("}\n")
+
+        wait_for(is_written, START_SECONDS)
         return nbformat.read(self.path, as_version=4)
 
     def screenshot(self, name: str) -> None:
@@ -196,4 +223,72 @@ def test_it_opens_on_the_start_page_with_contents_at_the_side(browser, lab) -> N
     page.locator(".jp-NotebookPanel").wait_for()
     contents.get_by_text("Values you may change").wait_for()
     assert page.locator(".jp-Dialog, .Toastify__toast").count() == 0
+    lab.end_kernels()
+
+
+def write_notebook(folder: Path, name: str) -> str:
+    """Make a notebook of the cells in tests/children/`name`.py; its file's name."""
+    source = (CHILDREN / f"{name}.py").read_text(encoding="utf-8")
+    cells = [nbformat.v4.new_code_cell(c.strip()) for c in source.split("# %%\n")[1:]]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return f"{name}.ipynb"
+
+
+def test_controls_react_and_leave_their_last_view(browser, lab) -> None:
+    name = write_notebook(lab.folder / "notebooks", "browser_widgets")
+    notebook = Notebook(browser, lab, name)
+    page = notebook.page
+    notebook.run_cell(1)
+    page.get_by_text(HINT).wait_for()
+    notebook.run_cell(0)
+    notebook.run_cell(1)
+    caption = notebook.output(1).locator("caption")
+    caption.get_by_text("temperature 1,").wait_for()
+    page.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
+    caption.get_by_text("temperature 1.05,").wait_for()
+    page.get_by_role("button", name="Sample").click()
+    page.get_by_text("released_model is gone").wait_for()
+    assert page.locator("mjx-container").count() == 0  # The label is "$".
+    notebook.screenshot("explorer")
+    notebook.run_cell(2)
+    page.get_by_text("The kernel has ended").wait_for()
+    notebook.wait_for_no_kernel()
+    notebook.check_no_dialog()
+    saved = notebook.save()
+    for output in outputs(saved):
+        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    page.reload()
+    notebook.output(1).get_by_text("temperature 1.05,").wait_for()
+    assert page.get_by_text("Error displaying widget").count() == 0
+    notebook.run_cell(0)  # A fresh kernel, which goes with the window below.
+    notebook.wait_until("idle")
+    page.close()
+    lab.end_kernels()
+
+
+def test_the_stop_button_stops_and_a_closed_tab_leaves_nothing(browser, lab) -> None:
+    name = write_notebook(lab.folder / "notebooks", "browser_live")
+    notebook = Notebook(browser, lab, name)
+    page = notebook.page
+    for cell in range(3):
+        notebook.run_cell(cell)
+    live = notebook.output(2)
+    live.get_by_text("of at most 4,000 tokens").wait_for(timeout=1000 * RUN_SECONDS)
+    live.locator(".jupyter-widget-Collapse-header").click()
+    live.locator(".jupyter-widget-Collapse-open").get_by_text("ones:").first.wait_for()
+    notebook.screenshot("live")
+    live.locator("button", has_text="Stop").click()
+    live.get_by_text("abort True").wait_for()
+    notebook.wait_until("idle")
+    thinking = live.locator("details").get_by_text("ones:").first
+    was_open = thinking.is_visible()  # Where it was stopped in mid-thought.
+    live.locator("summary").click()
+    assert thinking.is_visible() is not was_open
+    notebook.screenshot("stopped")
+    notebook.run_cell(3)
+    notebook.output(3).get_by_text("of at most 4,000 tokens").wait_for()
+    page.close()
+    assert lab.kernels()
     lab.end_kernels()

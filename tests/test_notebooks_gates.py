@@ -18,7 +18,7 @@ from notebook_gates import (
     read,
 )
 
-from tools.gallery import STAMP, canonical_bytes, make_stamp
+from tools.execution import STAMP, canonical_bytes, make_stamp
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -113,7 +113,7 @@ def test_engines_stand_beside_each_other_with_gaps_where_one_was_not_measured() 
 
 def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
     chart = plot_throughput(FIGURES, replace(FIGURES, engine="other", limit={1: 500.0}))
-    assert chart._repr_png_().startswith(b"\x89PNG")
+    assert chart.png().startswith(b"\x89PNG")
     speed, first = chart.figure.axes
     names = [text.get_text() for text in speed.get_legend().get_texts()]
     assert [name.split()[0] for name in names] == ["ideal:", "the", "engine", "other"]

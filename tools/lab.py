@@ -2,6 +2,7 @@
 
 It shows the start page, the files on the left and a table of contents on the right,
 and asks nothing. What a reader rearranges is kept in the environment, not in the tree.
+Its kernels say in words what a cell lacks that is run by itself: helpers/lone_cell.py.
 """
 
 import os
@@ -16,10 +17,10 @@ START = "lab/tree/notebooks/00_start_here.md"
 
 def prepare(environment: dict[str, str]) -> None:
     """Set what JupyterLab reads: our settings, and a layout unless there is one."""
-    others = environment.get("JUPYTER_CONFIG_PATH")
-    environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(
-        [str(CONFIG), *([others] if others else [])]
-    )
+    for variable in ("JUPYTER_CONFIG_PATH", "JUPYTER_PATH"):
+        others = environment.get(variable)
+        paths = [str(CONFIG), *([others] if others else [])]
+        environment[variable] = os.pathsep.join(paths)
     folder = environment.setdefault(
         "JUPYTERLAB_WORKSPACES_DIR",
         str(Path(sys.prefix) / "share" / "jupyter" / "lab" / "workspaces"),

@@ -1,0 +1,26 @@
+"""Say in words what a cell lacks that is run by itself in a fresh kernel.
+
+After the last cell of a notebook the next one that is run starts a new kernel, which
+knows none of the notebook's names. An extension of IPython, which `make lab` switches
+on: tools/lab_config/kernels.
+"""
+
+from typing import Any
+
+HINT = (
+    "This kernel does not know it. A cell above makes it: Run > Run All Above Selected "
+    "Cell, then this cell again."
+)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Have `shell` add `HINT` to every NameError of a cell."""
+    shell.set_custom_exc((NameError,), _show_with_hint)
+
+
+def _show_with_hint(
+    shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: Any = None
+) -> None:
+    if type(error) is NameError:  # Not an UnboundLocalError, which is the code's fault.
+        error.add_note(HINT)
+    shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)

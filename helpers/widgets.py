@@ -1,0 +1,118 @@
+"""Controls in a notebook, and what they leave on the page when the kernel ends."""
+
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+from .kernel import at_shutdown
+from .tables import Panel
+
+# Lowest, highest and step of each sampling parameter's control; vLLM refuses top_p = 0.
+_RANGES = {
+    "temperature": (0.0, 2.0, 0.05),
+    "top_k": (0, 100, 1),
+    "top_p": (0.05, 1.0, 0.05),
+    "min_p": (0.0, 0.5, 0.01),
+}
+_ENDED = "The kernel has ended: run the notebook again to use the controls."
+
+
+def show_controls(widget: Any, panel: Callable[[], Panel]) -> Any:
+    """Display `widget`, with `panel()` where no widgets run; returns the handle.
+
+    As the kernel ends, `panel()` takes the widget's place: it would be dead, and a
+    notebook that is saved with it shows an error when it is opened again.
+    """
+    from IPython.display import display
+
+    fallback = panel()
+    texts = {"text/html": fallback._repr_html_(), "text/plain": fallback.text}
+    handle = display({**widget._repr_mimebundle_(), **texts}, raw=True, display_id=True)
+
+    def leave_panel() -> None:
+        last = panel()
+        handle.update(Panel(f"{last.html}<p><em>{_ENDED}</em></p>", last.text))
+
+    if handle:  # None outside a notebook.
+        at_shutdown(leave_panel)
+    return handle
+
+
+def parameter_controls(start: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:
+    """For each sampling parameter a number box and a slider that move together.
+
+    Tab goes from one to the next, the arrow keys change a value. The box carries the
+    name, since a slider of ipywidgets has no label that a screen reader finds. `start`
+    has the values to begin with; raises `ValueError` for one that has no control.
+    """
+    import ipywidgets
+
+    if unknown := sorted(set(start) - set(_RANGES)):
+        raise ValueError(
+            f"no control for {', '.join(unknown)}; there are {', '.join(_RANGES)}"
+        )
+    controls = {}
+    for name, value in start.items():
+        low, high, step = _RANGES[name]
+        whole = isinstance(step, int)
+        box_class = ipywidgets.BoundedIntText if whole else ipywidgets.BoundedFloatText
+        slider_class = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
+        limits = {"value": value, "min": low, "max": high, "step": step}
+        box = box_class(
+            **limits,
+            description=name,
+            style={"description_width": "6.5em"},
+            layout={"width": "13em"},
+        )
+        slider = slider_class(
+            **limits, readout=False, tooltip=name, layout={"width": "20em"}
+        )
+        # A slider adds up steps from its lowest value: 0.95 is 0.9500000000000001.
+        ipywidgets.link((slider, "value"), (box, "value"), transform=(_tidy, _tidy))
+        controls[name] = box, slider
+    return controls
+
+
+def _tidy(value: float) -> float:
+    return round(value, 4)
+
+
+def control_rows(controls: Mapping[str, tuple[Any, Any]]) -> list[Any]:
+    """Each pair of `parameter_controls` beside each other, below where it is narrow."""
+    import ipywidgets
+
+    wrapped = {"flex_flow": "row wrap"}
+    return [ipywidgets.HBox(pair, layout=wrapped) for pair in controls.values()]
+
+
+def action_button(
+    description: str, tooltip: str, action: Callable[[], str]
+) -> tuple[Any, Any]:
+    """A button, and the place for the HTML that `action` returns at each press.
+
+    While it runs the button is disabled. What it raises is shown in that place too: a
+    widget's error ends in a log that nobody reads.
+    """
+    import ipywidgets
+
+    button = ipywidgets.Button(description=description, tooltip=tooltip)
+    output = ipywidgets.HTML()
+
+    def press(_: object) -> None:
+        button.disabled = True
+        output.value = f'<p role="status">{escape(description)} ...</p>'
+        try:
+            html = action()
+        except NameError as error:  # A later cell deleted it: the model, mostly.
+            html = escape(
+                f"{error.name or error} is gone, as a model is after release_model: "
+                "run the notebook's cells from the top to use this again."
+            )
+        except Exception as error:
+            html = escape(f"{type(error).__name__}: {error}")
+        finally:
+            button.disabled = False
+        output.value = f'<div role="status">{html}</div>'
+
+    button.on_click(press)
+    return button, output

@@ -1,0 +1,95 @@
+"""The gallery's pages of the committed notebooks, in a real Chromium."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+from tools.execution import ROOT, STAMP, Run, find_notebooks
+from tools.pages import make_pages
+
+# Seconds each: the cards; folded thinking and a chart. All pages have one make.
+CHECKED = ("index", "04_thinking_parsing")
+SCREENSHOTS = ROOT / "_build" / "browser"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    runs = []
+    for path in find_notebooks(ROOT / "notebooks"):
+        notebook = nbformat.read(path, as_version=4)
+        runs.append(Run(path, notebook, notebook.metadata[STAMP]["seconds"]))
+    out = tmp_path_factory.mktemp("site")
+    make_pages(runs, out)
+    return out
+
+
+def pages(site: Path) -> list[Path]:
+    names = ["index", *(path.stem for path in find_notebooks(ROOT / "notebooks"))]
+    return [site / f"{name}.html" for name in names]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_accessible_and_load_without_complaint(browser, site, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    context = browser.new_context(color_scheme=scheme)
+    for path in pages(site):
+        complaints = []
+        page = context.new_page()
+        page.on("pageerror", lambda error, to=complaints: to.append(str(error)))
+        page.on("requestfailed", lambda request, to=complaints: to.append(request.url))
+        page.on(
+            "console",
+            lambda said, to=complaints: said.type == "error" and to.append(said.text),
+        )
+        page.on(
+            "request",
+            lambda request, to=complaints: (
+                urlsplit(request.url).scheme.startswith("http")
+                and to.append(request.url)
+            ),
+        )
+        page.goto(path.as_uri(), wait_until="load")
+        if path.stem in CHECKED:
+            page.screenshot(path=SCREENSHOTS / f"gallery_{path.stem}_{scheme}.png")
+        assert complaints == [], path.name
+        if path.stem not in CHECKED:
+            page.close()
+            continue
+        found = axe.run(page).response["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert serious == [], path.name
+        page.close()
+    context.close()
+
+
+def test_links_lead_to_something(browser, site):
+    page = browser.new_page()
+    anchors, wanted = {}, set()
+    for path in pages(site):
+        page.goto(path.as_uri())
+        ids = "all => all.map(one => one.id)"
+        anchors[path.name] = set(page.eval_on_selector_all("[id]", ids))
+        hrefs = "all => all.map(one => one.href)"
+        wanted |= set(page.eval_on_selector_all("a[href]", hrefs))
+    for link in wanted:
+        parts = urlsplit(link)
+        if parts.scheme != "file":
+            continue
+        target = Path(unquote(parts.path))
+        assert target.exists(), link
+        if parts.fragment and target.name in anchors:
+            assert unquote(parts.fragment) in anchors[target.name], link
+    page.close()
+
+
+def test_a_narrow_page_does_not_scroll_sideways_and_code_can_be_copied(browser, site):
+    page = browser.new_page(viewport={"width": 400, "height": 800})
+    for path in pages(site):
+        page.goto(path.as_uri())
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 400, path.name
+    assert page.locator("button.copybtn").count() > 10
+    page.close()

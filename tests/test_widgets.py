@@ -1,0 +1,47 @@
+"""Controls, and what they leave when the kernel ends: see also test_jupyterlab.py."""
+
+import pytest
+
+from helpers.widgets import action_button, parameter_controls
+
+
+def test_a_control_is_a_named_number_and_a_slider_that_move_together() -> None:
+    controls = parameter_controls({"top_k": 20, "min_p": 0.1})
+    assert list(controls) == ["top_k", "min_p"]
+    for name, (box, slider) in controls.items():
+        assert box.description == name and box.value == slider.value
+        assert box.tabbable is not False and slider.tabbable is not False
+    box, slider = controls["top_k"]
+    slider.value = 5
+    assert box.value == 5
+    box.value = 500  # Beyond the highest.
+    assert slider.value == box.value == slider.max
+    box, slider = parameter_controls({"top_p": 0.95})["top_p"]
+    slider.value = 0.9500000000000001  # As the page sends it.
+    assert box.value == 0.95
+    with pytest.raises(ValueError, match="no control for max_tokens"):
+        parameter_controls({"max_tokens": 5})
+
+
+def test_a_button_shows_what_its_action_gave_or_why_it_failed() -> None:
+    seen = []
+
+    def action() -> str:
+        seen.append((button.disabled, output.value))
+        if len(seen) == 2:
+            raise ValueError("no <engine>")
+        return "<b>done</b>"
+
+    button, output = action_button("Sample", "Draw", action)
+    button.click()
+    assert seen == [(True, '<p role="status">Sample ...</p>')]
+    assert "<b>done</b>" in output.value and not button.disabled
+    button.click()
+    assert "ValueError: no &lt;engine&gt;" in output.value and not button.disabled
+
+
+def test_a_button_says_what_to_do_when_the_model_is_gone() -> None:
+    button, output = action_button("Sample", "Draw", lambda: released_model.generate())  # noqa: F821
+    button.click()
+    assert "released_model is gone" in output.value
+    assert "from the top" in output.value
