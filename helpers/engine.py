@@ -48,7 +48,7 @@ def take_engine_arguments(
 
 
 def load_cpu_engine(
-    folder: Path, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
+    folder: str | Path, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
 ) -> Any:
     try:
         from vllm import LLM
@@ -100,8 +100,18 @@ def _spare_prompts_without_adapter() -> None:
     lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
 
 
-def require_vllm(in_4bit: bool) -> None:
-    """Raise `EngineUnavailableError` where vLLM or its 4-bit weights can't run."""
+def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
+    """Raise `EngineUnavailableError` where a load would miss a package."""
+    if fast_inference:
+        _require_vllm(load_in_4bit)
+    if load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise EngineUnavailableError(
+            "load_in_4bit=True needs bitsandbytes, which is not installed. "
+            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
+        )
+
+
+def _require_vllm(in_4bit: bool) -> None:
     import unsloth.import_fixes
 
     if reason := getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None):
@@ -119,15 +129,6 @@ def require_vllm(in_4bit: bool) -> None:
             "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. "
             "`pip install vllm-bnb-plugin`, or choose a 16-bit model and "
             "LOAD_IN_4BIT=false."
-        )
-
-
-def require_bitsandbytes() -> None:
-    """Raise `EngineUnavailableError` where weights can't be loaded in 4 bits."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise EngineUnavailableError(
-            "load_in_4bit=True needs bitsandbytes, which is not installed. "
-            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
         )
 
 

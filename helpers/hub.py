@@ -95,8 +95,6 @@ def find_folder(
     path: str, revision: str | None = None, cache_dir: str | None = None
 ) -> Path | None:
     """The folder with all files of a model, or of one that `is_here` lets count too."""
-    if Path(path).is_dir():
-        return Path(path)
     whole = whole_name(path)
     names = dict.fromkeys((path, whole, f"{whole}-unsloth-bnb-4bit"))
     for name in (*names, f"{whole}-bnb-4bit"):
@@ -108,7 +106,12 @@ def find_folder(
 def find_snapshot(
     repository: str, revision: str | None = None, cache_dir: str | None = None
 ) -> Path | None:
-    """The folder of one repository in the hub's cache, None where a file is missing."""
+    """The folder of one repository in the hub's cache, None where a file is missing.
+
+    A directory is its own.
+    """
+    if Path(repository).is_dir():
+        return Path(repository)
     if folder := _whole_snapshot(repository, revision, cache_dir):
         return folder
     if cache_dir is None and _first_cache not in (None, hub_cache()):

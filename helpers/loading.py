@@ -31,8 +31,7 @@ from .engine import (
     hide_unusable_extension,
     load_cpu_engine,
     refuse_adapter,
-    require_bitsandbytes,
-    require_vllm,
+    require_packages,
     take_engine_arguments,
 )
 from .errors import (
@@ -49,6 +48,7 @@ from .hub import (
     ask_hub,
     check_files,
     find_folder,
+    find_snapshot,
     hub_switched_off,
     is_offline,
     remember_cache,
@@ -159,32 +159,23 @@ def _from_pretrained(
     fast_inference: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """`FastLanguageModel.from_pretrained`; see the module's docstring.
+    """Load a model and its tokenizer; see the module's docstring.
 
-    `max_seq_length` is in tokens, prompt and completion together. `max_loras` is how
-    many adapters one batch may use, `max_lora_rank` their largest rank; without a GPU
-    vLLM takes adapters only where one of the two is given. With no GPU and
-    `fast_inference=True` neither engine is quantised, whatever `load_in_4bit` says:
-    vLLM's CPU build has no 4-bit kernels, and both shall give the same tokens.
+    `max_seq_length` is in tokens, prompt and completion together. With no GPU and
+    `fast_inference=True` nothing is quantised, and vLLM takes adapters only with
+    `max_loras` (how many in one batch) or `max_lora_rank` (the largest of them) given.
 
-    Raises `ModelLoadError` or one of its subclasses, `UnknownModelError` for a name
-    that is no path and no supported model.
+    Raises `ModelLoadError` or a subclass, `UnknownModelError` for a name of nothing.
     """
-    settings = load_settings()
-    path = resolve_model_path(model_name)
+    settings, path = load_settings(), resolve_model_path(model_name)
     on_cpu_engine = fast_inference and not has_gpu
     if on_cpu_engine:
-        # As Unsloth does by itself on a CPU.
-        load_in_4bit, path = False, whole_name(path)
+        load_in_4bit, path = False, whole_name(path)  # As Unsloth does on a CPU.
         refuse_adapter(path)
-    if fast_inference:
-        require_vllm(load_in_4bit)
-    if load_in_4bit:
-        require_bitsandbytes()
-    if not has_gpu and dtype is None and path == MODELS[TINY_THINKER].path:
-        dtype = "float32"  # As it was trained: the same tokens on every CPU.
+    require_packages(fast_inference, load_in_4bit)
+    if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
+        dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
     if on_cpu_engine:
-        dtype = dtype or "float32"
         engine_arguments = take_engine_arguments(kwargs, max_seq_length)
     else:
         kwargs["fast_inference"] = fast_inference
@@ -198,22 +189,27 @@ def _from_pretrained(
                 path, max_seq_length, dtype, load_in_4bit, *args, **kwargs, **where
             )
             if on_cpu_engine:
+                folder = find_snapshot(path, **which) or path
                 model.vllm_engine = load_cpu_engine(
-                    find_folder(path, **which), dtype, max_seq_length, engine_arguments
+                    folder, dtype, max_seq_length, engine_arguments
                 )
         return model, tokenizer
 
-    model, tokenizer = _load_from_here_or_hub(
-        load, explain, path, only_here, kwargs.get("token"), **which
-    )
+    token = kwargs.get("token")
+    model, tokenizer = _from_here_or_hub(load, explain, path, only_here, token, **which)
+    return _make_safe(model, settings), tokenizer
+
+
+def _make_safe(model: Any, settings: Settings) -> Any:
+    """Let an interrupt, or too little memory, leave a model that goes on working."""
     if engine := getattr(model, "vllm_engine", None):
         model.fast_generate = interruptible(engine, show_progress=is_loud(settings))
     if callable(getattr(model, "generate", None)):
         model.generate = explaining_memory(model.generate)
-    return model, tokenizer
+    return model
 
 
-def _load_from_here_or_hub(
+def _from_here_or_hub(
     load: Callable[..., tuple[Any, Any]],
     explain: Callable[[], AbstractContextManager],
     path: str,

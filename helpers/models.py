@@ -254,15 +254,10 @@ def cached_name(path: str) -> str | None:
 
 
 def find_model(path: str) -> ModelSpec | None:
-    """The supported model that a path leads to, in 4 bits or whole; None for others.
-
-    `path` is a hub path, a directory, or a folder in the hub's cache.
-    """
+    """The supported model that a hub path, quantised or not, or a folder leads to."""
     path = cached_name(path) or path
-    for spec in MODELS.values():
-        if path in (spec.path, spec.path_16bit):
-            return spec
-    return None
+    specs = MODELS.values()
+    return next((s for s in specs if path in (s.path, s.path_16bit)), None)
 
 
 def nearest_models(name: str, count: int = 2) -> list[str]:
