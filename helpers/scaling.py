@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import pickle
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -89,6 +90,7 @@ class RayRunner:
                 f"not a {type(model).__name__}"
             )
         _require_ray()
+        load_settings().apply()
         # Looked at here, so that what is bad fails before any model is loaded.
         sampling = Sampling({}, None, bool, sampling_params)
         path = resolve_model_path(model)
@@ -180,6 +182,9 @@ class Worker:
 
 
 def _load(model: str, engine: RayEngine) -> Any:
+    # Unsloth writes modules as it is imported. Workers of one host that write the same
+    # ones would read each other's half-written files.
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth_")
     if engine.gpus_per_worker == 1 or detect_device() == "cpu":
         from .loading import FastLanguageModel
 
