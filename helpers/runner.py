@@ -161,13 +161,14 @@ class BatchRunner:
         prompt = {"prompt_token_ids": request.token_ids}
         before = len(states)
         try:
-            (name,) = self._engine.enqueue(prompt, request.params, use_tqdm=False)
+            self._engine.enqueue(prompt, request.params, use_tqdm=False)
         except Exception as error:
             # One that failed on its way to the engine stays behind as half a request.
             late = list(itertools.islice(states, before, None))
             self._core.abort_request(late, internal=True)
             return _engine_error(error)
-        self._running[states[name].external_req_id] = request
+        newest = next(reversed(states.values()))
+        self._running[newest.external_req_id] = request
         return None
 
     def _result(self, request: Request, output: Any) -> BatchResult:

@@ -23,7 +23,7 @@ from vllm.tokenizers.mistral import MistralTokenizer  # noqa: E402
 
 import helpers.runner  # noqa: E402
 import helpers.sampling  # noqa: E402
-from helpers.models import MODELS  # noqa: E402
+from helpers.models import MODELS, find_model  # noqa: E402
 from helpers.thinking import parse_thinking_response  # noqa: E402
 
 engine = model.vllm_engine
@@ -208,7 +208,7 @@ hybrid.chat_template = tokenizer.chat_template.replace(
 qwen = next(spec for spec in MODELS.values() if spec.thinking_sampling)
 spec = dataclasses.replace(MODELS["tiny-thinker"], sampling=qwen.sampling)
 spec = dataclasses.replace(spec, thinking_sampling=qwen.thinking_sampling)
-helpers.runner.MODELS = {"tiny-thinker": spec}
+helpers.runner.find_model = lambda path: spec
 ask = "What does </think> do?"
 off = {"enable_thinking": False}
 modes = [ask, {"prompt": ask, "chat_template_kwargs": off}]
@@ -216,7 +216,7 @@ short = {"max_tokens": 1}
 run("hybrid", model, modes, short, tokenizer=hybrid, progress=False)
 every = dict(chat_template_kwargs=off, tokenizer=hybrid)
 run("hybrid off", model, modes[:1], short, progress=False, **every)
-helpers.runner.MODELS = MODELS
+helpers.runner.find_model = find_model
 
 changed = copy.deepcopy(tokenizer)
 changed.chat_template = None
