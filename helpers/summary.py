@@ -1,11 +1,9 @@
 """What a batch was like: how its answers ended, how long they are, and how fast."""
 
-import base64
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from html import escape
 from os import PathLike
 from typing import Any
 
@@ -52,12 +50,7 @@ class BatchSummary:
         return self._table().text
 
     def _repr_html_(self) -> str:
-        chart = self.plot()
-        picture = base64.b64encode(chart._repr_png_()).decode()
-        return (
-            f"{self._table().html}"
-            f'<img alt="{escape(chart.text)}" src="data:image/png;base64,{picture}">'
-        )
+        return self._table()._repr_html_() + self.plot()._repr_html_()
 
     def _table(self) -> Any:
         shown = {
@@ -79,7 +72,7 @@ class BatchSummary:
         """Draw lengths of thinking and answer, how they ended, and speed over time."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(10, 2.8), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(10, 2.8), layout="constrained")
         lengths, ends, speed = figure.subplots(1, 3)
         parts = {"thinking": self._thinking, "answer": self._response}
         lengths.hist(list(parts.values()), _BINS, label=list(parts))

@@ -51,7 +51,7 @@ def test_text_and_page_have_the_figures_and_the_picture_its_words(
     summary = summarise(write(tmp_path / "a.jsonl", STOPPED, STOPPED, CUT))
     assert re.search(r"answered +2\n", repr(summary))
     page = summary._repr_html_()
-    assert "<table>" in page and "data:image/png;base64," in page
+    assert "<table" in page and "data:image/png;base64," in page
     (words,) = re.findall(r'alt="([^"]+)"', page)
     assert words.startswith("3 prompts: 2 stop, 1 length; at most 30 tokens")
     assert str(tmp_path) not in page + repr(summary)
@@ -61,4 +61,4 @@ def test_text_and_page_have_the_figures_and_the_picture_its_words(
 def test_there_may_be_next_to_nothing(tmp_path: Path, ends: tuple) -> None:
     summary = summarise(write(tmp_path / "a.jsonl", *ends))
     assert summary.prompts == len(ends) and summary.tokens_per_second == 0
-    assert "<table>" in summary._repr_html_()
+    assert "<table" in summary._repr_html_()
