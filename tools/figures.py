@@ -61,7 +61,7 @@ def main() -> int:
     readme = ROOT / "README.md"
     before, _, after = between(readme.read_text("utf-8"))
     readme.write_text(before + section(figures) + after, "utf-8")
-    picture = plot_throughput(*_drawn(figures))._repr_png_()
+    picture = plot_throughput(*_drawn(figures)).png()
     (ROOT / PICTURE).write_bytes(picture)
     return 0
 
