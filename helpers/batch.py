@@ -181,8 +181,8 @@ class Progress:
             yield self
         finally:
             self._bar.close()
-            if handle:  # A saved notebook shows text, which else would say 0%.
-                handle.update(self._bar.container)
+            if handle:  # As text: a saved widget is an error, once its kernel is gone.
+                handle.update({"text/plain": repr(self._bar.container)}, raw=True)
 
     def add(self, result: BatchResult) -> None:
         """Count one more answer; one that is to be asked again is not yet done."""

@@ -14,11 +14,11 @@ from .thinking import ThinkingResult, ThinkingStream
 class LiveResponse:
     """One response while it is written, drawn into the cell that runs.
 
-    For `generate` of transformers it is a streamer, and `should_stop` what its stop
-    button needs: `model.generate(..., streamer=live, stopping_criteria=[
-    live.should_stop])`. For vLLM see `stream_response`. The thinking is folded, with
-    its last line below; `budget` is how many new tokens there may be (`max_tokens`),
-    for the bar. What was drawn last stays in the notebook, as a page that needs no
+    For `generate` of transformers it is a streamer: `model.generate(...,
+    streamer=live)`; for vLLM see `stream_response`. The thinking is folded, with its
+    last line below; `budget` is how many new tokens there may be (`max_tokens`), for
+    the bar. Its stop button raises KeyboardInterrupt at the next token, as the one of
+    the toolbar does. What was drawn last stays in the notebook, as a page that needs no
     kernel.
 
     For one prompt at a time, as transformers' own streamers.
@@ -43,15 +43,15 @@ class LiveResponse:
         """Whether the stop button was pressed."""
         return self._stop.is_set()
 
-    def should_stop(self, input_ids: Any = None, scores: Any = None, **_: Any) -> bool:
-        """`stopped`, as one of the `stopping_criteria` of `generate`."""
-        return self.stopped
-
     def put(self, token_ids: Any) -> None:
         """Take the prompt at the first call, new tokens at all later ones.
 
-        Raises `ValueError` for a batch of more than one prompt.
+        Raises `ValueError` for a batch of more than one prompt, and KeyboardInterrupt
+        once the stop button was pressed.
         """
+        if self.stopped:
+            self.end()
+            raise KeyboardInterrupt
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
         if ids and isinstance(ids[0], list):
             if len(ids) > 1:
@@ -111,6 +111,9 @@ def stream_response(
             live.end(_stream_from_engine(engine, prompt, sampling, live))
         else:
             _stream_from_model(model, prompt, sampling, live)
+    except KeyboardInterrupt:
+        if not live.stopped:
+            raise
     finally:
         live.end("abort")
     return live.result
@@ -119,7 +122,7 @@ def stream_response(
 def _stream_from_engine(
     engine: Any, prompt: list[int], sampling: Any, live: LiveResponse
 ) -> str | None:
-    """Its finish_reason; None where the stop button ended it."""
+    """Its finish_reason."""
     from vllm.sampling_params import RequestOutputKind
 
     core = engine.llm_engine
@@ -130,7 +133,7 @@ def _stream_from_engine(
     live.put(prompt)
     core.add_request(name, {"prompt_token_ids": prompt}, sampling)
     try:
-        while core.has_unfinished_requests() and not live.stopped:
+        while core.has_unfinished_requests():
             for output in core.step():
                 live.put(output.outputs[0].token_ids)
                 reason = output.outputs[0].finish_reason
@@ -149,7 +152,6 @@ def _stream_from_model(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         streamer=live,
-        stopping_criteria=[live.should_stop],
         **sampling,
     )
 

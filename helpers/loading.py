@@ -58,6 +58,7 @@ from .interrupts import finishing, interruptible
 from .models import MODELS, TINY_THINKER, UnknownModelError, whole_name
 from .quiet import is_loud, quiet, quieten_packages
 from .settings import AUTO, Settings, load_settings
+from .stages import announced
 
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel
@@ -88,7 +89,7 @@ def __getattr__(name: str) -> Any:
 def _fast_language_model() -> type:
     """Import unsloth and make the class that this module is for."""
     settings = load_settings()
-    with finishing("the import of unsloth"):
+    with announced("Importing Unsloth"), finishing("the import of unsloth"):
         unsloth = _import_unsloth(settings)
     has_gpu = not getattr(unsloth, "_IS_CPU_BACKEND", False)
     if settings.device == "cuda" and not has_gpu:
@@ -184,12 +185,18 @@ def _from_pretrained(
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
 
     def load(**where: Any) -> tuple[Any, Any]:
-        with explain(), finishing(f"the load of {model_name}"), quiet(settings):
+        with (
+            announced(f"Loading {model_name}") as stage,
+            explain(),
+            finishing(f"the load of {model_name}"),
+            quiet(settings),
+        ):
             model, tokenizer = unsloth_class.from_pretrained(
                 path, max_seq_length, dtype, load_in_4bit, *args, **kwargs, **where
             )
             if on_cpu_engine:
                 folder = find_snapshot(path, **which) or path
+                stage("starting vLLM's engine")
                 model.vllm_engine = load_cpu_engine(
                     folder, dtype, max_seq_length, engine_arguments
                 )

@@ -49,12 +49,12 @@ def test_a_live_response_refuses_a_batch(tokenizer) -> None:
         LiveResponse(tokenizer).put([[1], [2]])
 
 
-def test_generate_of_transformers_stops_when_asked(tokenizer) -> None:
+def test_the_next_token_after_the_stop_button_is_an_interrupt(tokenizer) -> None:
     live = LiveResponse(tokenizer)
     live.put(tokenizer.encode("Hi<think>"))
     live.put(tokenizer.encode("one"))
-    assert not live.should_stop(None, None) and not live.stopped
     live._stop.set()  # As the button does.
-    assert live.should_stop(None, None, some_other_argument=1) is True
-    live.end()
-    assert live.result.finish_reason == "abort" and live.result.response is None
+    with pytest.raises(KeyboardInterrupt):
+        live.put(tokenizer.encode(" two"))
+    assert live.result.finish_reason == "abort"
+    assert live.result == ("one", None)
