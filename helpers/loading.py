@@ -20,8 +20,8 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -149,6 +149,17 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
     return unsloth
 
 
+@contextmanager
+def _loading(name: Any, settings: Settings) -> Iterator[Callable[[str], None]]:
+    """Say how far the load is, in the place of what the engines print."""
+    with (
+        announced(f"Loading {name}") as stage,
+        finishing(f"the load of {name}"),
+        quiet(settings),
+    ):
+        yield stage
+
+
 def _from_pretrained(
     unsloth_class: Any,
     has_gpu: bool,
@@ -165,7 +176,6 @@ def _from_pretrained(
     `max_seq_length` is in tokens, prompt and completion together. With no GPU and
     `fast_inference=True` nothing is quantised, and vLLM takes adapters only with
     `max_loras` (how many in one batch) or `max_lora_rank` (the largest of them) given.
-
     Raises `ModelLoadError` or a subclass, `UnknownModelError` for a name of nothing.
     """
     settings, path = load_settings(), resolve_model_path(model_name)
@@ -185,12 +195,7 @@ def _from_pretrained(
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
 
     def load(**where: Any) -> tuple[Any, Any]:
-        with (
-            announced(f"Loading {model_name}") as stage,
-            explain(),
-            finishing(f"the load of {model_name}"),
-            quiet(settings),
-        ):
+        with explain(), _loading(model_name, settings) as stage:
             model, tokenizer = unsloth_class.from_pretrained(
                 path, max_seq_length, dtype, load_in_4bit, *args, **kwargs, **where
             )

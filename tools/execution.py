@@ -134,7 +134,6 @@ def run_notebook(path: Path, on_cell: Callable[[int], None] | None = None) -> Ru
     Raises KeyboardInterrupt, after it has ended the kernel.
     """
     import nbformat
-    from nbclient import NotebookClient
 
     start = time.monotonic()
     try:
@@ -152,17 +151,7 @@ def run_notebook(path: Path, on_cell: Callable[[int], None] | None = None) -> Ru
         if on_cell:
             on_cell(cell_index + 1)
 
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_SECONDS,
-        kernel_name=KERNELSPEC["name"],
-        resources={"metadata": {"path": str(path.parent)}},
-        extra_arguments=["--log-level=ERROR"],  # ipykernel's own, not the notebook's
-        record_timing=False,
-        store_widget_state=False,
-        coalesce_streams=True,
-        on_cell_execute=count,
-    )
+    client = _client(notebook, path.parent, count)
     monitor = MemoryMonitor(interval_s=0.5, kind=RESIDENT_MEMORY)
     try:
         with monitor:
@@ -176,6 +165,24 @@ def run_notebook(path: Path, on_cell: Callable[[int], None] | None = None) -> Ru
     memory_mib = monitor.peak - monitor.samples[0].mib  # without this process
     notebook.metadata[STAMP] = make_stamp(notebook, seconds, memory_mib)
     return Run(path, notebook, seconds)
+
+
+def _client(
+    notebook: "NotebookNode", folder: Path, on_cell_execute: Callable[..., None]
+) -> "NotebookClient":
+    from nbclient import NotebookClient
+
+    return NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name=KERNELSPEC["name"],
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],  # ipykernel's own, not the notebook's
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        on_cell_execute=on_cell_execute,
+    )
 
 
 def _execute(client: "NotebookClient") -> None:
