@@ -189,6 +189,11 @@ def test_standard_inference_is_unsloths_own_with_4bit_weights(standard: dict) ->
     assert not standard["engine"]
 
 
+def test_a_response_streams_from_generate_as_well(standard: dict) -> None:
+    assert standard["live"] == standard["parsed"]
+    assert (standard["live"][1] or standard["live"][0]) in standard["printed"]
+
+
 def test_only_a_download_prints_something(standard: dict) -> None:
     assert standard["stdout"][0].startswith("Downloading some/model, once")
     assert all(line.startswith("Downloading ") for line in standard["stdout"])

@@ -4,11 +4,15 @@ A case is [name, path, arguments of from_pretrained, variables of the environmen
 """
 
 import importlib.util
+import io
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 
+from helpers.live import stream_response
 from helpers.loading import FastLanguageModel
+from helpers.thinking import parse_thinking_response
 
 model, tokenizer = FastLanguageModel.from_pretrained(
     "tiny-thinker", max_seq_length=512, load_in_4bit=True
@@ -16,7 +20,17 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 FastLanguageModel.for_inference(model)
 ids = tokenizer("one", return_tensors="pt")
 new = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+sampling = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+with redirect_stdout(io.StringIO()) as printed:
+    live = stream_response(model, tokenizer, ids.input_ids[0].tolist(), sampling)
 result = {
+    "live": [live.thinking, live.response],
+    "parsed": parse_thinking_response(
+        new[0, ids.input_ids.shape[1] :],
+        tokenizer,
+        prompt_token_ids=ids.input_ids[0].tolist(),
+    ),
+    "printed": printed.getvalue(),
     "engine": hasattr(model, "vllm_engine"),
     "four_bit": type(model.model.layers[0].mlp.up_proj).__name__,
     "new": new.shape[1] - ids.input_ids.shape[1],
