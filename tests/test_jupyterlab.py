@@ -5,6 +5,7 @@ Screenshots stay in _build/browser.
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -152,7 +153,8 @@ class Notebook:
             prompt.click()
             self.page.keyboard.press("Control+Enter")
             self.page.wait_for_timeout(500)
-            return prompt.inner_text() != before
+            now = prompt.inner_text()
+            return now != before and bool(re.search(r"[*\d]", now))
 
         wait_for(is_taken, START_SECONDS)
 
