@@ -196,29 +196,33 @@ def _from_pretrained(
 
     def load(**where: Any) -> tuple[Any, Any]:
         with explain(), _loading(model_name, settings) as stage:
-            model, tokenizer = unsloth_class.from_pretrained(
+            loaded = unsloth_class.from_pretrained(
                 path, max_seq_length, dtype, load_in_4bit, *args, **kwargs, **where
             )
             if on_cpu_engine:
                 folder = find_snapshot(path, **which) or path
                 stage("starting vLLM's engine")
-                model.vllm_engine = load_cpu_engine(
+                loaded[0].vllm_engine = load_cpu_engine(
                     folder, dtype, max_seq_length, engine_arguments
                 )
-        return model, tokenizer
+        try:
+            return loaded
+        finally:
+            del loaded  # vLLM keeps the frames of its load, and what is in them.
 
     token = kwargs.get("token")
-    model, tokenizer = _from_here_or_hub(load, explain, path, only_here, token, **which)
-    return _make_safe(model, settings), tokenizer
+    return _make_safe(
+        *_from_here_or_hub(load, explain, path, only_here, token, **which), settings
+    )
 
 
-def _make_safe(model: Any, settings: Settings) -> Any:
+def _make_safe(model: Any, tokenizer: Any, settings: Settings) -> tuple[Any, Any]:
     """Let an interrupt, or too little memory, leave a model that goes on working."""
     if engine := getattr(model, "vllm_engine", None):
         model.fast_generate = interruptible(engine, show_progress=is_loud(settings))
     if callable(getattr(model, "generate", None)):
         model.generate = explaining_memory(model.generate)
-    return model
+    return model, tokenizer
 
 
 def _from_here_or_hub(

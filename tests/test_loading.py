@@ -56,6 +56,11 @@ def test_loading_and_generating_print_nothing(fast: dict) -> None:
     assert fast["stderr"] == ""
 
 
+def test_no_call_of_the_load_keeps_the_model(fast: dict) -> None:
+    """vLLM keeps the frames of its own load, and with them those of its callers."""
+    assert fast["frames"] == []
+
+
 def test_an_interrupt_comes_through_wherever_it_falls(fast: dict) -> None:
     assert fast["interrupted"] == [True] * 4
     assert fast["handler_restored"]

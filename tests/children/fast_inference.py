@@ -1,9 +1,11 @@
 """Load with fast_inference=True, and interrupt it wherever it can be."""
 
+import gc
 import json
 import os
 import signal
 import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 from helpers.loading import FastLanguageModel
@@ -104,4 +106,7 @@ result["too_long"] = error_of(
     lambda: model.fast_generate({"prompt_token_ids": [5] * 600})
 )
 result["after"].append(greedy(["one", "two"]) == before)
+kept = [one for one in gc.get_referrers(model) if isinstance(one, types.FrameType)]
+files = [frame.f_code.co_filename for frame in kept]
+result["frames"] = [file for file in files if file.endswith("loading.py")]
 print(json.dumps(result))
