@@ -30,6 +30,8 @@ from .release import release_model as release_model
 from .sampling import PRESETS as PRESETS
 from .sampling import preset as preset
 from .scaling import RayEngine as RayEngine
+from .schedule import count_fixed_batches as count_fixed_batches
+from .schedule import watch_schedule as watch_schedule
 from .speed import engine_table as engine_table
 from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine

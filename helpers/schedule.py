@@ -2,18 +2,20 @@
 
     with watch_schedule(model) as schedule:
         model.fast_generate(prompts, sampling_params)
-    schedule.plot()
+    schedule.plot()  # who waited, whose prompt was read, who got a token
 
 A step of the engine is one pass through the model. A request waits, has its prompt read
 (prefill), then gets one token a step (decode), each step together with the others.
 """
 
 import itertools
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from .engine import engine_of
+from .tables import Chart
 
 __all__ = ["Schedule", "Step", "count_fixed_batches", "watch_schedule"]
 
@@ -33,11 +35,9 @@ class Step:
     """One step: the phase of each unfinished request, by its number in the call.
 
     `tokens` went through the model in this step, those of prompts included.
-    `blocks_used` of `blocks` blocks of the KV cache are in use, `seconds` counts from
-    the first step on.
+    `blocks_used` of `blocks` blocks of the KV cache are in use.
     """
 
-    seconds: float
     phases: dict[int, Phase]
     tokens: int
     blocks_used: int
@@ -49,7 +49,6 @@ class Schedule:
     """The steps of a generation; `slots` is how many requests may run at once."""
 
     slots: int = 0
-    block_size: int = 0
     steps: list[Step] = field(default_factory=list)
 
     @property
@@ -67,31 +66,20 @@ class Schedule:
         """The most blocks of the KV cache that were in use at once."""
         return max((step.blocks_used for step in self.steps), default=0)
 
-    def decode_steps(self) -> list[int]:
-        """For each request, in how many steps it got a token: its length, nearly."""
-        counts = [0] * self.requests
-        for step in self.steps:
-            for number, phase in step.phases.items():
-                counts[number] += phase == "decode"
-        return counts
-
-    def plot(self, axes: Any = None) -> Any:
-        """A row for each request, a column for each step; returns matplotlib's axes."""
-        axes = _axes(axes, height=1.2 + 0.22 * self.requests)
+    def plot(self) -> Chart:
+        """A row for each request, a column for each step."""
+        axes = _axes(rows=self.requests)
         for number in range(self.requests):
             for phase in ("waiting", "prefill", "decode"):
                 spans = _spans([s.phases.get(number) == phase for s in self.steps])
                 _draw(axes, number, phase, spans)
-        return _finish(axes, len(self.steps), self.requests)
-
-    def plot_blocks(self, axes: Any = None) -> Any:
-        """Blocks of the KV cache in use after each step; returns matplotlib's axes."""
-        axes = _axes(axes, height=2.6)
-        used = [step.blocks_used for step in self.steps]
-        axes.fill_between(range(len(used)), used, step="mid", color=_COLOURS["decode"])
-        axes.set(xlabel="step of the engine", ylabel="blocks in use", ylim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
-        return axes
+        return _chart(
+            axes,
+            len(self.steps),
+            self.requests,
+            f"{self.requests} requests in {len(self.steps)} steps, at most "
+            f"{self.slots} at once; {self.idle_slots} slots stay idle.",
+        )
 
 
 @dataclass(frozen=True)
@@ -116,15 +104,21 @@ class FixedBatches:
         """Slots without a request to work on, over all steps."""
         return self.slots * self.steps - sum(end - start for start, end in self.spans)
 
-    def plot(self, axes: Any = None) -> Any:
+    def plot(self) -> Chart:
         """The same picture as `Schedule.plot`, with the idle rest of each batch."""
-        axes = _axes(axes, height=1.2 + 0.22 * len(self.spans))
+        axes = _axes(rows=len(self.spans))
         rows = zip(self.spans, self.batches, strict=True)
         for number, ((start, end), (first, last)) in enumerate(rows):
             _draw(axes, number, "waiting", [(0, first)])
             _draw(axes, number, "decode", [(start, end - start)])
             _draw(axes, number, "idle", [(end, last - end)])
-        return _finish(axes, self.steps, len(self.spans))
+        return _chart(
+            axes,
+            self.steps,
+            len(self.spans),
+            f"{len(self.spans)} requests in {self.steps} steps, in batches of "
+            f"{self.slots}; {self.idle_slots} slots stay idle.",
+        )
 
 
 def count_fixed_batches(lengths: Sequence[int], slots: int) -> FixedBatches:
@@ -143,14 +137,15 @@ def count_fixed_batches(lengths: Sequence[int], slots: int) -> FixedBatches:
 
 
 @contextmanager
-def watch_schedule(model: Any) -> Iterator[Schedule]:
+def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
     """Record each step of a model's vLLM engine while the block runs.
 
-    `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`. Raises
+    `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`. `slots` lets no
+    more requests run at once in the block, which draws the waiting too. Raises
     `TypeError` where the engine is not in this process: a scheduler elsewhere can't be
     watched (VLLM_ENABLE_V1_MULTIPROCESSING=0 keeps it here).
     """
-    engine = getattr(model, "vllm_engine", None) or model
+    engine = engine_of(model)
     client = getattr(getattr(engine, "llm_engine", None), "engine_core", None)
     scheduler = getattr(getattr(client, "engine_core", None), "scheduler", None)
     if scheduler is None:
@@ -159,34 +154,29 @@ def watch_schedule(model: Any) -> Iterator[Schedule]:
             "fast_inference=True and VLLM_ENABLE_V1_MULTIPROCESSING=0"
         )
     pool = scheduler.kv_cache_manager.block_pool
-    schedule = Schedule(scheduler.max_num_running_reqs, scheduler.block_size)
-    numbers: dict[str, int] = {}
-    started = time.perf_counter()
-    inner = scheduler.schedule
+    # How many may run at once; releases before 0.32 have one attribute for it.
+    limit = "max_num_active_reqs"
+    limit = limit if hasattr(scheduler, limit) else "max_num_running_reqs"
+    most = getattr(scheduler, limit)
+    setattr(scheduler, limit, min(slots or most, most))
+    schedule = Schedule(getattr(scheduler, limit))
+    decide, numbers = scheduler.schedule, {}
 
     def observed(*args: Any, **kwargs: Any) -> Any:
         known = dict(scheduler.requests)
         done = {name: one.num_computed_tokens for name, one in known.items()}
-        output = inner(*args, **kwargs)
-        phases: dict[int, Phase] = {}
-        for name, request in known.items():
-            number = numbers.setdefault(name, len(numbers))
-            if name not in output.num_scheduled_tokens:
-                phases[number] = "waiting"
-            elif done[name] < request.num_prompt_tokens:
-                phases[number] = "prefill"
-            else:
-                phases[number] = "decode"
-        if phases:
-            schedule.steps.append(
-                Step(
-                    time.perf_counter() - started,
-                    phases,
-                    output.total_num_scheduled_tokens,
-                    pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
-                    pool.num_gpu_blocks - 1,  # One block is never given out.
-                )
+        output = decide(*args, **kwargs)
+        phases = {
+            numbers.setdefault(name, len(numbers)): _phase(
+                name in output.num_scheduled_tokens, done[name], one.num_prompt_tokens
             )
+            for name, one in known.items()
+        }
+        if phases:
+            blocks = pool.num_gpu_blocks - 1  # One is never given out.
+            used = blocks - pool.get_num_free_blocks()
+            tokens = output.total_num_scheduled_tokens
+            schedule.steps.append(Step(phases, tokens, used, blocks))
         return output
 
     scheduler.schedule = observed
@@ -194,6 +184,14 @@ def watch_schedule(model: Any) -> Iterator[Schedule]:
         yield schedule
     finally:
         del scheduler.schedule  # The class's own method again.
+        setattr(scheduler, limit, most)
+
+
+def _phase(scheduled: bool, done: int, prompt: int) -> Phase:
+    """Of a request with `done` tokens in the cache and `prompt` in its prompt."""
+    if not scheduled:
+        return "waiting"
+    return "prefill" if done < prompt else "decode"
 
 
 def _at_work(step: Step) -> list[int]:
@@ -225,17 +223,16 @@ def _draw(axes: Any, row: int, kind: str, spans: list[tuple[int, int]]) -> None:
     )
 
 
-def _axes(axes: Any, height: float) -> Any:
-    if axes is not None:
-        return axes
+def _axes(rows: int) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(8, height), layout="constrained").subplots()
+    return Figure(figsize=(8, 1.2 + 0.22 * rows), layout="constrained").subplots()
 
 
-def _finish(axes: Any, steps: int, rows: int) -> Any:
+def _chart(axes: Any, steps: int, rows: int, facts: str) -> Chart:
+    axes.set_title(facts, fontsize=10)
     axes.set(xlabel="step of the engine", ylabel="request", xlim=(0, steps))
     axes.set_ylim(rows - 0.5, -0.5)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    return Chart(axes.figure, facts)
