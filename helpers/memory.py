@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 
 from .devices import MIB, current_gpu, list_gpus
+from .tables import Chart
 
 GPU_MEMORY = "GPU memory"
 RESIDENT_MEMORY = "resident memory"
@@ -200,16 +200,15 @@ class MemoryMonitor:
             for previous, mark in zip(marks, marks[1:], strict=False)
         ]
 
-    def plot(self, axes: Any = None) -> Any:
-        """Draw memory over time with the marks; returns the matplotlib axes.
+    def plot(self) -> Chart:
+        """Memory over time with the marks.
 
         Each stretch between two marks has a colour of its own. The names stand above
         it in the order of the marks, also where these are too close to be told apart.
         """
-        if axes is None:
-            import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
-            axes = plt.subplots(figsize=(8, 4), layout="constrained")[1]
+        axes = Figure(figsize=(8, 4), layout="constrained").subplots()
         marks = self.marks
         end = self.samples[-1].seconds if self.samples else 0.0
         for number, (left, right) in enumerate(zip(marks, marks[1:], strict=False)):
@@ -226,7 +225,7 @@ class MemoryMonitor:
         axes.plot(
             [sample.seconds for sample in self.samples],
             [sample.mib for sample in self.samples],
-            color="0.25",
+            color="0.5",
             linewidth=1.5,
         )
         named = [mark for mark in marks[1:] if mark.label != "stop"]
@@ -249,7 +248,8 @@ class MemoryMonitor:
         axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
         axes.margins(x=0.02)
         axes.spines[["top", "right"]].set_visible(False)
-        return axes
+        steps = ", ".join(f"{label} {mib:+,} MiB" for label, mib in self.steps())
+        return Chart(axes.figure, f"{axes.get_title()}. Steps: {steps or 'none'}.")
 
     def __repr__(self) -> str:
         return (
