@@ -256,7 +256,8 @@ def _start(address: str | None, attempts: int = 3) -> None:
     options = {"include_dashboard": False, "log_to_driver": False}
     try:
         with quiet(load_settings()):
-            ray.init(address, logging_level=logging.ERROR, **options)
+            # Without an address Ray would join whatever cluster it finds here.
+            ray.init(address or "local", logging_level=logging.ERROR, **options)
     except Exception as error:  # Ray has no type of its own for this.
         ray.shutdown()
         # It waits 30 seconds for its processes, which a busy machine may not manage.

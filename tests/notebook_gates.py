@@ -506,8 +506,11 @@ def check_take_away(path: Path) -> list[str]:
 
 
 # PyTorch's lines begin with a letter for the level, and month and day; those of Ray's
-# core with the time, the letter and two process ids.
-_LIBRARY_LOG = re.compile(r"[VIWE]\d{4} |\[[\d:, -]+ [IWE] \d+ \d+\] ")
+# core with the time, the letter and two process ids. bitsandbytes says on processors
+# with AVX-512 which package would make it faster.
+_LIBRARY_LOG = re.compile(
+    r"[VIWE]\d{4} |\[[\d:, -]+ [IWE] \d+ \d+\] |\[bitsandbytes[\w.]*\|WARNING\]"
+)
 
 
 def check_take_away_runs(path: Path) -> list[str]:

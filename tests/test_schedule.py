@@ -1,28 +1,30 @@
 """The scheduler of a real engine, watched; and fixed batches, counted."""
 
 import pytest
+from child import run_child
 
-from helpers.loading import FastLanguageModel
-from helpers.schedule import count_fixed_batches, watch_schedule
+from helpers.schedule import Schedule, Step, count_fixed_batches, watch_schedule
 
 LENGTHS = [5, 12, 3, 9, 7, 2, 14]
 
 
 @pytest.fixture(scope="module")
-def schedule():
-    model, _ = FastLanguageModel.from_pretrained("tiny-thinker", fast_inference=True)
-    from vllm import SamplingParams
+def seen() -> dict:
+    return run_child("schedule", str(LENGTHS))
 
-    params = [
-        SamplingParams(temperature=0, max_tokens=length, ignore_eos=True)
-        for length in LENGTHS
+
+@pytest.fixture(scope="module")
+def schedule(seen: dict) -> Schedule:
+    steps = [
+        Step(**{**step, "phases": {int(k): v for k, v in step["phases"].items()}})
+        for step in seen["steps"]
     ]
-    with watch_schedule(model, slots=2) as schedule:
-        model.fast_generate(["What is 2 + 2?"] * len(LENGTHS), sampling_params=params)
-    seen = len(schedule.steps)
-    model.fast_generate("Hello", sampling_params=params[0])
-    assert len(schedule.steps) == seen  # Nothing is recorded after the block.
-    return schedule
+    return Schedule(seen["slots"], steps)
+
+
+def test_nothing_is_recorded_after_the_block_and_the_engine_goes_on(seen):
+    assert seen["recorded_after"] == 0
+    assert seen["answers_after"] == 3
 
 
 def test_each_request_waits_is_prefilled_once_and_decoded_to_its_length(schedule):

@@ -134,6 +134,7 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
     monkeypatch.setenv("HF_HOME", "/set/in/the/shell")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Restored afterwards.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("helpers.settings._READ_BY", {})  # Other tests import torch.
     with warnings.catch_warnings(action="error"):
         load_settings(
             env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu\nEMPTY=")

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from helpers import settings
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
 OURS = "fast-inference-notebooks"
+# Without what setuptools carries and puts on the path where a test imports it.
+SITE = [sysconfig.get_path("purelib")]
 # What has to be of a set that was run together.
 ENGINES = ("vllm", "torch", "unsloth", "transformers", "bitsandbytes")
 
@@ -105,7 +108,7 @@ def in_cpu_environment():
 def test_environment_is_exactly_the_pins(in_cpu_environment):
     installed = {
         canonicalize_name(found.name): Version(found.version)
-        for found in importlib.metadata.distributions()
+        for found in importlib.metadata.distributions(path=SITE)
     }
     for ours in ("pip", OURS):
         installed.pop(ours)
@@ -121,7 +124,7 @@ def test_nothing_needed_is_left_out(in_cpu_environment):
     pinned = pins("cpu.txt")
     assert not left_out & set(pinned)
     environment = default_environment() | {"extra": ""}
-    for found in importlib.metadata.distributions():
+    for found in importlib.metadata.distributions(path=SITE):
         for requirement in map(Requirement, found.requires or []):
             name = canonicalize_name(requirement.name)
             if requirement.marker and not requirement.marker.evaluate(environment):
