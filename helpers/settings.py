@@ -103,7 +103,7 @@ def _variable(
 
 @dataclass(frozen=True)
 class Settings:
-    """The user's choices; `environment.resolve_settings` replaces each "auto"."""
+    """The user's choices; `loading.resolve_settings` replaces each "auto"."""
 
     model_name: str = _variable(
         "MODEL_NAME",
