@@ -204,7 +204,10 @@ def _is_cut_short(file: Path) -> bool:
         start = 8 + int.from_bytes(stream.read(8), "little")
         if start > size:
             return True
-        tensors = json.loads(stream.read(start - 8))
+        try:
+            tensors = json.loads(stream.read(start - 8))
+        except ValueError:  # Zeros, where the rest was to be written.
+            return True
     tensors.pop("__metadata__", None)
     ends = (tensor["data_offsets"][1] for tensor in tensors.values())
     return size < start + max(ends, default=0)

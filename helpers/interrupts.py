@@ -27,11 +27,12 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
     step to end.
     """
     core = engine.llm_engine
+    plain = engine.generate
     core.step = _stoppable_step(core)
-    engine.generate = _stoppable_call(core, engine.generate)
+    engine.generate = _stoppable_call(core, plain)
     engine.chat = _stoppable_call(core, engine.chat)
 
-    @functools.wraps(engine.generate)
+    @functools.wraps(plain)
     def fast_generate(*args: Any, **kwargs: Any) -> list:
         kwargs.setdefault("use_tqdm", show_progress)
         return engine.generate(*args, **kwargs)
@@ -122,8 +123,10 @@ def abort_all(core: Any) -> None:
 def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
     """Turn the first SIGINT into an event, and raise it at the end if nobody did."""
     handler = signal.getsignal(signal.SIGINT)
-    # Signals reach the main thread only, and a handler of None is not Python's.
-    if threading.current_thread() is not threading.main_thread() or handler is None:
+    # Signals reach the main thread only, and a handler of None is not Python's. Where
+    # the signal is ignored (a job in the background) it stays so.
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if elsewhere or handler in (None, signal.SIG_IGN):
         yield
         return
 

@@ -113,9 +113,10 @@ def _compare(output: Path, before: str, job: Mapping[str, Any]) -> None:
         if stored.get(key) != wanted.get(key)
     ]
     if differ:
+        held = [p for p in dict.fromkeys((output, journal_path(output))) if p.exists()]
         raise JobMismatchError(
             f"{output} holds the records of another job: {'; '.join(differ)}. Give "
-            f"another output, or delete {output} to start anew."
+            f"another output, or delete {' and '.join(map(str, held))} to start anew."
         )
 
 
@@ -211,7 +212,7 @@ class Journal:
 
         # A column has one type: ids that are not all numbers of it become texts.
         ids = (json.loads(line)["id"] for line in self.lines())
-        numbers = all(i is None or isinstance(i, int) and abs(i) < 2**63 for i in ids)
+        numbers = all(i is None or type(i) is int and abs(i) < 2**63 for i in ids)
         kinds = {**COLUMNS, "id": "int64" if numbers else "string"}
         schema = pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
         lines = self.lines()
@@ -251,6 +252,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A path to write to, that takes the place of `path` if all goes well."""
+    path = path.resolve()  # What a link leads to is replaced, not the link.
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
@@ -292,7 +294,7 @@ def staged(output: str | PathLike) -> Iterator[Path]:
     is done, and goes there as a whole.
     """
     if "://" not in str(output):
-        yield Path(output)
+        yield Path(output).expanduser()
         return
     import fsspec
 
@@ -304,8 +306,12 @@ def staged(output: str | PathLike) -> Iterator[Path]:
     local = folder / there.rpartition("/")[2]
     pairs = [(f"{local}{end}", f"{there}{end}") for end in ("", ".job")]
     if not any(folder.iterdir()) and files.exists(there):
-        for here, away in pairs:
-            files.get_file(away, here)
+        try:
+            for here, away in pairs:
+                files.get_file(away, here)
+        except BaseException:
+            shutil.rmtree(folder)  # Half of it would be taken for the records.
+            raise
     yield local
     for here, away in pairs:
         files.put_file(here, away)

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from .display import TEXT_STYLE, show_thinking
+from .interrupts import stoppable
 from .markers import unwrap_tokenizer
 from .tables import Panel
 from .thinking import ThinkingResult, ThinkingStream
@@ -131,14 +132,15 @@ def _stream_from_engine(
     name = f"live-{time.monotonic_ns()}"
     reason = None
     live.put(prompt)
-    core.add_request(name, {"prompt_token_ids": prompt}, sampling)
-    try:
-        while core.has_unfinished_requests():
-            for output in core.step():
-                live.put(output.outputs[0].token_ids)
-                reason = output.outputs[0].finish_reason
-    finally:
-        core.abort_request([name])
+    with stoppable(core):  # Nobody else may take a step in between.
+        core.add_request(name, {"prompt_token_ids": prompt}, sampling)
+        try:
+            while core.has_unfinished_requests():
+                for output in core.step():
+                    live.put(output.outputs[0].token_ids)
+                    reason = output.outputs[0].finish_reason
+        finally:
+            core.abort_request([name])
     return reason
 
 

@@ -217,6 +217,8 @@ class ChatFormat:
         if role == "user":
             self._warn_if_formatted(flat["content"])
         if calls:
+            if not isinstance(calls, list | tuple):
+                raise BadPrompt('tool_calls is a list of dicts with "function".')
             flat["tool_calls"] = [_tool_call(call) for call in calls]
         return flat
 
@@ -318,7 +320,7 @@ def _text(content: Any) -> str:
     texts = []
     for part in content:
         if isinstance(part, Mapping):
-            kind = part.get("type", "text")
+            kind = str(part.get("type", "text"))
             part = part.get(_TEXT_PARTS.get(kind, ""))
             if kind not in _TEXT_PARTS:
                 raise BadPrompt(

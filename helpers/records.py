@@ -132,7 +132,7 @@ def id_of(prompt: Any) -> Any:
 def _is_writable(key: Any) -> bool:
     if isinstance(key, str):
         return key.isascii() or not any("\ud800" <= c <= "\udfff" for c in key)
-    return isinstance(key, int)
+    return type(key) is int
 
 
 def _repeated(hashes: array) -> set[int]:

@@ -163,6 +163,8 @@ class BatchRunner:
         try:
             self._engine.enqueue(prompt, request.params, use_tqdm=False)
         except Exception as error:
+            if _ends_everything(error):
+                raise
             # One that failed on its way to the engine stays behind as half a request.
             late = list(itertools.islice(states, before, None))
             self._core.abort_request(late, internal=True)
@@ -221,7 +223,12 @@ def _ends_everything(error: Exception) -> bool:
     """Whether the engine can't go on after what it raised, for any prompt."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    return isinstance(error, EngineDeadError) or is_out_of_memory([error])
+    # What CUDA raises once it goes on raising for this process's life.
+    return (
+        isinstance(error, EngineDeadError)
+        or "CUDA error" in str(error)
+        or is_out_of_memory([error])
+    )
 
 
 def _failed(request: Request, error: str) -> BatchResult:

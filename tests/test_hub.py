@@ -135,6 +135,13 @@ def test_weights_that_are_cut_short_are_named(folder: Path, size: int) -> None:
         check_files(folder)
 
 
+def test_weights_that_are_zeros_are_named(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(ModelLoadError, match=f"{weights} is cut short. Copy"):
+        check_files(folder)
+
+
 def test_weights_that_are_cut_short_in_the_cache_are_to_be_fetched_again(
     cache: Path,
 ) -> None:

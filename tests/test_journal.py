@@ -157,6 +157,52 @@ def test_an_output_belongs_to_one_job(tmp_path: Path) -> None:
         pass
 
 
+def test_what_is_to_be_deleted_for_a_new_job_is_there(tmp_path: Path) -> None:
+    output = tmp_path / "a.parquet"
+    with claim(output, JOB):
+        write(output, [0])  # As far as an interrupted job came.
+    with (
+        pytest.raises(JobMismatchError, match=r"delete \S+a\.parquet\.jsonl to"),
+        claim(output, {**JOB, "model": "another"}),
+    ):
+        pass
+
+
+def test_a_link_leads_to_the_finished_file_too(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    output = tmp_path / "a.jsonl"
+    output.symlink_to(disk / "a.jsonl")
+    with closing(Journal(output, 2)) as journal:
+        for index in (1, 0):
+            journal.append(record(index))
+        journal.finish()
+    assert output.is_symlink()
+    assert [r["index"] for r in read_records(disk / "a.jsonl")] == [0, 1]
+
+
+def test_a_home_folder_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with staged("~/a.jsonl") as path:
+        assert path == tmp_path / "a.jsonl"
+
+
+def test_half_a_download_is_not_taken_for_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = "memory://half/a.jsonl"  # Without the .job that belongs to it.
+    with fsspec.open(url, "w") as file:
+        file.write("{}")
+    with pytest.raises(FileNotFoundError), staged(url):
+        pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_file_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     output = tmp_path / "a.jsonl"
     output.write_text("mine\n")

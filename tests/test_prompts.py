@@ -62,6 +62,21 @@ def test_arguments_of_a_tools_call_are_read_from_their_json(chat: ChatFormat) ->
         chat.messages([*QUESTION, {"role": "assistant", "tool_calls": [call]}])
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": ["text"], "text": "x"}]},
+        {"role": "assistant", "tool_calls": 5},
+        {"role": "assistant", "tool_calls": True},
+    ],
+)
+def test_a_message_of_an_odd_shape_is_that_prompts_error(
+    chat: ChatFormat, message: dict
+) -> None:
+    with pytest.raises(BadPrompt):
+        chat.messages([*QUESTION, message])
+
+
 def test_the_callers_messages_stay_as_they_were(chat: ChatFormat) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     assert chat.render(chat.messages(parts), {}).startswith("<|im_start|>user\nhello")

@@ -138,13 +138,13 @@ def test_what_a_request_asks_for_in_vain_is_named(
 
 
 def test_ids_are_refused_where_they_come_twice_or_cant_be_written() -> None:
-    ids = ["a", 1, "b", "a", None, None, {"no": 1}, "\ud800", 1.5, "1", 1, "a"]
+    ids = ["a", 1, "b", "a", None, None, {"no": 1}, "\ud800", 1.5, "1", 1, "a", True]
     entries = list(Prompts([{"id": key, "prompt": Q} for key in ids]))
     good = [e["id"] for e in entries if not isinstance(e, Refused)]
     assert good == ["a", 1, "b", None, None, "1"]
     refused = [(i, e) for i, e in enumerate(entries) if isinstance(e, Refused)]
-    assert [i for i, _ in refused] == [3, 6, 7, 8, 10, 11]
-    assert [e.id for _, e in refused] == ["a", None, None, None, 1, "a"]
+    assert [i for i, _ in refused] == [3, 6, 7, 8, 10, 11, 12]
+    assert [e.id for _, e in refused] == ["a", None, None, None, 1, "a", None]
     assert "earlier prompt" in refused[0][1].reason
 
 
