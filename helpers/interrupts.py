@@ -123,10 +123,8 @@ def abort_all(core: Any) -> None:
 def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
     """Turn the first SIGINT into an event, and raise it at the end if nobody did."""
     handler = signal.getsignal(signal.SIGINT)
-    # Signals reach the main thread only, and a handler of None is not Python's. Where
-    # the signal is ignored (a job in the background) it stays so.
-    elsewhere = threading.current_thread() is not threading.main_thread()
-    if elsewhere or handler in (None, signal.SIG_IGN):
+    # Signals reach the main thread only, and a handler of None is not Python's.
+    if threading.current_thread() is not threading.main_thread() or handler is None:
         yield
         return
 
