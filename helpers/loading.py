@@ -149,11 +149,17 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
     return unsloth
 
 
+def _label(name: Any) -> str:
+    """The name as a notebook shows it: of a folder without where it lies."""
+    folder = Path(name).expanduser()
+    return folder.name if folder.is_dir() else str(name)
+
+
 @contextmanager
 def _loading(name: Any, settings: Settings) -> Iterator[Callable[[str], None]]:
     """Say how far the load is, in the place of what the engines print."""
     with (
-        announced(f"Loading {name}") as stage,
+        announced(f"Loading {_label(name)}") as stage,
         finishing(f"the load of {name}"),
         quiet(settings),
     ):

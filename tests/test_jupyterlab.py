@@ -141,7 +141,15 @@ class Notebook:
         self.page.locator(".lm-Menu-item", has_text=item).first.click()
 
     def run_all(self) -> None:
-        self.menu("Run", "Run All Cells")
+        def is_taken() -> bool:
+            # A kernel that has only just connected may lose all of it.
+            self.menu("Run", "Run All Cells")
+            with suppress(playwright.TimeoutError):
+                self.wait_until("busy", 5)
+                return True
+            return False
+
+        wait_for(is_taken, START_SECONDS)
 
     def run_cell(self, index: int) -> None:
         """Run one cell, as Ctrl-Enter in it does; the kernel takes them in order."""

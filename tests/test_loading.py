@@ -303,3 +303,8 @@ def test_only_fast_language_model_is_lazy() -> None:
     assert "unsloth" not in sys.modules
     with pytest.raises(AttributeError, match="no attribute 'FastModel'"):
         loading.FastModel  # noqa: B018
+
+
+def test_a_load_of_a_folder_is_announced_without_its_place(tmp_path: Path) -> None:
+    assert loading._label(tmp_path) == tmp_path.name
+    assert loading._label("unsloth/Qwen3-4B") == "unsloth/Qwen3-4B"
