@@ -45,8 +45,13 @@ def at_shutdown(action: Callable[[], None]) -> None:
     _last_actions.append(action)
 
 
-def shutdown_kernel(wait: float = 5.0) -> None:
+def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
     """End this kernel, its child processes and the memory that they hold.
+
+    Where nobody can answer (nbmake, nbconvert, papermill) that is done at once. A
+    reader at the screen, who may just have pressed Run All, is asked first, by two
+    buttons below the cell: the kernel stays for the exercises, and ends by itself
+    ``idle`` seconds after the last cell or control. To run this a second time ends it.
 
     Child processes (vLLM's engine core and workers) are asked to end, and forced after
     ``wait`` seconds. The kernel itself ends about a second after the cell has finished,
@@ -60,22 +65,17 @@ def shutdown_kernel(wait: float = 5.0) -> None:
 
     Args:
         wait: seconds that child processes have to end by themselves.
+        idle: seconds without a cell, after which a kernel that was to stay ends.
     """
     app = _kernel_app()
     if app is None:
         print("Not in a Jupyter kernel: nothing to shut down.")
         return
-    for action in _last_actions:
-        with suppress(Exception):
-            action()
-    logging.disable(logging.CRITICAL)  # or vLLM reports the death of its engine
-    ended = _end_children(wait)
-    processes = "child process" if ended == 1 else "child processes"
-    print(
-        f"Ended {ended} {processes}. The kernel ends now; its memory is free again.\n"
-        "JupyterLab shows No Kernel within ten seconds, Notebook 7 says Kernel Dead.\n"
-        "Wait for that before you run a cell: it starts a fresh kernel."
-    )
+    # Runners say with each cell that nobody would answer a question, front ends don't.
+    if app.kernel.get_parent()["content"].get("allow_stdin") and not _Question.asked:
+        _Question(app, wait, idle)
+        return
+    print(_free_memory(wait))
 
     def end_after_reply() -> None:
         app.shell.events.unregister("post_execute", end_after_reply)
@@ -83,6 +83,71 @@ def shutdown_kernel(wait: float = 5.0) -> None:
 
     # post_execute and not post_run_cell, which silent cells and widgets' callbacks lack
     app.shell.events.register("post_execute", end_after_reply)
+
+
+class _Question:
+    """Whether the kernel may end, and a clock that runs while nothing else does."""
+
+    asked = False
+
+    def __init__(self, app: Any, wait: float, idle: float) -> None:
+        import ipywidgets
+        from IPython.display import display
+
+        _Question.asked = True
+        self._app, self._wait, self._idle = app, wait, idle
+        text = (
+            "The kernel stays for the exercises. It ends by itself "
+            f"{idle / 60:g} minutes after the last cell that you run; this cell, run "
+            "again, ends it at once."
+        )
+        end = ipywidgets.Button(description="End now")
+        keep = ipywidgets.Button(description="Keep it")
+        end.on_click(lambda _: self._end())
+        keep.on_click(lambda _: self._keep())
+        box = ipywidgets.VBox([ipywidgets.HTML(text), ipywidgets.HBox([end, keep])])
+        bundle = {**box._repr_mimebundle_(), "text/plain": text}
+        self._output = display(bundle, raw=True, display_id=True)
+        self._clock: Any = None
+        app.shell.events.register("pre_execute", self._stop_clock)
+        app.shell.events.register("post_execute", self._start_clock)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._app.kernel.io_loop.remove_timeout(self._clock)
+            self._clock = None
+
+    def _start_clock(self) -> None:
+        self._stop_clock()
+        self._clock = self._app.kernel.io_loop.call_later(self._idle, self._end)
+
+    def _keep(self) -> None:
+        self._app.shell.events.unregister("pre_execute", self._stop_clock)
+        self._app.shell.events.unregister("post_execute", self._start_clock)
+        self._stop_clock()
+        self._say("The kernel stays. Run this cell again to end it.")
+
+    def _end(self) -> None:
+        self._say(_free_memory(self._wait))
+        threading.Thread(target=_end_kernel, args=(self._app,), daemon=True).start()
+
+    def _say(self, text: str) -> None:
+        self._output.update({"text/plain": text}, raw=True)
+
+
+def _free_memory(wait: float) -> str:
+    """End all that this kernel started; what there is to say of it."""
+    for action in _last_actions:
+        with suppress(Exception):
+            action()
+    logging.disable(logging.CRITICAL)  # or vLLM reports the death of its engine
+    ended = _end_children(wait)
+    processes = "child process" if ended == 1 else "child processes"
+    return (
+        f"Ended {ended} {processes}. The kernel ends now; its memory is free again.\n"
+        "JupyterLab shows No Kernel within ten seconds, Notebook 7 says Kernel Dead.\n"
+        "Wait for that before you run a cell: it starts a fresh kernel."
+    )
 
 
 def _kernel_app() -> Any | None:

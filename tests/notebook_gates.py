@@ -33,6 +33,8 @@ from tools.execution import (
 ROOT = Path(__file__).resolve().parent.parent
 SHUTDOWN = "from helpers import shutdown_kernel\n\nshutdown_kernel()"
 TAKE_AWAY_SECONDS = 600
+TO_TRY_IN = "# Your turn."  # not nothing: it would have no count after a run
+FOLDED = {"source_hidden": True, "outputs_hidden": True}
 # CONVENTIONS of the collection: short code, and more words than code.
 MEDIAN_LINES, NINETIETH_PERCENTILE_LINES, MARKDOWN_PER_CODE = 8, 25, 1.2
 # What Unsloth changes as it is imported; peft brings transformers in.
@@ -42,6 +44,10 @@ LOADING = "helpers.FastLanguageModel"  # the import that brings Unsloth in safel
 GUARDS = ('"vllm._C"', "torch.cuda.is_available()")
 # In the condition of an assert these would skip it without a word.
 SWITCHES = {"NOISE", "is_noise", "on_gpu"}
+# A notebook that is longer is two.
+MOST_CELLS = 65
+# Not yet cut, or without cells to try in.
+TO_COME = ("02", "03", "04", "05", "06", "07", "08", "11")
 # Numbers that are kept for lessons to come, so that no notebook is ever renamed.
 KEPT = ("08", "10")
 SECTIONS = ("Values you may change", "Take it with you", "Exercises", "Troubleshooting")
@@ -296,24 +302,29 @@ def check_shutdown(path: Path) -> list[str]:
 
 
 def check_lengths(path: Path) -> list[str]:
-    """Short code cells, each with a lead-in, and more cells of text than of code."""
+    """Short code cells, each with a lead-in, and more cells of text than of code.
+
+    Cells to try an exercise in don't count, nor does a solution need words before it.
+    """
     code, text = cells(path, "code"), cells(path, "markdown")
+    places = {place for place, _ in text}
+    complaints = [
+        f"code cell {place} has no lead-in"
+        for place, cell in code
+        if place - 1 not in places and "solution" not in tags(cell)
+    ]
+    if len(code) + len(text) > MOST_CELLS and path.name[:2] not in TO_COME:
+        complaints.append(f"{len(code) + len(text)} cells, more than {MOST_CELLS}")
+    code = [(place, cell) for place, cell in code if "exercise" not in tags(cell)]
     lengths = sorted(len(cell.source.splitlines()) for _, cell in code)
     median = statistics.median(lengths)
     ninetieth = lengths[math.ceil(0.9 * len(lengths)) - 1]
-    complaints = []
     if median > MEDIAN_LINES:
         complaints.append(f"half of the code cells have {median:g} lines or more")
     if ninetieth > NINETIETH_PERCENTILE_LINES:
         complaints.append(f"one in ten code cells has {ninetieth} lines or more")
     if len(text) < MARKDOWN_PER_CODE * len(code):
         complaints.append(f"{len(text)} cells of text for {len(code)} of code")
-    places = {place for place, _ in text}
-    complaints += [
-        f"code cell {place} has no lead-in"
-        for place, _ in code
-        if place - 1 not in places
-    ]
     return complaints
 
 
@@ -340,16 +351,29 @@ def check_sections(path: Path) -> list[str]:
 
 
 def check_solutions(path: Path) -> list[str]:
-    """Exercises with solutions that are folded away."""
-    code = cells(path, "code")
-    complaints = [
-        f"cell {place}: a solution is folded away, and nothing else is"
-        for place, cell in code
-        if ("solution" in tags(cell))
-        != bool(cell.metadata.get("jupyter", {}).get("source_hidden"))
-    ]
-    if not any("solution" in tags(cell) for _, cell in code):
-        complaints.append("no cell is tagged solution")
+    """Two exercises or more, each a cell to try in and a solution that is folded away.
+
+    JupyterLab folds by `source_hidden` and `outputs_hidden`, the gallery by the tag.
+    """
+    if path.name[:2] in TO_COME:
+        return []
+    complaints, solved, before = [], 0, None
+    for place, cell in cells(path, "code"):
+        solution = "solution" in tags(cell)
+        solved += solution
+        folds = cell.metadata.get("jupyter", {})
+        if folds != (FOLDED if solution else {}):
+            complaints.append(
+                f"cell {place}: a solution is folded, and nothing else is"
+            )
+        if solution and before != place - 1:
+            complaints.append(f"cell {place}: no cell to try in before the solution")
+        if "exercise" in tags(cell):
+            before = place
+            if cell.source != TO_TRY_IN or cell.outputs:
+                complaints.append(f"cell {place}: a cell to try in is empty")
+    if solved < 2:
+        complaints.append(f"{solved} cells are tagged solution")
     return complaints
 
 

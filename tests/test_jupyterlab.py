@@ -166,6 +166,12 @@ class Notebook:
 
         wait_for(is_taken, START_SECONDS)
 
+    def write(self, index: int, code: str) -> None:
+        """Put code in the place of what stands in a cell."""
+        self.cell(index).locator(".cm-content").click()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(code)
+
     def cell(self, index: int) -> "playwright.Locator":
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
 
@@ -199,7 +205,7 @@ def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [out for cell in notebook.cells for out in cell.get("outputs", [])]
 
 
-def test_the_collection_runs_to_its_end_and_leaves_nothing(browser, lab) -> None:
+def test_run_all_keeps_the_exercises_alive_and_leaves_nothing(browser, lab) -> None:
     opened = [
         Notebook(browser, lab, "04_thinking_parsing.ipynb"),
         Notebook(browser, lab, "01_environment_verification.ipynb"),
@@ -207,13 +213,32 @@ def test_the_collection_runs_to_its_end_and_leaves_nothing(browser, lab) -> None
     for notebook in opened:
         notebook.run_all()
     for notebook in opened:
+        cells = nbformat.read(notebook.path, as_version=4).cells
+        last = max(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+        asks = notebook.output(last).get_by_text("The kernel stays for the exercises")
+        asks.wait_for(timeout=1000 * RUN_SECONDS)
+        notebook.wait_until("idle")
+        notebook.screenshot(f"{notebook.path.stem}_asks")
+        tried = next(
+            i for i, c in enumerate(cells) if "exercise" in c.metadata.get("tags", [])
+        )
+        notebook.write(tried, "print(setup.model_name, 'is here')")
+        notebook.run_cell(tried)
+        notebook.output(tried).get_by_text("tiny-thinker is here").wait_for()
+    for notebook, button in zip(opened, ("End now", "Keep it"), strict=True):
+        notebook.page.get_by_role("button", name=button).click()
+        if button == "Keep it":
+            notebook.page.get_by_text(
+                "The kernel stays. Run this cell again"
+            ).wait_for()
+            notebook.run_cell(last)
         notebook.wait_for_no_kernel()
         notebook.check_no_dialog()
         saved = notebook.save()
         code = [cell for cell in saved.cells if cell.cell_type == "code"]
-        counts = [cell.execution_count for cell in code]
-        assert counts == list(range(1, len(code) + 1))
+        assert all(cell.execution_count for cell in code)
         assert not [out for out in outputs(saved) if out.output_type == "error"]
+        assert "The kernel ends now" in str(code[-1].outputs)
         notebook.screenshot(f"{notebook.path.stem}_end")
     wait_for(lambda: not lab.kernels(), GONE_SECONDS, lambda: str(lab.kernels()))
 
@@ -263,6 +288,7 @@ def test_controls_react_and_leave_their_last_view(browser, lab) -> None:
     assert page.locator("mjx-container").count() == 0  # The label is "$".
     notebook.screenshot("explorer")
     notebook.run_cell(2)
+    page.get_by_role("button", name="End now").click()
     page.get_by_text("The kernel has ended").wait_for()
     notebook.wait_for_no_kernel()
     notebook.check_no_dialog()

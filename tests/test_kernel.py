@@ -161,16 +161,30 @@ def notebook(with_child: bool) -> nbformat.NotebookNode:
     return node
 
 
-def execute(client: BlockingKernelClient, code: str, silent: bool = False) -> str:
-    """Run one cell as a front end does, wait for reply and idle; its stdout."""
+def execute(
+    client: BlockingKernelClient,
+    code: str,
+    silent: bool = False,
+    allow_stdin: bool = False,
+) -> str:
+    """Run one cell, wait for reply and idle; what it printed and showed.
+
+    `allow_stdin` says as a front end does that somebody is there to answer questions.
+    """
     output: list[str] = []
 
     def collect(message: dict) -> None:
         if message["msg_type"] == "stream":
             output.append(message["content"]["text"])
+        elif message["msg_type"] == "display_data":
+            output.append(message["content"]["data"]["text/plain"])
 
     reply = client.execute_interactive(
-        code, silent=silent, timeout=START_SECONDS, output_hook=collect
+        code,
+        silent=silent,
+        allow_stdin=allow_stdin,
+        timeout=START_SECONDS,
+        output_hook=collect,
     )
     assert reply["content"]["status"] == "ok", reply["content"]
     return "".join(output)
@@ -238,6 +252,32 @@ def test_exit_that_hangs_is_forced(
     execute(raw_client, RECORD)
     execute(raw_client, SHUTDOWN, silent=True)
     check_all_gone(workdir, with_child=False)
+
+
+def test_a_reader_is_asked_and_a_second_time_ends(
+    workdir: Path, raw_client: BlockingKernelClient
+) -> None:
+    execute(raw_client, START_CHILD)
+    output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
+    assert output.startswith("The kernel stays") and "10 minutes" in output
+    execute(raw_client, RECORD, allow_stdin=True)
+    assert len(recorded(workdir, "after")) == len(recorded(workdir, "before")) == 4
+    output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
+    assert output.startswith("Ended 1 child process. The kernel ends now;")
+    check_all_gone(workdir, with_child=True)
+
+
+def test_a_kernel_that_nobody_uses_ends_by_itself(
+    workdir: Path, raw_client: BlockingKernelClient
+) -> None:
+    ask = QUICK_SHUTDOWN.replace("wait=1.0", "wait=1.0, idle=2.0")
+    execute(raw_client, START_CHILD)
+    execute(raw_client, ask, allow_stdin=True)
+    # A cell that takes longer than the clock stops it, and starts it anew.
+    execute(raw_client, "import time; time.sleep(2.5)", allow_stdin=True)
+    execute(raw_client, RECORD, allow_stdin=True)
+    assert len(alive(workdir)) == 4
+    assert wait_for(lambda: not alive(workdir), GONE_SECONDS), alive(workdir)
 
 
 @pytest.mark.parametrize("with_child", [False, True], ids=["alone", "child"])

@@ -10,9 +10,11 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from notebook_gates import (
+    FOLDED,
     GATES,
     ROOT,
     SHUTDOWN,
+    TO_TRY_IN,
     check_numbering,
     check_take_away_runs,
     read,
@@ -56,12 +58,25 @@ def test_take_away_runs(path):
 
 # --- The gates can fail ---------------------------------------------------------------
 
-SETUP, VALUES, TAKE_AWAY, EXERCISES, SOLUTION, END = 2, 4, 6, 7, 9, 12
+SETUP, VALUES, TAKE_AWAY, EXERCISES, TRY, SOLUTION, END = 2, 4, 6, 7, 9, 10, 16
 IMPORT = "from helpers import FastLanguageModel"
 
 
 def printed(text: str, name: str = "stdout") -> NotebookNode:
     return new_output("stream", name=name, text=text)
+
+
+def exercise(task: str, solution: str) -> list[NotebookNode]:
+    folded = {"tags": ["solution"], "jupyter": dict(FOLDED)}
+    return [
+        new_markdown_cell(task),
+        new_code_cell(TO_TRY_IN, metadata={"tags": ["exercise"]}),
+        new_code_cell(solution, metadata=folded),
+    ]
+
+
+def empty_text(count: int) -> list[NotebookNode]:
+    return [new_markdown_cell() for _ in range(count)]
 
 
 def small_notebook() -> NotebookNode:
@@ -77,11 +92,8 @@ def small_notebook() -> NotebookNode:
             new_markdown_cell("## 2 Take it with you\n\nOne line."),
             new_code_cell("print(2 + 2)", metadata={"tags": ["take-away"]}),
             new_markdown_cell("## 3 Exercises\n\nAfter [the setup](#1-Setup)."),
-            new_markdown_cell("**1.** Count on."),
-            new_code_cell(
-                "print(COUNT + 1)",
-                metadata={"tags": ["solution"], "jupyter": {"source_hidden": True}},
-            ),
+            *exercise("**1.** Count on.", "print(COUNT + 1)"),
+            *exercise("**2.** Count back.", "print(COUNT - 1)"),
             new_markdown_cell("## 4 Troubleshooting\n\nSee [this](../README.md)."),
             new_markdown_cell("## 5 End the kernel\n\nAlways."),
             new_code_cell(SHUTDOWN),
@@ -173,7 +185,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         "cell 5: vllm.LLM is",
         append(VALUES, "\n\n\ndef load():\n    from vllm import LLM"),
     ),
-    ("unsloth first", "cell 10: transformers", source(SOLUTION, "import transformers")),
+    ("unsloth first", "cell 11: transformers", source(SOLUTION, "import transformers")),
     (
         "unsloth first",
         "trl is .* in the take-away",
@@ -191,7 +203,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("asserts", "behaviour", source(VALUES, "assert COUNT is not None")),
     ("asserts", "behaviour", source(VALUES, "assert torch.__version__ > '2'")),
     ("asserts", "cell 5", append(VALUES, "\nassert setup.is_noise or COUNT == 2")),
-    ("asserts", "cell 10", source(SOLUTION, "assert setup.on_gpu or COUNT == 2")),
+    ("asserts", "cell 11", source(SOLUTION, "assert setup.on_gpu or COUNT == 2")),
     (
         "asserts",
         "0 asserts",
@@ -199,16 +211,20 @@ BROKEN: list[tuple[str, str, Change]] = [
     ),
     ("shutdown", "last code cell", append(END, "\nprint(1)")),
     ("shutdown", "last code cell", lambda n: n.cells.append(new_code_cell("print(1)"))),
-    ("shutdown", "cell 10", source(SOLUTION, "shutdown_kernel()")),
+    ("shutdown", "cell 11", source(SOLUTION, "shutdown_kernel()")),
     ("lengths", "half of .* 9 lines", everywhere(source="x = 1\n" * 9)),
     ("lengths", "26 lines", source(VALUES, "COUNT = 2\n" * 26)),
-    ("lengths", "5 cells of text", lambda n: [n.cells.pop(at) for at in (11, 10, 8)]),
+    ("lengths", "7 cells of text", lambda n: [n.cells.pop(at) for at in (15, 14)]),
+    ("lengths", "66 cells", lambda n: n.cells.extend(empty_text(49))),
     ("lengths", "cell 4 has no lead-in", lambda n: n.cells.pop(3)),
     ("sections", "no .*You will be able to", source(0, "# 01 Small lesson")),
     ("sections", "no .*Take it with you", source(5, "## 2 Copy it")),
     ("sections", "numbered 1, 2, 4", source(EXERCISES, "## 4 Exercises")),
-    ("solutions", "no cell is tagged", lambda n: n.cells.pop(SOLUTION)),
-    ("solutions", "cell 10", lambda n: n.cells[SOLUTION].metadata.pop("jupyter")),
+    ("solutions", "1 cells are tagged", lambda n: n.cells.pop(SOLUTION)),
+    ("solutions", "to try in before", lambda n: n.cells.pop(TRY)),
+    ("solutions", "is empty", append(TRY, "\nprint(3)")),
+    ("solutions", "is empty", output(TRY, printed("3"))),
+    ("solutions", "cell 11", lambda n: n.cells[SOLUTION].metadata.pop("jupyter")),
     (
         "solutions",
         "cell 5",
