@@ -17,6 +17,7 @@ from notebook_gates import (
     TO_TRY_IN,
     check_numbering,
     check_take_away_runs,
+    headings,
     read,
 )
 
@@ -36,6 +37,16 @@ def test_notebooks_are_numbered_without_a_gap():
 @pytest.mark.parametrize("gate", GATES)
 def test_notebook_passes(gate, path):
     assert GATES[gate](path) == []
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.md")), ids=lambda p: p.stem)
+def test_links_of_page_lead_somewhere(path):
+    assert GATES["links"](path) == []
+
+
+def test_glossary_is_in_the_order_of_the_alphabet():
+    terms = [title for level, title in headings(FOLDER / "glossary.md") if level == 2]
+    assert terms == sorted(terms, key=str.casefold)
 
 
 @each_notebook
@@ -235,6 +246,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("links", "gone.md leads", append(3, " [x][y]\n\n[y]: gone.md")),
     ("links", "etc/hosts leads", append(3, " [x](/etc/hosts)")),
     ("links", "names no heading", append(3, " [x](#1-Set-up)")),
+    ("links", "names no heading", append(3, " [x](../README.md#one)")),
     ("links", "names no heading", append(3, " [x](01_small_lesson.ipynb#2-Take)")),
     ("stamp", "no stamp", lambda n: n.metadata.pop(STAMP)),
     ("stamp", "code has changed", append(VALUES, "\nCOUNT = 3")),

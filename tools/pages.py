@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 SITE = Path(__file__).resolve().parent / "gallery_site"
+GLOSSARY = SITE.parent.parent / "notebooks" / "glossary.md"
 _LEARN = re.compile(r"^\*\*You will be able to\*\*\n\n((?:[-  ].*\n?)+)", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 _PICTURE = re.compile(r'src="data:image/png;base64,([^"]+)"')
@@ -38,7 +39,8 @@ _INDEX = """\
 # Fast inference notebooks
 
 Thinking models with Unsloth and vLLM, on a GPU or without one: {count} notebooks, run
-one after the other in {seconds:.0f} s. Each page has its notebook to download.
+one after the other in {seconds:.0f} s. Each page has its notebook to download. The
+[glossary](glossary.md) explains the words of the field.
 
 :::::{{grid}} 1 2 2 2
 :gutter: 3
@@ -52,6 +54,7 @@ one after the other in {seconds:.0f} s. Each page has its notebook to download.
 :hidden:
 
 {names}
+glossary
 ```
 """
 
@@ -69,6 +72,7 @@ def make_pages(runs: Sequence[Run], out: Path) -> None:
         shutil.copytree(SITE, source)
         for run in runs:
             _write_source(run, source)
+        shutil.copy(GLOSSARY, source)
         index = _index(runs, source)
         (source / "index.md").write_text(index, encoding="utf-8")
         # There, since myst-nb leaves a folder of its own beside the pages.
@@ -107,7 +111,7 @@ def _write_source(run: Run, source: Path) -> None:
 def _carried(link: str, run: Run, source: Path) -> str:
     """Where a link leads in the pages: to one of them, or to a file taken along."""
     file = run.path.parent / link
-    if file.suffix == ".ipynb" or not file.is_file():
+    if file.suffix == ".ipynb" or file.name == GLOSSARY.name or not file.is_file():
         return link
     (source / "files").mkdir(exist_ok=True)
     # As text: Sphinx would make a page of a Markdown file.

@@ -20,8 +20,9 @@ on the right.
 {table}
 
 [01](01_environment_verification.ipynb) says what this machine can do and what to mend.
-The rest is in the [README](../README.md): choosing a model, recipes to copy, and what
-to do when something goes wrong.
+The [glossary](glossary.md) explains the words of the field. The rest is in the
+[README](../README.md): choosing a model, recipes to copy, and what to do when something
+goes wrong.
 """
 
 
