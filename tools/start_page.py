@@ -13,9 +13,9 @@ _TEXT = """\
 # Start here
 
 Click a notebook. It opens beside this page; **Run > Run All Cells** runs it from the
-top, and its last cell ends the kernel, so that the next one finds the memory free. The
-square button in its toolbar stops what is running. The contents of what you read stand
-on the right.
+top. Its last cell asks whether the kernel may end, so that the next notebook finds the
+memory free; until you say so you can try the exercises. The square button in its
+toolbar stops what is running. The contents of what you read stand on the right.
 
 {table}
 
