@@ -20,6 +20,7 @@ from .memory import cleanup_memory as cleanup_memory
 from .memory import measure_gpu_memory as measure_gpu_memory
 from .memory import measure_memory as measure_memory
 from .memory import memory_kind as memory_kind
+from .memory_panel import MemoryPanel as MemoryPanel
 from .models import MODELS as MODELS
 from .models import UnknownModelError as UnknownModelError
 from .models import estimate_memory as estimate_memory

@@ -10,6 +10,7 @@ from .interrupts import stoppable
 from .markers import unwrap_tokenizer
 from .tables import Panel
 from .thinking import ThinkingResult, ThinkingStream
+from .widgets import close_widget, show_widget
 
 
 class LiveResponse:
@@ -170,7 +171,6 @@ class _View:
 
     def __init__(self, stop: threading.Event, budget: int | None) -> None:
         import ipywidgets
-        from IPython.display import display
 
         self.budget = budget
         self.status = ipywidgets.HTML()
@@ -192,9 +192,9 @@ class _View:
         button.on_click(press)
         top = ipywidgets.HBox([button, self.bar, self.status])
         children = [top, self.folded, self.last_line, self.answer]
-        bundle = ipywidgets.VBox(children)._repr_mimebundle_()
-        waiting = {"text/html": "<p>Writing ...</p>", "text/plain": "Writing ..."}
-        self._handle = display({**bundle, **waiting}, raw=True, display_id=True)
+        waiting = Panel("<p>Writing ...</p>", "Writing ...")
+        self._box = ipywidgets.VBox(children)
+        self._handle = show_widget(self._box, waiting)
         # ipykernel 7.4 hears a widget in the thread that made it, which is busy now.
         vars(button.comm).pop("_reply_subshell_id", None)
 
@@ -213,6 +213,7 @@ class _View:
     def close(self, panel: Panel) -> None:
         """Put the finished response in the place of the widgets."""
         self._handle.update(panel)
+        close_widget(self._box)
 
 
 def _html(text: str, faint: bool = False) -> str:

@@ -17,17 +17,32 @@ _RANGES = {
 _ENDED = "The kernel has ended: run the notebook again to use the controls."
 
 
-def show_controls(widget: Any, panel: Callable[[], Panel]) -> Any:
-    """Display `widget`, with `panel()` where no widgets run; returns the handle.
+def show_widget(widget: Any, fallback: Panel) -> Any:
+    """Display `widget`, with `fallback` where no widgets run; returns the handle.
 
-    As the kernel ends, `panel()` takes the widget's place: it would be dead, and a
-    notebook that is saved with it shows an error when it is opened again.
+    Update it as soon as there is nothing more to control: where JupyterLab finds a
+    widget without its kernel, it shows an error and not the fallback.
     """
     from IPython.display import display
 
-    fallback = panel()
     texts = {"text/html": fallback._repr_html_(), "text/plain": fallback.text}
-    handle = display({**widget._repr_mimebundle_(), **texts}, raw=True, display_id=True)
+    return display({**widget._repr_mimebundle_(), **texts}, raw=True, display_id=True)
+
+
+def close_widget(widget: Any) -> None:
+    """Close it and all that it is made of: a kernel keeps each widget until then."""
+    import ipywidgets
+
+    for value in widget.trait_values().values():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, ipywidgets.Widget):
+                close_widget(part)
+    widget.close()
+
+
+def show_controls(widget: Any, panel: Callable[[], Panel]) -> None:
+    """Display `widget`, with `panel()` where no widgets run and as the kernel ends."""
+    handle = show_widget(widget, panel())
 
     def leave_panel() -> None:
         last = panel()
@@ -35,7 +50,6 @@ def show_controls(widget: Any, panel: Callable[[], Panel]) -> Any:
 
     if handle:  # None outside a notebook.
         at_shutdown(leave_panel)
-    return handle
 
 
 def parameter_controls(start: Mapping[str, float]) -> dict[str, tuple[Any, Any]]:

@@ -288,8 +288,11 @@ def test_controls_react_and_leave_their_last_view(browser, lab) -> None:
     assert page.locator("mjx-container").count() == 0  # The label is "$".
     notebook.screenshot("explorer")
     notebook.run_cell(2)
+    see_memory_beside(notebook)
+    notebook.run_cell(3)
     page.get_by_role("button", name="End now").click()
     page.get_by_text("The kernel has ended").wait_for()
+    notebook.output(2).locator('img[alt*="block +100 MiB"]').wait_for()
     notebook.wait_for_no_kernel()
     notebook.check_no_dialog()
     saved = notebook.save()
@@ -298,10 +301,35 @@ def test_controls_react_and_leave_their_last_view(browser, lab) -> None:
     page.reload()
     notebook.output(1).get_by_text("temperature 1.05,").wait_for()
     assert page.get_by_text("Error displaying widget").count() == 0
-    notebook.run_cell(0)  # A fresh kernel, which goes with the window below.
-    notebook.wait_until("idle")
-    page.close()
-    lab.end_kernels()
+    notebook.run_cell(0)  # A fresh kernel.
+    notebook.run_cell(1)
+    notebook.output(1).get_by_text("temperature 1,").wait_for()
+    check_saved_in_between(notebook)
+
+
+def see_memory_beside(notebook: Notebook) -> None:
+    """Open the panel in a view of its own, and see it move and end in a picture."""
+    page, panel = notebook.page, notebook.output(2)
+    panel.get_by_text("block: +100 MiB").wait_for()
+    panel.locator("svg").click(button="right")
+    page.locator(".lm-Menu-item", has_text="Create New View for Cell Output").click()
+    beside = page.locator(".jp-LinkedOutputView")
+    seconds = beside.locator("b", has_text="Resident memory")
+    before = seconds.inner_text()
+    wait_for(lambda: seconds.inner_text() != before, START_SECONDS)
+    notebook.screenshot("memory_panel")
+
+
+def check_saved_in_between(notebook: Notebook) -> None:
+    """What is saved before the last cell is seen again, without its kernel too."""
+    notebook.save()
+    notebook.page.close()
+    notebook.lab.end_kernels()
+    again = Notebook(notebook.page.context.browser, notebook.lab, notebook.name)
+    again.output(1).get_by_text("temperature 1,").wait_for()
+    assert again.page.get_by_text("Error displaying widget").count() == 0
+    again.page.close()
+    notebook.lab.end_kernels()
 
 
 def test_the_stop_button_stops_and_a_closed_tab_leaves_nothing(browser, lab) -> None:

@@ -1,8 +1,10 @@
 """Controls, and what they leave when the kernel ends: see also test_jupyterlab.py."""
 
+import ipywidgets
 import pytest
+from ipywidgets.widgets.widget import _instances
 
-from helpers.widgets import action_button, parameter_controls
+from helpers.widgets import action_button, close_widget, parameter_controls
 
 
 def test_a_control_is_a_named_number_and_a_slider_that_move_together() -> None:
@@ -45,3 +47,12 @@ def test_a_button_says_what_to_do_when_the_model_is_gone() -> None:
     button.click()
     assert "released_model is gone" in output.value
     assert "from the top" in output.value
+
+
+def test_a_closed_widget_leaves_none_of_its_parts_in_the_kernel() -> None:
+    before = dict(_instances)
+    folded = ipywidgets.Accordion([ipywidgets.HTML("x")])
+    box = ipywidgets.VBox([ipywidgets.Button(), ipywidgets.HBox([folded])])
+    assert len(_instances) > len(before) + 5  # Layouts and styles are widgets as well.
+    close_widget(box)
+    assert _instances == before

@@ -12,6 +12,12 @@ explorer = DistributionExplorer(
 # %%
 explorer  # noqa: B018
 # %%
+from helpers.memory_panel import MemoryPanel  # noqa: E402
+
+panel = MemoryPanel().start()
+block = bytearray(b"x") * 100 * 2**20
+marked = panel.mark("block")
+# %%
 from helpers.kernel import shutdown_kernel  # noqa: E402
 
 shutdown_kernel()
