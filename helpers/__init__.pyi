@@ -38,6 +38,7 @@ from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine
 from .speed import plot_throughput as plot_throughput
 from .tables import Chart as Chart
+from .tables import new_axes as new_axes
 from .tables import show_table as show_table
 from .thinking import INCOMPLETE_HINT as INCOMPLETE_HINT
 from .thinking import THINK_END_TOKEN_ID as THINK_END_TOKEN_ID

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 
 from .devices import MIB, current_gpu, list_gpus
-from .tables import Chart
+from .tables import Chart, new_axes
 
 GPU_MEMORY = "GPU memory"
 RESIDENT_MEMORY = "resident memory"
@@ -201,53 +201,18 @@ class MemoryMonitor:
         ]
 
     def plot(self) -> Chart:
-        """Memory over time with the marks.
-
-        Each stretch between two marks has a colour of its own. The names stand above
-        it in the order of the marks, also where these are too close to be told apart.
-        """
-        from matplotlib.figure import Figure
-
-        axes = Figure(figsize=(8, 4), layout="constrained").subplots()
-        marks = self.marks
-        end = self.samples[-1].seconds if self.samples else 0.0
-        for number, (left, right) in enumerate(zip(marks, marks[1:], strict=False)):
-            part = [
-                s for s in self.samples if left.seconds <= s.seconds <= right.seconds
-            ]
-            axes.fill_between(
-                [sample.seconds for sample in part],
-                [sample.mib for sample in part],
-                color=f"C{number % 10}",
-                alpha=0.25,
-                linewidth=0,
-            )
-        axes.plot(
-            [sample.seconds for sample in self.samples],
-            [sample.mib for sample in self.samples],
-            color="0.5",
-            linewidth=1.5,
-        )
-        named = [mark for mark in marks[1:] if mark.label != "stop"]
-        places = _spread([mark.seconds for mark in named], 0.0, end, end / 9)
-        for mark, place in zip(named, places, strict=True):
+        """Memory over time, with a line at each mark; the steps are in its text."""
+        axes = new_axes(8, 3)
+        times = [sample.seconds for sample in self.samples]
+        mib = [sample.mib for sample in self.samples]
+        axes.fill_between(times, mib, alpha=0.25, linewidth=0)
+        axes.plot(times, mib)
+        for mark in self.marks:
             axes.axvline(mark.seconds, color="0.5", linestyle=":", linewidth=1)
-            axes.annotate(
-                f"{mark.label}\n{mark.mib:,}",
-                (mark.seconds, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(place, 1.1),
-                textcoords=("data", "axes fraction"),
-                arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 1},
-                ha="center",
-                va="bottom",
-                fontsize=9,
-            )
         kind = self.kind[0].upper() + self.kind[1:]
-        axes.set_title(f"{kind}, peak {self.peak:,} MiB", pad=48)
+        axes.set_title(f"{kind}, peak {self.peak:,} MiB")
         axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
-        axes.margins(x=0.02)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         steps = ", ".join(f"{label} {mib:+,} MiB" for label, mib in self.steps())
         return Chart(axes.figure, f"{axes.get_title()}. Steps: {steps or 'none'}.")
 
@@ -271,18 +236,3 @@ class MemoryMonitor:
             seconds = time.perf_counter() - self._started
             self.samples.append(Sample(seconds, mib, label))
         return mib
-
-
-def _spread(wanted: list[float], low: float, high: float, gap: float) -> list[float]:
-    """Places near the wanted ones, in their order, at least `gap` apart.
-
-    They stay between `low` and `high` where there is room for all of them.
-    """
-    places: list[float] = []
-    for place in wanted:
-        places.append(max(place, places[-1] + gap) if places else max(place, low))
-    limit = high
-    for index in range(len(places) - 1, -1, -1):
-        places[index] = min(places[index], limit)
-        limit = places[index] - gap
-    return places

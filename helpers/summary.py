@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from .journal import read_records
-from .tables import Chart, show_table
+from .tables import COLOURS, Chart, new_axes, show_table
 
 __all__ = ["BatchSummary", "summarise"]
 
@@ -70,23 +70,20 @@ class BatchSummary:
 
     def plot(self) -> Chart:
         """Draw lengths of thinking and answer, how they ended, and speed over time."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(10, 2.8), layout="constrained")
-        lengths, ends, speed = figure.subplots(1, 3)
+        lengths, ends, speed = new_axes(10, 2.8, columns=3)
         parts = {"thinking": self._thinking, "answer": self._response}
         lengths.hist(list(parts.values()), _BINS, label=list(parts))
         lengths.set(xlabel="tokens", ylabel="prompts", title="Length")
         lengths.legend()
         names = list(self.finish_reasons)
-        ends.bar(names, list(self.finish_reasons.values()), color="C2")
+        ends.bar(names, list(self.finish_reasons.values()), color=COLOURS[2])
         ends.set(ylabel="prompts", title="finish_reason")
         speed.step(*self._speeds, where="mid")
         speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
         speed.set_ylim(bottom=0)
         how = ", ".join(f"{n:,} {name}" for name, n in self.finish_reasons.items())
         return Chart(
-            figure,
+            speed.figure,
             f"{self.prompts:,} prompts: {how}; at most {max(self._thinking, default=0)}"
             f" tokens of thinking and {max(self._response, default=0)} of answer; "
             f"{self.tokens_per_second:,.0f} tokens per second.",

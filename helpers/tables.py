@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # A grey that both white paper and a dark page's black leave readable (4.5 and 4.2 : 1).
 _INK = "#777777"
+# Okabe and Ito's, which colour-blind readers tell apart as well.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 
 
 class Panel:
@@ -27,6 +29,23 @@ class Panel:
 
     def __repr__(self) -> str:
         return self.text
+
+
+def new_axes(width: float, height: float, columns: int = 1) -> Any:
+    """Empty axes for a `Chart`, all in one style; an array of them for `columns`.
+
+    The size in inches is that of the whole picture, which is `axes.figure`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns)
+    for one in figure.axes:
+        one.set_prop_cycle(color=COLOURS)
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.3)
+        one.set_axisbelow(True)
+    return axes
 
 
 class Chart:

@@ -171,28 +171,8 @@ def test_plot_shows_marks_and_peak(nvml):
     (axes,) = chart.figure.axes
     assert "load +" in chart.text
     assert axes.get_title() == "GPU memory, peak 4,000 MiB"
-    assert [text.get_text() for text in axes.texts] == ["load\n4,000"]
     assert max(axes.lines[0].get_ydata()) == 4000
-
-
-def test_a_dollar_sign_in_a_mark_stays_one(nvml):
-    with MemoryMonitor() as monitor:
-        monitor.mark(r"from $5 to $\frac")
-    assert monitor.plot().png().startswith(b"\x89PNG")
-
-
-def test_names_of_marks_that_coincide_stand_apart_and_in_order(nvml):
-    labels = ["load", "generate", "del", "cleanup", "release"]
-    with MemoryMonitor() as monitor:
-        for label in labels:
-            monitor.mark(label)
-    end = monitor.samples[-1].seconds
-    (axes,) = monitor.plot().figure.axes
-    assert [text.get_text().split("\n")[0] for text in axes.texts] == labels
-    places = [text.xyann[0] for text in axes.texts]
-    gaps = [right - left for left, right in zip(places, places[1:], strict=False)]
-    assert min(gaps) >= end / 9 * 0.999
-    assert places[-1] <= end
+    assert len(axes.lines) == 1 + len(monitor.marks)
 
 
 def test_measure_memory_is_resident_memory_without_a_gpu(no_driver, monkeypatch):
