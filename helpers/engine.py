@@ -1,7 +1,6 @@
 """vLLM's engine: whether it can run here, and its CPU build behind a model."""
 
 import functools
-import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 from .errors import EngineUnavailableError, ModelLoadError
 from .hub import adapter_config
+from .packages import lacks_plugin
 
 # Arguments of from_pretrained that are vLLM's alone on a CPU, with Unsloth's defaults.
 _ENGINE_DEFAULTS = {
@@ -123,8 +123,7 @@ def _require_vllm(in_4bit: bool) -> None:
             "fast_inference=True needs vLLM, which is not installed. `make setup` "
             "installs it; fast_inference=False works without it."
         )
-    # vLLM has had bitsandbytes in a package of its own since 0.28.
-    if in_4bit and _version("vllm") >= (0, 28) and not _version("vllm-bnb-plugin"):
+    if in_4bit and lacks_plugin():
         raise EngineUnavailableError(
             "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. "
             "`pip install vllm-bnb-plugin`, or choose a 16-bit model and "
@@ -145,15 +144,6 @@ def refuse_adapter(path: str) -> None:
             f"pass lora_request=LoRARequest('name', 1, {path!r}) to fast_generate; "
             "fast_inference=False loads both together."
         )
-
-
-def _version(package: str) -> tuple[int, ...]:
-    """Major and minor of an installed package, () where it is not installed."""
-    try:
-        version = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ()
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def hide_unusable_extension() -> None:

