@@ -20,24 +20,11 @@ from pathlib import Path
 
 import psutil
 
-from .devices import (
-    Gpu,
-    gpu_problems,
-    list_gpus,
-    main_memory,
-    read_driver,
-    torch_cuda,
-)
+from .devices import Gpu, gpu_problems, list_gpus, main_memory, read_driver, torch_cuda
 from .hub import is_here, resolve_model_path
 from .loading import resolve_settings
 from .models import TINY_THINKER, ModelSpec, estimate_memory, find_model
-from .packages import (
-    ROOT,
-    check_packages,
-    find_version,
-    pip_command,
-    probe_all,
-)
+from .packages import ROOT, check_packages, find_version, pip_command, probe_all
 from .report import Check, EnvironmentReport
 from .settings import Settings, SettingsError, find_env_file, load_settings
 
@@ -79,10 +66,9 @@ def _check_python() -> Check:
 
 
 def _check_platform() -> Check:
-    system, machine = platform.system(), platform.machine()
+    system, machine, memory = platform.system(), platform.machine(), main_memory()
     on_linux = system == "Linux"
     cores = len(psutil.Process().cpu_affinity()) if on_linux else os.cpu_count()
-    memory = main_memory()
     detail = (
         f"{system} {machine}, {cores} cores, {memory.available_mib / 1024:.1f} of "
         f"{memory.total_mib / 1024:.1f} GiB of main memory free"
@@ -99,21 +85,23 @@ def _check_platform() -> Check:
 
 def _check_gpus(settings: Settings) -> Iterator[Check]:
     driver, forced = read_driver(), settings.device == "cuda"
+    make = partial(Check, "NVIDIA driver")
     if driver.error:
         detail = f"none ({driver.error}): runs on the CPU"
-        if forced:
-            fix = "set DEVICE=auto, or install the NVIDIA driver"
-            yield Check("NVIDIA driver", "failed", f"{detail}, but DEVICE=cuda", fix)
-        else:
-            yield Check("NVIDIA driver", "ok", detail)
+        fix = "set DEVICE=auto, or install the NVIDIA driver"
+        yield (
+            make("failed", f"{detail}, but DEVICE=cuda", fix)
+            if forced
+            else make("ok", detail)
+        )
         return
     detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
     needed = torch_cuda()
     if needed and int(needed.split(".")[0]) > driver.cuda[0]:
         detail += f"; PyTorch here is built for CUDA {needed}"
-        yield Check("NVIDIA driver", "failed", detail, "update the NVIDIA driver")
+        yield make("failed", detail, "update the NVIDIA driver")
     else:
-        yield Check("NVIDIA driver", "ok", detail)
+        yield make("ok", detail)
     gpus, count = list_gpus(), len(list_gpus(visible=False))
     if count and not gpus and settings.device == "cpu":
         yield Check("GPU", "ok", f"{count}, not used: DEVICE=cpu")
@@ -135,11 +123,11 @@ def _check_gpu(gpu: Gpu) -> Check:
         f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
         f"capability {capability}, {'' if gpu.bf16 else 'no '}bfloat16"
     )
+    make = partial(Check, f"GPU {gpu.index}")
     if (gpu.compute_capability or (7, 0)) >= (7, 0):
-        return Check(f"GPU {gpu.index}", "ok", detail)
-    detail += "; vLLM needs 7.0 or more"
+        return make("ok", detail)
     fix = "use fast_inference=False on this GPU"
-    return Check(f"GPU {gpu.index}", "warning", detail, fix)
+    return make("warning", f"{detail}; vLLM needs 7.0 or more", fix)
 
 
 # --- The user's choices ---------------------------------------------------------------
@@ -213,8 +201,7 @@ def _check_disk(cache: Path, need_gb: float, is_cached: bool) -> Check:
     make = partial(Check, "Disk")
     there = next(path for path in (cache, *cache.parents) if os.path.exists(path))
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         if is_cached:
             return make("ok", f"{cache}, which can't be written to, has the model")
@@ -230,14 +217,12 @@ def _check_disk(cache: Path, need_gb: float, is_cached: bool) -> Check:
 
 
 def _check_kernel() -> Check:
-    names = ("ipykernel", "ipywidgets", "jupyterlab")
-    found = {name: find_version(name) for name in names}
+    found = {n: find_version(n) for n in ("ipykernel", "ipywidgets", "jupyterlab")}
     detail = ", ".join(f"{name} {v or 'missing'}" for name, v in found.items())
-    missing = [name for name in names if not found[name]]
-    if not missing:
-        return Check("Jupyter", "ok", detail)
-    status = "failed" if "ipykernel" in missing else "warning"
-    return Check("Jupyter", status, detail, pip_command(" ".join(missing)))
+    if missing := [name for name in found if not found[name]]:
+        status = "failed" if "ipykernel" in missing else "warning"
+        return Check("Jupyter", status, detail, pip_command(" ".join(missing)))
+    return Check("Jupyter", "ok", detail)
 
 
 def _tidy(text: str) -> str:

@@ -7,8 +7,6 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .devices import current_gpu, free_memory_mib
@@ -73,37 +71,6 @@ def is_out_of_memory(chain: list[BaseException]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A load that failed: what was to be loaded, and what came of it."""
-
-    path: str
-    max_seq_length: int
-    load_in_4bit: bool
-    settings: Settings
-    chain: list[BaseException]
-
-    @cached_property
-    def kinds(self) -> set[str]:
-        """The names of all classes that the errors belong to."""
-        return {kind.__name__ for one in self.chain for kind in type(one).__mro__}
-
-    @cached_property
-    def text(self) -> str:
-        return " ".join(map(str, self.chain))
-
-    @cached_property
-    def response(self) -> Any:
-        """What the hub, or a proxy before it, has answered; None for no answer."""
-        answers = (getattr(one, "response", None) for one in self.chain)
-        return next((answer for answer in answers if answer is not None), None)
-
-    @property
-    def status(self) -> int:
-        """The HTTP status of the answer, 0 for none."""
-        return getattr(self.response, "status_code", 0)
-
-
 @contextmanager
 def explained(
     path: str, max_seq_length: int, load_in_4bit: bool, settings: Settings
@@ -116,11 +83,57 @@ def explained(
         raise
     except Exception as error:
         chain = causes(error, handled)
-        failure = _Failure(path, max_seq_length, load_in_4bit, settings, chain)
-        for applies, explanation in _CAUSES:
-            if applies(failure):
-                raise explanation(failure) from error
+        text = " ".join(map(str, chain))
+        if is_out_of_memory(chain):
+            # vLLM asks for more where its share is too small for one long sequence.
+            verb = "Raise" if "ncreas" in text else "Lower"
+            raise NotEnoughMemoryError(
+                _not_enough(path, max_seq_length, load_in_4bit, settings, verb)
+            ) from error
+        if known := _hub_error(path, chain, text, settings):
+            raise known from error
+        if longest := _CONTEXT.search(text):
+            raise ModelLoadError(
+                f"{path} has a context of {int(longest[1]):,} tokens, and "
+                f"max_seq_length (MAX_SEQ_LENGTH) is {max_seq_length:,}: lower it to "
+                f"{longest[1]}."
+            ) from error
+        if _kinds(chain) & _IMPORT_ERRORS and "bitsandbytes" in text:
+            raise EngineUnavailableError(
+                f"4-bit weights need a working bitsandbytes: {error}. "
+                "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false."
+            ) from error
         raise
+
+
+_CONTEXT = re.compile(r"derived max_model_len \(\w+=(\d+)")
+_IMPORT_ERRORS = {"ImportError", "PackageNotFoundError"}
+# httpx's last: no route, no name, no answer in time, a bad certificate.
+_NO_ANSWER = {"ConnectionError", "LocalEntryNotFoundError", "TransportError"}
+
+
+def _kinds(chain: list[BaseException]) -> set[str]:
+    """The names of all classes that the errors belong to."""
+    return {kind.__name__ for one in chain for kind in type(one).__mro__}
+
+
+def _not_enough(
+    path: str, max_seq_length: int, load_in_4bit: bool, settings: Settings, verb: str
+) -> str:
+    free, advice = free_memory_mib(), ""
+    if spec := find_model(path):
+        length = min(max_seq_length, spec.context_length)
+        estimate = estimate_memory(spec, length, 1, load_in_4bit)
+        if not estimate.fits(free):
+            advice = f"{estimate.advice(free)} "
+    share = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"
+    if current_gpu():
+        share = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization})"
+    return (
+        f"not enough memory to load {path}: {free:,} MiB are free. {advice}{verb} "
+        f"{share}, or lower MAX_SEQ_LENGTH ({max_seq_length}). Other kernels that hold "
+        "memory show up in JupyterLab's list of running kernels."
+    )
 
 
 def not_cached(path: str, why: str) -> ModelNotCachedError:
@@ -131,140 +144,64 @@ def not_cached(path: str, why: str) -> ModelNotCachedError:
     )
 
 
-def _gated(failure: _Failure) -> ModelLoadError:
-    has_token = failure.settings.hf_token or os.environ.get("HF_TOKEN")
-    return GatedModelError(
-        f"{failure.path} is gated: accept its terms on "
-        f"https://huggingface.co/{failure.path}"
-        + ("." if has_token else " and set HF_TOKEN.")
-    )
+def _hub_error(
+    path: str, chain: list[BaseException], text: str, settings: Settings
+) -> ModelLoadError | None:
+    """What the hub, or a proxy before it, has answered, or why nothing has."""
+    kinds = _kinds(chain)
+    answers = (getattr(one, "response", None) for one in chain)
+    response = next((answer for answer in answers if answer is not None), None)
+    status = getattr(response, "status_code", 0)
+    if "GatedRepoError" in kinds:
+        has_token = settings.hf_token or os.environ.get("HF_TOKEN")
+        return GatedModelError(
+            f"{path} is gated: accept its terms on https://huggingface.co/{path}"
+            + ("." if has_token else " and set HF_TOKEN.")
+        )
+    if "RevisionNotFoundError" in kinds:
+        return ModelNotFoundError(f"{path} has no such revision on the hub.")
+    if "RepositoryNotFoundError" in kinds:
+        near = nearest_models(path)
+        return ModelNotFoundError(
+            f"the hub has no model {path}, or hides it from you (HF_TOKEN)."
+            + (f" Did you mean {' or '.join(near)}?" if near else "")
+        )
+    if status == 401:
+        return GatedModelError(
+            "the hub refuses the token (HF_TOKEN, or the one that `hf auth login` "
+            "stored). Make a new one on https://huggingface.co/settings/tokens, or "
+            "take it away: only gated models need one."
+        )
+    if why := _no_way_to_the_hub(kinds, text, response, status, chain[-1]):
+        return not_cached(path, why)
+    return None
 
 
-def _token_refused(failure: _Failure) -> ModelLoadError:
-    return GatedModelError(
-        "the hub refuses the token (HF_TOKEN, or the one that `hf auth login` stored). "
-        "Make a new one on https://huggingface.co/settings/tokens, or take it away: "
-        "only gated models need one."
-    )
-
-
-def _no_such_revision(failure: _Failure) -> ModelLoadError:
-    return ModelNotFoundError(f"{failure.path} has no such revision on the hub.")
-
-
-def _no_such_model(failure: _Failure) -> ModelLoadError:
-    near = nearest_models(failure.path)
-    return ModelNotFoundError(
-        f"the hub has no model {failure.path}, or hides it from you (HF_TOKEN)."
-        + (f" Did you mean {' or '.join(near)}?" if near else "")
-    )
-
-
-def _proxy_fails(failure: _Failure) -> ModelLoadError:
-    detail = failure.chain[-1] if not failure.status else f"answers {failure.status}"
-    why = f"the proxy{_proxy()} fails: {detail}. See HTTPS_PROXY and NO_PROXY"
-    return not_cached(failure.path, why)
-
-
-def _hub_refuses(failure: _Failure) -> ModelLoadError:
-    why = f"the hub answers {failure.status}"
-    if failure.status == 429:
-        seconds = failure.response.headers.get("Retry-After")
-        wait = f"wait {seconds} seconds" if seconds else "wait some minutes"
-        why += f", too many requests: {wait}, or set HF_TOKEN, which raises the limit"
-    return not_cached(failure.path, why)
-
-
-def _no_network(failure: _Failure) -> ModelLoadError:
-    if "OfflineModeIsEnabled" in failure.kinds:
-        return not_cached(failure.path, "HF_HUB_OFFLINE switches the hub off")
-    through = f" through the proxy{_proxy()}" if _proxy() else ""
-    why = f"the hub can't be reached{through} ({failure.chain[-1]})"
-    return not_cached(failure.path, why)
-
-
-def _proxy() -> str:
-    """The proxy that requests go through, without its password; "" for none."""
+def _no_way_to_the_hub(
+    kinds: set[str], text: str, response: Any, status: int, first: BaseException
+) -> str:
     proxies = urllib.request.getproxies()
     proxy = proxies.get("https") or proxies.get("http") or proxies.get("all") or ""
-    return proxy and " " + re.sub(r"//[^/@]*@", "//", proxy)
-
-
-def _context_too_long(failure: _Failure) -> ModelLoadError:
-    longest = _CONTEXT.search(failure.text)[1]
-    return ModelLoadError(
-        f"{failure.path} has a context of {int(longest):,} tokens, and max_seq_length "
-        f"(MAX_SEQ_LENGTH) is {failure.max_seq_length:,}: lower it to {longest}."
-    )
-
-
-def _bitsandbytes_fails(failure: _Failure) -> ModelLoadError:
-    return EngineUnavailableError(
-        f"4-bit weights need a working bitsandbytes: {failure.chain[0]}. "
-        "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false."
-    )
-
-
-def _not_enough_memory(failure: _Failure) -> ModelLoadError:
-    free = free_memory_mib()
-    message = f"not enough memory to load {failure.path}: {free:,} MiB are free."
-    if spec := find_model(failure.path):
-        length = min(failure.max_seq_length, spec.context_length)
-        estimate = estimate_memory(spec, length, 1, failure.load_in_4bit)
-        if not estimate.fits(free):
-            message += f" {estimate.advice(free)}"
-    # vLLM asks for more where its share is too small for one long sequence.
-    verb = "Raise" if "ncreas" in failure.text else "Lower"
-    settings = failure.settings
-    if current_gpu():
-        share = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization})"
-    else:
-        share = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"
-    return NotEnoughMemoryError(
-        f"{message} {verb} {share}, or lower MAX_SEQ_LENGTH "
-        f"({failure.max_seq_length}). Other kernels that hold memory show up in "
-        "JupyterLab's list of running kernels."
-    )
-
-
-_CONTEXT = re.compile(r"derived max_model_len \(\w+=(\d+)")
-_PROXY = re.compile(r"proxy URL|Proxy-Authenticat", re.IGNORECASE)
-_NO_NETWORK = {
-    "ConnectionError",
-    "LocalEntryNotFoundError",
-    "OfflineModeIsEnabled",
-    "TransportError",  # httpx: no route, no name, no answer in time, bad certificate.
-}
-# What a load can fail from: how it is known, and what to say. The first that applies.
-_CAUSES: tuple[tuple[Callable[[_Failure], Any], Callable[[_Failure], Exception]], ...]
-_CAUSES = (
-    (lambda failure: is_out_of_memory(failure.chain), _not_enough_memory),
-    (lambda failure: "GatedRepoError" in failure.kinds, _gated),
-    (lambda failure: "RevisionNotFoundError" in failure.kinds, _no_such_revision),
-    (lambda failure: "RepositoryNotFoundError" in failure.kinds, _no_such_model),
-    (lambda failure: failure.status == 401, _token_refused),
-    (
-        lambda failure: (
-            failure.status == 407
-            or failure.kinds & {"ProxyError", "InvalidURL"}
-            or _PROXY.search(failure.text)
-        ),
-        _proxy_fails,
-    ),
-    (
-        lambda failure: failure.status in (403, 429) or failure.status >= 500,
-        _hub_refuses,
-    ),
-    (lambda failure: failure.kinds & _NO_NETWORK, _no_network),
-    (lambda failure: _CONTEXT.search(failure.text), _context_too_long),
-    (
-        lambda failure: (
-            failure.kinds & {"ImportError", "PackageNotFoundError"}
-            and "bitsandbytes" in failure.text
-        ),
-        _bitsandbytes_fails,
-    ),
-)
+    proxy = proxy and " " + re.sub(r"//[^/@]*@", "//", proxy)  # without its password
+    by_proxy = status == 407 or kinds & {"ProxyError", "InvalidURL"}
+    if by_proxy or re.search("proxy URL|Proxy-Authenticat", text, re.IGNORECASE):
+        detail = f"answers {status}" if status else first
+        return f"the proxy{proxy} fails: {detail}. See HTTPS_PROXY and NO_PROXY"
+    if status == 429:
+        seconds = response.headers.get("Retry-After")
+        wait = f"wait {seconds} seconds" if seconds else "wait some minutes"
+        return (
+            f"the hub answers 429, too many requests: {wait}, or set HF_TOKEN, which "
+            "raises the limit"
+        )
+    if status == 403 or status >= 500:
+        return f"the hub answers {status}"
+    if "OfflineModeIsEnabled" in kinds:
+        return "HF_HUB_OFFLINE switches the hub off"
+    if kinds & _NO_ANSWER:
+        through = f" through the proxy{proxy}" if proxy else ""
+        return f"the hub can't be reached{through} ({first})"
+    return ""
 
 
 def generation_memory_error(what: str, advice: str) -> NotEnoughMemoryError:

@@ -20,10 +20,8 @@ _ADDRESS = re.compile(
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # One of these is in every model's repository.
-_TOKENIZERS = [
-    *("tokenizer.json", "tokenizer.model", "tekken.json"),
-    *("vocab.json", "vocab.txt", "spiece.model"),
-]
+_TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
+_TOKENIZERS += ["vocab.txt", "spiece.model"]
 _ANSWER_TIMEOUT_S = 4.0  # For the hub to be reached, and again for its answer.
 # Where the hub's cache was before unsloth was imported, which moves one that can't be
 # written to a temporary folder.
@@ -91,16 +89,12 @@ def is_here(path: str) -> bool:
     return find_folder(path) is not None
 
 
-def find_folder(
-    path: str, revision: str | None = None, cache_dir: str | None = None
-) -> Path | None:
-    """The folder with all files of a model, or of one that `is_here` lets count too."""
+def find_folder(path: str, **which: str | None) -> Path | None:
+    """The folder of a model, or of one that `is_here` lets count too."""
     whole = whole_name(path)
-    names = dict.fromkeys((path, whole, f"{whole}-unsloth-bnb-4bit"))
-    for name in (*names, f"{whole}-bnb-4bit"):
-        if folder := find_snapshot(name, revision, cache_dir):
-            return folder
-    return None
+    names = (path, whole, f"{whole}-unsloth-bnb-4bit", f"{whole}-bnb-4bit")
+    found = (find_snapshot(name, **which) for name in names)
+    return next((folder for folder in found if folder), None)
 
 
 def find_snapshot(
@@ -112,18 +106,19 @@ def find_snapshot(
     """
     if Path(repository).is_dir():
         return Path(repository)
-    if folder := _whole_snapshot(repository, revision, cache_dir):
+    folder = _whole_snapshot(repository, revision, cache_dir)
+    moved = cache_dir is None and _first_cache not in (None, hub_cache())
+    if folder or not moved or not _whole_snapshot(repository, revision, _first_cache):
         return folder
-    if cache_dir is None and _first_cache not in (None, hub_cache()):
-        folder = _whole_snapshot(repository, revision, str(_first_cache))
-        if folder is not None:
-            _link(repository)
-            return _whole_snapshot(repository, revision, None)
-    return None
+    # Make what is in the cache that can't be written known to the one in its place.
+    name = "models--" + repository.replace("/", "--")
+    with contextlib.suppress(FileExistsError):
+        (hub_cache() / name).symlink_to(_first_cache.absolute() / name)
+    return _whole_snapshot(repository, revision, None)
 
 
 def _whole_snapshot(
-    repository: str, revision: str | None, cache_dir: str | None
+    repository: str, revision: str | None, cache_dir: str | Path | None
 ) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
@@ -151,10 +146,8 @@ def _weights(folder: Path) -> set[Path]:
     """The files that hold a folder's weights, whether they are there or not."""
     for index in folder.glob("*.index.json"):
         with contextlib.suppress(ValueError, KeyError):
-            return {
-                folder / name
-                for name in json.loads(index.read_text("utf-8"))["weight_map"].values()
-            }
+            names = json.loads(index.read_text("utf-8"))["weight_map"].values()
+            return {folder / name for name in names}
     return {*folder.glob("*.safetensors"), *folder.glob("*.bin")}
 
 
@@ -173,15 +166,10 @@ def remember_cache() -> None:
     _first_cache = hub_cache()
 
 
-def _link(repository: str) -> None:
-    """Make a model of the cache that can't be written known to the one in its place."""
-    name = "models--" + repository.replace("/", "--")
-    with contextlib.suppress(FileExistsError):
-        (hub_cache() / name).symlink_to(_first_cache.absolute() / name)
-
-
 def check_files(folder: Path) -> None:
     """Raise `ModelLoadError` for the first file of a model that is not whole."""
+    from safetensors import SafetensorError, safe_open
+
     if not _weights(folder):
         raise ModelNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin).")
     for file in sorted(folder.iterdir()):
@@ -193,30 +181,18 @@ def check_files(folder: Path) -> None:
                     f"{file} is a pointer of Git LFS, not the file itself. `git lfs "
                     f"install && git lfs pull` in {folder} fetches it."
                 )
-        if file.suffix == ".safetensors" and _is_cut_short(file):
-            raise ModelLoadError(f"{file} is cut short. {_how_to_replace(file)}")
-
-
-def _is_cut_short(file: Path) -> bool:
-    """Whether a safetensors file ends before the last tensor that its header names."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        start = 8 + int.from_bytes(stream.read(8), "little")
-        if start > size:
-            return True
+        if file.suffix != ".safetensors":
+            continue
         try:
-            tensors = json.loads(stream.read(start - 8))
-        except ValueError:  # Zeros, where the rest was to be written.
-            return True
-    tensors.pop("__metadata__", None)
-    ends = (tensor["data_offsets"][1] for tensor in tensors.values())
-    return size < start + max(ends, default=0)
-
-
-def _how_to_replace(file: Path) -> str:
-    if name := cached_name(str(file)):
-        return f"`hf download {name} {file.name} --force-download` fetches it again."
-    return "Copy or download it again."
+            with safe_open(file, "numpy"):
+                pass
+        except SafetensorError as error:
+            how = "Copy or download it again."
+            if name := cached_name(str(file)):
+                how = (
+                    f"`hf download {name} {file.name} --force-download` does it again."
+                )
+            raise ModelLoadError(f"{file} is cut short. {how}") from error
 
 
 # --- What the hub says ----------------------------------------------------------------
@@ -255,7 +231,7 @@ def ask_hub(
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(repository, "config.json", revision=revision)
+    headers = build_hf_headers(token=token)
+    answer = get_session().head(url, headers=headers, timeout=_ANSWER_TIMEOUT_S)
     with contextlib.suppress(EntryNotFoundError):  # As of a repository of an adapter.
-        headers = build_hf_headers(token=token)
-        timeout = _ANSWER_TIMEOUT_S
-        hf_raise_for_status(get_session().head(url, headers=headers, timeout=timeout))
+        hf_raise_for_status(answer)

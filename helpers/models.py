@@ -8,16 +8,17 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+
+from .devices import MIB
 
 TINY_THINKER = "tiny-thinker"
 # In the metadata of a model card: random weights, written by tools.random_model.
 NOISE_TAG = "random-weights"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 
-MIB = 1024 * 1024
 # How Unsloth names its checkpoints in 4 bits on the hub.
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 # The folder of a repository in the hub's cache.
@@ -43,37 +44,40 @@ class UnknownModelError(KeyError):
         return str(self.args[0])  # KeyError would show the repr, with quotes.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One supported model.
 
-    `path` is what `from_pretrained` takes: a hub path, or the local directory of the
-    model that ships with this package. `kv_bytes_per_token` is for all layers together,
-    in the 16-bit types of a GPU (32-bit for the embedded model, which runs on CPUs).
-    `sampling` is what its authors recommend, `sampling_source` says where; a hybrid
-    model, which can think and need not, has `thinking_sampling` for when it does.
+    `kv_bytes_per_token` is for all layers together, in the 16-bit types of a GPU (32-bit
+    for the embedded model, which runs on CPUs). `sampling` is what its authors
+    recommend, `sampling_source` says where; a hybrid model, which can think and need
+    not, has `thinking_sampling` for when it does.
     """
 
     name: str
-    path: str
     use_case: str
     licence: str
     parameters: int
     thinking: bool
-    think_start: str | None
-    think_end: str | None
+    think_start: str | None = "<think>"
+    think_end: str | None = "</think>"
     layers: int
-    kv_heads: int
-    head_dim: int
+    kv_heads: int = 8
+    head_dim: int = 128
     embedding_parameters: int
     bytes_per_value: int = 2
     # Weights outside the embedding that a "4-bit" checkpoint keeps at 16 bits.
     kept_16bit_parameters: int = 0
-    context_length: int = 0
-    smallest_gpu: str = ""
-    sampling: Mapping[str, float | int] = field(default_factory=dict)
-    sampling_source: str = ""
+    context_length: int
+    smallest_gpu: str
+    sampling: Mapping[str, float | int]
+    sampling_source: str
     thinking_sampling: Mapping[str, float | int] | None = None
+
+    @property
+    def path(self) -> str:
+        """What `from_pretrained` takes: a hub path, or the embedded model's folder."""
+        return str(TINY_THINKER_DIRECTORY) if self.embedded else self.name
 
     @property
     def embedded(self) -> bool:
@@ -112,17 +116,25 @@ QWEN3_THINKING_SAMPLING = MappingProxyType(
     {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
 )
 
+# huggingface.co/Qwen/Qwen3-4B, config.json; Qwen3-4B-Thinking-2507 has the same.
+_QWEN3_4B = {
+    "licence": "Apache-2.0",
+    "parameters": 4_022_468_096,
+    "layers": 36,
+    "embedding_parameters": 151_936 * 2560,
+    # Unsloth's dynamic quantisation leaves sensitive layers at 16 bits; a tenth of the
+    # rest is an estimate.
+    "kept_16bit_parameters": 360_000_000,
+    "smallest_gpu": "8 GB",
+}
 _SPECS = (
     ModelSpec(
         name=TINY_THINKER,
-        path=str(TINY_THINKER_DIRECTORY),
         use_case="Learning and testing with no GPU and no download",
         licence="Apache-2.0",
         # tools/tiny_thinker/train.py; a test holds these against the model's files.
         parameters=1_115_776,
         thinking=True,
-        think_start="<think>",
-        think_end="</think>",
         layers=4,
         kv_heads=2,
         head_dim=64,
@@ -135,29 +147,15 @@ _SPECS = (
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
-        path="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
         use_case="Reasoning, chain of thought",
-        licence="Apache-2.0",
-        # huggingface.co/Qwen/Qwen3-4B-Thinking-2507, model card and config.json.
-        parameters=4_022_468_096,
         thinking=True,
-        think_start="<think>",
-        think_end="</think>",
-        layers=36,
-        kv_heads=8,
-        head_dim=128,
-        embedding_parameters=151_936 * 2560,
-        # Unsloth's dynamic quantisation leaves sensitive layers at 16 bits; a tenth of
-        # the rest is an estimate.
-        kept_16bit_parameters=360_000_000,
         context_length=262_144,
-        smallest_gpu="8 GB",
         sampling=QWEN3_THINKING_SAMPLING,
         sampling_source="model card of Qwen/Qwen3-4B-Thinking-2507",
+        **_QWEN3_4B,
     ),
     ModelSpec(
         name="unsloth/Ministral-3-3B-Reasoning-2512",
-        path="unsloth/Ministral-3-3B-Reasoning-2512",
         use_case="Fast reasoning",
         licence="Apache-2.0",
         # huggingface.co/mistralai/Ministral-3-3B-Reasoning-2512, config.json: language
@@ -167,8 +165,6 @@ _SPECS = (
         think_start="[THINK]",
         think_end="[/THINK]",
         layers=26,
-        kv_heads=8,
-        head_dim=128,
         embedding_parameters=131_072 * 3072,
         kept_16bit_parameters=420_083_712,  # The vision encoder and its projector.
         context_length=262_144,
@@ -178,31 +174,18 @@ _SPECS = (
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
-        path="unsloth/Qwen3-4B-unsloth-bnb-4bit",
         use_case="General instruction following",
-        licence="Apache-2.0",
-        # huggingface.co/Qwen/Qwen3-4B. It can think too: enable_thinking=False is what
-        # these values are for.
-        parameters=4_022_468_096,
-        thinking=False,
-        think_start="<think>",
-        think_end="</think>",
-        layers=36,
-        kv_heads=8,
-        head_dim=128,
-        embedding_parameters=151_936 * 2560,
-        kept_16bit_parameters=360_000_000,
+        thinking=False,  # It can, too: without enable_thinking=False it does.
         context_length=32_768,
-        smallest_gpu="8 GB",
         sampling=MappingProxyType(
             {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0}
         ),
         sampling_source="model card of Qwen/Qwen3-4B, without thinking",
         thinking_sampling=QWEN3_THINKING_SAMPLING,
+        **_QWEN3_4B,
     ),
     ModelSpec(
         name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
-        path="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
         use_case="General instruction following",
         licence="Llama 3.2 Community License",
         # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
@@ -211,8 +194,6 @@ _SPECS = (
         think_start=None,
         think_end=None,
         layers=28,
-        kv_heads=8,
-        head_dim=128,
         embedding_parameters=128_256 * 3072,
         context_length=131_072,
         smallest_gpu="6 GB",
@@ -229,11 +210,11 @@ def get_model(name: str) -> ModelSpec:
 
     Raises `UnknownModelError` (a `KeyError`) with the nearest supported names.
     """
-    by_lower = {known.lower(): spec for known, spec in MODELS.items()}
-    # The last part of a hub path is how people remember a model.
-    by_lower |= {known.split("/")[-1]: spec for known, spec in by_lower.items()}
-    if spec := by_lower.get(str(name).strip().lower()):
-        return spec
+    wanted = str(name).strip().lower()
+    for known, spec in MODELS.items():
+        # The last part of a hub path is how people remember a model.
+        if wanted in (known.lower(), known.lower().split("/")[-1]):
+            return spec
     near = nearest_models(str(name))
     raise UnknownModelError(
         f"no supported model is called {name!r}. "
@@ -270,9 +251,8 @@ def nearest_models(name: str, count: int = 2) -> list[str]:
             return 1.0
         return difflib.SequenceMatcher(None, wanted, short).ratio()
 
-    score = {known: likeness(known) for known in MODELS}
-    ranked = sorted(score, key=score.__getitem__, reverse=True)
-    return [known for known in ranked if score[known] >= 0.4][:count]
+    ranked = sorted(MODELS, key=likeness, reverse=True)
+    return [known for known in ranked if likeness(known) >= 0.4][:count]
 
 
 @dataclass(frozen=True)
@@ -290,7 +270,7 @@ class MemoryEstimate:
     @property
     def total_mib(self) -> int:
         """Weights, KV cache and overhead together, in MiB."""
-        return self.weights_mib + self.kv_cache_mib + self.overhead_mib
+        return self.fixed_mib + self.kv_cache_mib
 
     @property
     def smallest_mib(self) -> int:
@@ -298,21 +278,24 @@ class MemoryEstimate:
 
         vLLM lets further requests wait, so `concurrency` is no condition of a load.
         """
-        one = self.model.kv_bytes_per_token * self.max_seq_length
-        return self.weights_mib + self.overhead_mib + math.ceil(one / MIB)
+        return self.fixed_mib + math.ceil(self._request_mib)
+
+    @property
+    def fixed_mib(self) -> int:
+        """Weights and overhead, in MiB, whatever the requests are."""
+        return self.weights_mib + self.overhead_mib
+
+    @property
+    def _request_mib(self) -> float:
+        return self.model.kv_bytes_per_token * self.max_seq_length / MIB
 
     def fits(self, available_mib: float) -> bool:
         """Whether `available_mib` (MiB that the engine may take) is enough to load."""
         return self.smallest_mib <= available_mib
 
     def held_at_once(self, available_mib: float) -> int:
-        """How many requests of full length the cache holds at once; vLLM queues more.
-
-        `available_mib` is what the engine may take, in MiB.
-        """
-        room = (available_mib - self.weights_mib - self.overhead_mib) * MIB
-        one = self.model.kv_bytes_per_token * self.max_seq_length
-        return max(0, int(room // one))
+        """How many requests of full length fit in `available_mib`; vLLM queues more."""
+        return max(0, int((available_mib - self.fixed_mib) // self._request_mib))
 
     def advice(self, free_mib: float, gpu_memory_utilization: float = 1.0) -> str:
         """One sentence: how many requests fit at once, or which value to change.
@@ -340,13 +323,13 @@ class MemoryEstimate:
                 return f"{need}. LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
             rest = four.advice(free_mib, gpu_memory_utilization)
             return f"{need}. With LOAD_IN_4BIT=true: {rest}"
-        room = (share - self.weights_mib - self.overhead_mib) * MIB
+        room = (share - self.fixed_mib) * MIB
         tokens = int(room // self.model.kv_bytes_per_token)
         if tokens >= 512:
             return f"{need}. Lower MAX_SEQ_LENGTH to {tokens // 256 * 256}."
         return (
             f"{need}, and weights and overhead alone take "
-            f"{self.weights_mib + self.overhead_mib:,} MiB. Choose a smaller model: "
+            f"{self.fixed_mib:,} MiB. Choose a smaller model: "
             f"MODEL_NAME={TINY_THINKER} runs anywhere."
         )
 
@@ -380,7 +363,7 @@ def estimate_memory(
             "max_seq_length and concurrency must be at least 1, not "
             f"{max_seq_length} and {concurrency}"
         )
-    if spec.context_length and max_seq_length > spec.context_length:
+    if max_seq_length > spec.context_length:
         raise ValueError(
             f"{spec.name} has a context of {spec.context_length:,} tokens; "
             f"max_seq_length={max_seq_length:,} is more than that"
