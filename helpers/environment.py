@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from .devices import Gpu, gpu_problems, list_gpus, main_memory, read_driver, torch_cuda
-from .hub import is_here, resolve_model_path
+from .hub import find_folder, resolve_model_path
 from .loading import resolve_settings
 from .models import TINY_THINKER, ModelSpec, estimate_memory, find_model
 from .packages import ROOT, check_packages, find_version, pip_command, probe_all
@@ -156,7 +156,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     name, make = settings.model_name, partial(Check, "Model")
     try:
         path = resolve_model_path(name)
-        here = is_here(path)
+        here = find_folder(path) is not None
     except Exception as error:  # Also what the hub's own library says of a name.
         fix = f"correct MODEL_NAME; MODEL_NAME={TINY_THINKER} runs anywhere"
         yield make("failed", str(error), fix)

@@ -80,17 +80,12 @@ def adapter_base(path: str) -> str | None:
 # --- What is here ---------------------------------------------------------------------
 
 
-def is_here(path: str) -> bool:
-    """Whether all weights of a path are on this machine already.
+def find_folder(path: str, **which: str | None) -> Path | None:
+    """The folder of a path whose weights are all on this machine, or None.
 
     Those of the repository that Unsloth may take in its place count too: for a model in
     16 bits one that is quantised, and the other way round.
     """
-    return find_folder(path) is not None
-
-
-def find_folder(path: str, **which: str | None) -> Path | None:
-    """The folder of a model, or of one that `is_here` lets count too."""
     whole = whole_name(path)
     names = (path, whole, f"{whole}-unsloth-bnb-4bit", f"{whole}-bnb-4bit")
     found = (find_snapshot(name, **which) for name in names)

@@ -48,10 +48,8 @@ class UnknownModelError(KeyError):
 class ModelSpec:
     """One supported model.
 
-    `kv_bytes_per_token` is for all layers together, in the 16-bit types of a GPU (32-bit
-    for the embedded model, which runs on CPUs). `sampling` is what its authors
-    recommend, `sampling_source` says where; a hybrid model, which can think and need
-    not, has `thinking_sampling` for when it does.
+    `sampling` is what its authors recommend, `sampling_source` says where; a hybrid
+    model, which can think and need not, has `thinking_sampling` for when it does.
     """
 
     name: str

@@ -1,11 +1,12 @@
 """What a user may set in `.env` or in the environment, read and checked in one place.
 
-The fields of `Settings` are the table of all of it: variable, default, meaning, and
-what is allowed. `.env.example` shows the same table to the user.
+The fields of `Settings` are all of it; `.env.example` says what each one means.
 """
 
+import contextlib
 import difflib
 import io
+import math
 import os
 import sys
 import warnings
@@ -51,119 +52,53 @@ def _model(value: str) -> str:
     return value if is_path and value.isprintable() else _word(value)
 
 
-def _truth(value: str) -> bool | None:
-    return _TRUTH_VALUES[value.lower()]
+def _choice(*allowed: str) -> Callable[[str], str]:
+    return lambda value: allowed[allowed.index(value.lower())]
 
 
-def _choice(allowed: tuple[str, ...]) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        return allowed[allowed.index(value.lower())]
-
-    return parse
-
-
-def _whole(smallest: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        number = int(value)
-        if number < smallest:
+def _number(kind: type, above: float, most: float = math.inf) -> Callable[[str], Any]:
+    def parse(value: str) -> Any:
+        number = kind(value)
+        if not above < number <= most:  # So that NaN is none either.
             raise ValueError
         return number
 
     return parse
 
 
-def _fraction(value: str) -> float:
-    number = float(value)
-    if not 0 < number <= 1:  # False for NaN as well.
-        raise ValueError
-    return number
-
-
-def _variable(
-    env_var: str,
-    default: Any,
-    meaning: str,
-    allowed: str,
-    parse: Callable[[str], Any],
-    secret: bool = False,
-) -> Any:
-    """One row of the table: a dataclass field that knows its environment variable."""
-    return field(
-        default=default,
-        repr=not secret,
-        metadata={
-            "env_var": env_var,
-            "meaning": meaning,
-            "allowed": allowed,
-            "parse": parse,
-            "secret": secret,
-        },
-    )
+def _setting(default: Any, allowed: str, parse: Callable, repr: bool = True) -> Any:
+    """A field that knows how its variable is read, and what it may hold."""
+    metadata = {"allowed": allowed, "parse": parse}
+    return field(default=default, repr=repr, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The user's choices; `loading.resolve_settings` replaces each "auto"."""
+    """The user's choices; `loading.resolve_settings` replaces each "auto".
 
-    model_name: str = _variable(
-        "MODEL_NAME",
+    Each has the variable of its name in capitals; None for `load_in_4bit` is "auto".
+    """
+
+    model_name: str = _setting(
         AUTO,
-        "The model that the notebooks load; auto takes tiny-thinker where there is no "
-        "GPU, unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit on one.",
         "auto, a name in helpers.models.MODELS or a hub path, with no spaces, or a "
         "directory",
         _model,
     )
-    load_in_4bit: bool | None = _variable(
-        "LOAD_IN_4BIT",
-        None,
-        "Load the weights in 4 bits, by bitsandbytes: saves memory, not time; auto "
-        "does so for every model but tiny-thinker.",
-        "auto, true or false",
-        _truth,
+    load_in_4bit: bool | None = _setting(
+        None, "auto, true or false", lambda value: _TRUTH_VALUES[value.lower()]
     )
-    max_seq_length: int = _variable(
-        "MAX_SEQ_LENGTH",
-        4096,
-        "Longest prompt and completion together, in tokens.",
-        "a whole number from 64 up",
-        _whole(64),
+    max_seq_length: int = _setting(4096, "a whole number from 64 up", _number(int, 63))
+    gpu_memory_utilization: float = _setting(
+        0.5, "a number above 0 and up to 1", _number(float, 0, 1)
     )
-    gpu_memory_utilization: float = _variable(
-        "GPU_MEMORY_UTILIZATION",
-        0.5,
-        "Share of the GPU's memory that vLLM may take for weights and KV cache.",
-        "a number above 0 and up to 1",
-        _fraction,
+    log_level: str = _setting("error", ", ".join(LOG_LEVELS), _choice(*LOG_LEVELS))
+    hf_token: str | None = _setting(
+        None, "a token without spaces, or nothing", _word, repr=False
     )
-    log_level: str = _variable(
-        "LOG_LEVEL",
-        "error",
-        "How much the engines log; debug brings everything back.",
-        ", ".join(LOG_LEVELS),
-        _choice(LOG_LEVELS),
-    )
-    hf_token: str | None = _variable(
-        "HF_TOKEN",
-        None,
-        "Hugging Face access token, only needed for gated models; never printed.",
-        "a token without spaces, or nothing",
-        _word,
-        secret=True,
-    )
-    device: str = _variable(
-        "DEVICE",
-        AUTO,
-        "Where to run; auto takes the GPU if there is one.",
-        ", ".join(DEVICES),
-        _choice(DEVICES),
-    )
-    vllm_cpu_kvcache_space: int = _variable(
-        "VLLM_CPU_KVCACHE_SPACE",
-        1,
-        "Memory for vLLM's KV cache where there is no GPU, in GiB.",
-        "a whole number from 1 up",
-        _whole(1),
+    device: str = _setting(AUTO, ", ".join(DEVICES), _choice(*DEVICES))
+    vllm_cpu_kvcache_space: int = _setting(
+        1, "a whole number from 1 up", _number(int, 0)
     )
 
     def apply(self) -> None:
@@ -189,11 +124,10 @@ class Settings:
 
 def find_env_file() -> Path | None:
     """The nearest `.env`, from the working directory upwards; there may be none."""
-    try:
-        found = find_dotenv(usecwd=True)
-    except OSError:  # The working directory has been deleted.
-        found = ""
-    return Path(found) if found else None
+    with contextlib.suppress(OSError):  # The working directory has been deleted.
+        if found := find_dotenv(usecwd=True):
+            return Path(found)
+    return None
 
 
 def load_settings(env_file: Path | None = None) -> Settings:
@@ -210,12 +144,12 @@ def load_settings(env_file: Path | None = None) -> Settings:
     _warn_of_no_effect(env_file, from_file)
     values = {}
     for row in fields(Settings):
-        name = row.metadata["env_var"]
+        name = row.name.upper()
         for source, value in (
             ("the environment", os.environ.get(name, "").strip()),
             (env_file, from_file.pop(name, "").strip()),
         ):
-            if value and not _is_no_token(row, value):
+            if value and (row.repr or value.lower() not in _NO_TOKEN):
                 values[row.name] = _parse(row, value, source)
                 break
     _export(from_file)
@@ -248,17 +182,13 @@ def _export(variables: dict[str, str]) -> None:
                 )
 
 
-def _is_no_token(row: Field, value: str) -> bool:
-    return row.metadata["secret"] and value.lower() in _NO_TOKEN
-
-
 def _parse(row: Field, value: str, source: object) -> Any:
     try:
         return row.metadata["parse"](value)
     except (ValueError, KeyError):
-        shown = "(not shown)" if row.metadata["secret"] else repr(value)
+        shown = repr(value) if row.repr else "(not shown)"
         raise SettingsError(
-            f"{row.metadata['env_var']}={shown} in {source} can't be used. "
+            f"{row.name.upper()}={shown} in {source} can't be used. "
             f"Allowed: {row.metadata['allowed']}."
         ) from None
 
@@ -286,11 +216,5 @@ def _read_env_file(env_file: Path) -> dict[str, str]:
 
 def defaults() -> dict[str, str]:
     """The default of each variable, as a `.env` would write it."""
-    table = {}
-    for row in fields(Settings):
-        if row.default is None:
-            text = "" if row.metadata["secret"] else AUTO
-        else:
-            text = str(row.default)
-        table[row.metadata["env_var"]] = text
-    return table
+    table = {row.name.upper(): str(row.default) for row in fields(Settings)}
+    return table | {"LOAD_IN_4BIT": AUTO, "HF_TOKEN": ""}

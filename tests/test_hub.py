@@ -7,7 +7,7 @@ from hub_server import fill_cache
 
 from helpers import hub
 from helpers.errors import ModelLoadError, ModelNotFoundError
-from helpers.hub import adapter_base, check_files, is_here, resolve_model_path
+from helpers.hub import adapter_base, check_files, find_folder, resolve_model_path
 from helpers.models import TINY_THINKER_DIRECTORY, UnknownModelError, find_model
 
 QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
@@ -85,10 +85,10 @@ def test_a_model_is_here_once_its_weights_are_or_those_that_unsloth_takes(
     cache: Path,
 ) -> None:
     base = "unsloth/Ministral-3-3B-Reasoning-2512"
-    assert not is_here(base)
+    assert not find_folder(base)
     fill_cache(cache, f"{base}-unsloth-bnb-4bit", TINY_THINKER_DIRECTORY)
-    assert is_here(base) and is_here(f"{base}-unsloth-bnb-4bit")
-    assert not is_here("unsloth/another")
+    assert find_folder(base) and find_folder(f"{base}-unsloth-bnb-4bit")
+    assert not find_folder("unsloth/another")
 
 
 def test_a_model_with_a_part_missing_is_not_here(cache: Path) -> None:
@@ -96,11 +96,11 @@ def test_a_model_with_a_part_missing_is_not_here(cache: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     weights = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     (folder / "model.safetensors.index.json").write_text(weights)
-    assert not is_here("some/model")
+    assert not find_folder("some/model")
     (folder / "model-2.safetensors").touch()
-    assert is_here("some/model")
+    assert find_folder("some/model")
     (folder / "tokenizer.json").unlink()
-    assert not is_here("some/model")
+    assert not find_folder("some/model")
 
 
 def test_a_folder_in_the_cache_is_known_as_its_model(cache: Path) -> None:
