@@ -7,11 +7,12 @@ import os
 import sys
 import types
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 from .engine import engine_of, parts_of
+from .interrupts import abort_all
 from .memory import cleanup_memory, measure_memory, memory_kind
 
 # CUDA's caches and allocator rounding; less than this apart counts as given back.
@@ -49,27 +50,22 @@ class ReleaseReport:
         return not self.holders and not self.alive_parameters and back
 
     def __str__(self) -> str:
-        lines = [
-            f"Freed {self.freed_mib} MiB of {self.kind} "
-            f"({self.before_mib} -> {self.after_mib} MiB); "
-            f"{self.parameters - self.alive_parameters} of {self.parameters} "
-            "parameters are gone."
-        ]
+        text = (
+            f"Freed {self.freed_mib} MiB of {self.kind} ({self.before_mib} -> "
+            f"{self.after_mib} MiB); {self.parameters - self.alive_parameters} of "
+            f"{self.parameters} parameters are gone."
+        )
         if self.holders:
-            lines.append(
-                f"Still held by {', '.join(self.holders)}: delete that and call "
-                "cleanup_memory()."
-            )
+            held = ", ".join(self.holders)
+            text += f"\nStill held by {held}: delete that and call cleanup_memory()."
         elif self.alive_parameters:
-            lines.append(
-                "What holds the rest is not known: shutdown_kernel() frees it."
-            )
+            text += "\nWhat holds the rest is not known: shutdown_kernel() frees it."
         if self.kept_mib is not None and self.kept_mib > TOLERANCE_MIB:
-            lines.append(
-                f"{self.kept_mib} MiB more than before the load are in use: by the "
+            text += (
+                f"\n{self.kept_mib} MiB more than before the load are in use: by the "
                 "libraries, their caches, or another process."
             )
-        return "\n".join(lines)
+        return text
 
     __repr__ = __str__
 
@@ -91,7 +87,8 @@ def release_model(
     own caches stay until the process ends: `kernel.shutdown_kernel()`.
     """
     kind, before = memory_kind(), measure_memory()
-    shell = _shell()
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
     if namespace is None:
         namespace = shell.user_ns if shell is not None else {}
     parts, parameters = _let_go(model, namespace, shell)
@@ -112,9 +109,12 @@ def release_model(
     )
 
 
+References = list[weakref.ref]
+
+
 def _let_go(
     model: Any, namespace: MutableMapping[str, Any], shell: Any
-) -> tuple[list[weakref.ref], list[weakref.ref]]:
+) -> tuple[References, References]:
     """Stop the engine and drop what refers to the model; what to look for later.
 
     That is the model with its parts, and the parameters of all of them.
@@ -123,69 +123,42 @@ def _let_go(
     networks = [part for part in inner if hasattr(part, "parameters")]
     owners = list(inner)
     if engine is not None:
-        networks += _engine_networks(engine)
         owners.append(engine)
-    parameters = _weak_parameters(networks)
+        with contextlib.suppress(Exception):  # Only for the report.
+            if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+                engine.apply_model(networks.append)
+    parameters = {id(one): one for network in networks for one in network.parameters()}
     if engine is not None:
-        _stop_engine(engine)
+        abort_all(engine.llm_engine)
+        engine.llm_engine.engine_core.shutdown()
         _drop_bytecode_hooks()
         _forget_graph_pool()
-    _unlink_engine(inner)
+    for part in inner:
+        for name in ("vllm_engine", "fast_generate", "fast_generate_batches"):
+            with contextlib.suppress(AttributeError):
+                delattr(part, name)
     _forget(owners, namespace, shell)
-    return _weak_references([*owners, *networks]), parameters
+    return _weakly([*owners, *networks]), _weakly(parameters.values())
+
+
+def _weakly(things: Iterable[Any]) -> References:
+    return [weakref.ref(thing) for thing in things if hasattr(thing, "__weakref__")]
 
 
 def _survivors(
-    parts: list[weakref.ref],
-    parameters: list[weakref.ref],
-    namespace: MutableMapping[str, Any],
+    parts: References, parameters: References, namespace: MutableMapping[str, Any]
 ) -> tuple[int, tuple[str, ...]]:
     """How many parameters are alive still, and what holds them or the model."""
-    alive = [part for part in (reference() for reference in parts) if part is not None]
-    alive_parameters = [
-        part for part in (reference() for reference in parameters) if part is not None
-    ]
+    alive, alive_parameters = (
+        [thing for thing in (reference() for reference in weak) if thing is not None]
+        for weak in (parts, parameters)
+    )
     holders: dict[str, None] = {}  # In their order, each once.
     for target in alive or alive_parameters[:1]:
         holders |= dict.fromkeys(_holders(target, namespace, (alive, alive_parameters)))
     if alive and not holders:
         holders[UNSEEN_HOLDER] = None
     return len(alive_parameters), tuple(holders)
-
-
-def _shell() -> Any:
-    ipython = sys.modules.get("IPython")
-    return ipython.get_ipython() if ipython is not None else None
-
-
-def _engine_networks(engine: Any) -> list[Any]:
-    """The torch modules of an engine in this process; none of one in another."""
-    found: list[Any] = []
-    with contextlib.suppress(Exception):  # Only for the report; it must not stop here.
-        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
-            engine.apply_model(found.append)
-    return found
-
-
-def _weak_parameters(networks: list[Any]) -> list[weakref.ref]:
-    unique = {
-        id(parameter): parameter
-        for network in networks
-        for parameter in network.parameters()
-    }
-    return _weak_references(list(unique.values()))
-
-
-def _weak_references(things: list[Any]) -> list[weakref.ref]:
-    return [weakref.ref(thing) for thing in things if hasattr(thing, "__weakref__")]
-
-
-def _stop_engine(engine: Any) -> None:
-    inner = engine.llm_engine
-    running = list(inner.output_processor.request_states)
-    if running:
-        inner.abort_request(running, internal=True)
-    inner.engine_core.shutdown()
 
 
 def _drop_bytecode_hooks() -> None:
@@ -215,13 +188,6 @@ def _forget_graph_pool() -> None:
         type(platforms.current_platform)._global_graph_pool = None
 
 
-def _unlink_engine(inner: list[Any]) -> None:
-    for part in inner:
-        for name in ("vllm_engine", "fast_generate", "fast_generate_batches"):
-            with contextlib.suppress(AttributeError):
-                delattr(part, name)
-
-
 def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) -> None:
     """Delete the variables, outputs and tracebacks that refer to one of `owners`."""
     mappings = [namespace]
@@ -239,26 +205,21 @@ def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) 
             setattr(sys, name, None)
 
 
-def _clear_finished_frames(weak: list[weakref.ref]) -> bool:
+def _clear_finished_frames(weak: References) -> bool:
     """Drop the variables of calls that have ended and still hold one of these.
 
     Whatever keeps an exception keeps the variables of every call on its way, and
     libraries keep some from a first load. A generator may still go on: it stays.
     """
-    suspendable = (
-        inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-    )
+    resumable = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    alive = [target for target in (one() for one in weak) if target is not None]
     cleared = False
-    for target in (reference() for reference in weak):
-        if target is None:
-            continue
-        for referrer in gc.get_referrers(target):
-            if isinstance(referrer, types.FrameType) and not (
-                referrer.f_code.co_flags & suspendable
-            ):
-                with contextlib.suppress(RuntimeError):  # It is running.
-                    referrer.clear()
-                    cleared = True
+    for frame in gc.get_referrers(*alive):
+        is_frame = isinstance(frame, types.FrameType)
+        if is_frame and not frame.f_code.co_flags & resumable:
+            with contextlib.suppress(RuntimeError):  # It is running.
+                frame.clear()
+                cleared = True
     return cleared
 
 
