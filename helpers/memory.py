@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 
 import psutil
 
@@ -98,7 +99,8 @@ def cleanup_memory() -> CleanupReport:
     starts no CUDA context (some 500 MiB) where none runs.
     """
     kind, before = memory_kind(), measure_memory()
-    collected = _collect_garbage()
+    # A tensor that another one is a view of is seen as garbage only once that is gone.
+    collected = sum(takewhile(bool, (gc.collect() for _ in range(5))))
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -107,20 +109,6 @@ def cleanup_memory() -> CleanupReport:
     with contextlib.suppress(OSError, AttributeError):  # glibc only.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     return CleanupReport(kind, before, measure_memory(), collected)
-
-
-def _collect_garbage() -> int:
-    """Collect until nothing more comes; the number of objects that were collected.
-
-    A tensor that another one is a view of is seen as garbage only once that is gone.
-    """
-    total = 0
-    for _ in range(5):
-        collected = gc.collect()
-        total += collected
-        if not collected:
-            break
-    return total
 
 
 @dataclass(frozen=True)
@@ -156,9 +144,7 @@ class MemoryMonitor:
             raise RuntimeError("This monitor has run already: make a new one.")
         self._started = time.perf_counter()
         self._sample("start")
-        self._thread = threading.Thread(
-            target=self._watch, name="memory-monitor", daemon=True
-        )
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
@@ -194,11 +180,7 @@ class MemoryMonitor:
 
     def steps(self) -> list[tuple[str, int]]:
         """Each mark with the MiB that it stands above (or below) the mark before."""
-        marks = self.marks
-        return [
-            (mark.label, mark.mib - previous.mib)
-            for previous, mark in zip(marks, marks[1:], strict=False)
-        ]
+        return [(b.label, b.mib - a.mib) for a, b in pairwise(self.marks)]
 
     def plot(self) -> Chart:
         """Memory over time, with a line at each mark; the steps are in its text."""
@@ -217,10 +199,8 @@ class MemoryMonitor:
         return Chart(axes.figure, f"{axes.get_title()}. Steps: {steps or 'none'}.")
 
     def __repr__(self) -> str:
-        return (
-            f"MemoryMonitor({len(self.samples)} samples of {self.kind}, "
-            f"peak {self.peak} MiB)"
-        )
+        count = len(self.samples)
+        return f"MemoryMonitor({count} samples of {self.kind}, peak {self.peak} MiB)"
 
     def _watch(self) -> None:
         while not self._stopping.wait(self.interval_s):
@@ -228,11 +208,8 @@ class MemoryMonitor:
 
     def _sample(self, label: str = "") -> int:
         with self._lock:  # Samples stay in the order of their times.
-            mib = (
-                measure_gpu_memory()
-                if self.kind == GPU_MEMORY
-                else measure_resident_memory()
-            )
+            on_gpu = self.kind == GPU_MEMORY
+            mib = measure_gpu_memory() if on_gpu else measure_resident_memory()
             seconds = time.perf_counter() - self._started
             self.samples.append(Sample(seconds, mib, label))
         return mib

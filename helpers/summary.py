@@ -5,15 +5,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any
 
 from .journal import read_records
-from .tables import COLOURS, Chart, new_axes, show_table
+from .tables import COLOURS, Chart, Panel, new_axes, show_table
 
 __all__ = ["BatchSummary", "summarise"]
 
 _PAUSE = 60.0  # Seconds without a record that count as a stop between two runs.
 _BINS = 30  # of a histogram, at most
+# What the records are counted by, in the words of the table, and what comes of it.
+_COUNTED = {
+    "prompts": "prompts",
+    "answered": "answered",
+    "unfinished": "thinking unfinished",
+    "cut_short": "answer cut short",
+    "errors": "errors",
+    "retried": "asked more than once",
+    "prompt_tokens": "prompt tokens",
+    "completion_tokens": "completion tokens",
+}
+_COMPUTED = {"seconds": "seconds", "tokens_per_second": "tokens per second"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,20 +63,11 @@ class BatchSummary:
     def _repr_html_(self) -> str:
         return self._table()._repr_html_() + self.plot()._repr_html_()
 
-    def _table(self) -> Any:
-        shown = {
-            "prompts": self.prompts,
-            "answered": self.answered,
-            "thinking unfinished": self.unfinished,
-            "answer cut short": self.cut_short,
-            "errors": self.errors,
-            "asked more than once": self.retried,
-            "prompt tokens": self.prompt_tokens,
-            "completion tokens": self.completion_tokens,
-            "seconds": self.seconds,
-            "tokens per second": self.tokens_per_second,
-        }
-        rows = [{"of the batch": key, "": value} for key, value in shown.items()]
+    def _table(self) -> Panel:
+        rows = [
+            {"of the batch": words, "": getattr(self, name)}
+            for name, words in {**_COUNTED, **_COMPUTED}.items()
+        ]
         return show_table(rows, caption=self.output.rpartition("/")[2])
 
     def plot(self) -> Chart:
@@ -75,8 +77,8 @@ class BatchSummary:
         lengths.hist(list(parts.values()), _BINS, label=list(parts))
         lengths.set(xlabel="tokens", ylabel="prompts", title="Length")
         lengths.legend()
-        names = list(self.finish_reasons)
-        ends.bar(names, list(self.finish_reasons.values()), color=COLOURS[2])
+        reasons = self.finish_reasons
+        ends.bar(list(reasons), list(reasons.values()), color=COLOURS[2])
         ends.set(ylabel="prompts", title="finish_reason")
         speed.step(*self._speeds, where="mid")
         speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
@@ -124,12 +126,6 @@ def summarise(output: str | PathLike) -> BatchSummary:
         _response=response,
         _speeds=speeds,
     )
-
-
-_COUNTED = (
-    *("prompts", "answered", "unfinished", "cut_short", "errors", "retried"),
-    *("prompt_tokens", "completion_tokens"),
-)
 
 
 def _speeds(
