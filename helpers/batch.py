@@ -4,6 +4,17 @@
     run_batch(model, "questions.jsonl", output="answers.jsonl")
 
 vLLM batches as many prompts as its memory allows, and takes the next as one is done.
+
+A prompt is a string (a user's message), a list of chat messages, or a dict with
+`messages` (or `prompt`) and, if wanted, an `id`, its own `sampling_params`, as
+`SamplingParams` or as a dict of those values that differ from the others', and its own
+`chat_template_kwargs`. A chat that ends in an assistant's words is continued there.
+
+With an `output`, a path that ends in .jsonl or .parquet, results are written there as
+records, one as soon as it is finished. Whatever ends the process, the same call goes on
+where it stopped. Afterwards the records are in the order of the prompts. A URL gets the
+whole file when the job is done; until then it is kept, and gone on with, on this
+machine.
 """
 
 import contextlib
@@ -38,96 +49,69 @@ def run_batch(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> "list[BatchResult] | BatchSummary":
-    """Generate for many prompts, and return one parsed result each, in their order.
+    """Answer prompts: one parsed result each, in order; with `output` a summary.
 
-    `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`. A prompt is a
-    string (a user's message), a list of chat messages, or a dict with `messages` (or
-    `prompt`) and, if wanted, an `id`, its own `sampling_params`, as `SamplingParams`
-    or as a dict of those values that differ from the others', and its own
-    `chat_template_kwargs`. A chat that ends in an assistant's words is continued there.
-    `prompts` is a list of them, or the path or URL of a file, see `read_prompts`.
-
-    `sampling_params` are for all prompts; a dict holds what differs from the default,
+    `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`; with `engine`
+    "ray" (or a `RayEngine`) a name or path, which each of Ray's engines loads.
+    `prompts` is a list, or the path or URL of a file, see `read_prompts`.
+    `sampling_params` are for all of them; a dict holds what differs from the default,
     which is what the model's authors recommend, with up to 2,048 new tokens.
-    `chat_template_kwargs` go to the chat template, `{"enable_thinking": False}` say;
-    a hybrid model's default sampling follows what they make of the prompt.
+    `chat_template_kwargs` go to the template, `{"enable_thinking": False}` say.
     `retry_truncated` is how often a prompt is asked again whose tokens ran out in the
-    thinking, each time with twice as many.
-    `tokenizer` replaces the engine's own. `progress` shows a bar with prompts, new
-    tokens per second and how many prompts were cut short; by default it does not where
-    the variable CI is set.
+    thinking, each time with twice as many. `tokenizer` replaces the engine's own.
+    `progress` shows a bar; by default it does not where the variable CI is set.
 
-    With `output`, a path that ends in .jsonl or .parquet, results are not returned but
-    written there as records, one as soon as it is finished, and what is returned is a
-    summary. Whatever ends the process, the same call goes on where it stopped.
-    Afterwards the records are in the order of the prompts. A URL gets the whole file
-    when the job is done; until then it is kept, and gone on with, on this machine.
-
-    With `engine="ray"`, or a `RayEngine` that says how many and where, Ray spreads the
-    prompts over engines on any number of GPUs and hosts; `model` is then a name or a
-    path, which each of them loads. Everything else stays the same.
-
-    A prompt that is empty, of a wrong type, too long for the model, or that comes with
-    bad parameters gets a result with an `error`, and the rest goes on. An interrupt
-    ends the batch, and leaves an engine that works; what was finished is in the
-    output, or else in the exception's `finished`, a list of results, as it is for any
-    other exception.
-
-    Raises `TypeError` for a model without vLLM's engine (or one that is loaded already,
-    where Ray is to load it) and for prompts that are no list, `ValueError` for bad
-    `sampling_params` and a tokenizer without a chat template or with a broken one,
-    `RuntimeError` for a model that generates in another thread, `NotEnoughMemoryError`
-    when the generation runs out of memory; `JobMismatchError` for an output of another
-    job, `JobLockedError` for one that another process writes, `OSError` where it can't
-    be written; `EngineUnavailableError` where Ray is missing.
+    A prompt that can't be answered gets a result with an `error`. An interrupt leaves
+    an engine that works; what was finished is in the output, or else in the exception's
+    `finished`, as it is for any other exception: `TypeError` for a wrong `model` or
+    `prompts`, `ValueError` for bad `sampling_params` or chat template, `RuntimeError`
+    for a model that generates in another thread, `NotEnoughMemoryError`;
+    `JobMismatchError` for an output of another job, `JobLockedError` for one that
+    another process writes, `OSError`; `EngineUnavailableError` where Ray is missing.
     """
     if not is_file(prompts):
         prompts = _as_prompts(prompts)
-    runner: BatchRunner | RayRunner
-    if engine == "vllm":
-        runner = BatchRunner(
-            model,
-            sampling_params,
-            tokenizer=tokenizer,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-    elif engine == "ray" or isinstance(engine, RayEngine):
-        where = RayEngine() if engine == "ray" else engine
-        runner = RayRunner(
-            model, where, retry_truncated, sampling_params, chat_template_kwargs
-        )
-    else:
-        raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
+    runner = _runner(
+        model, engine, retry_truncated, sampling_params, chat_template_kwargs, tokenizer
+    )
     source = Prompts(prompts)
     tries = Tries(len(source), retry_truncated, runner.room)
     shown = "CI" not in os.environ if progress is None else progress
     if output is None:
-        return _in_memory(runner.run, source, tries, shown)
+        return _in_memory(runner.run, source, tries, Progress(shown))
     with staged(output) as path:
         run_job(runner.run, source, tries, path, runner.job, Progress(shown))
     return summarise(output)
 
 
+def _runner(
+    model: Any, engine: Any, retries: int, sampling: Any, template: Any, tokenizer: Any
+) -> BatchRunner | RayRunner:
+    if engine == "vllm":
+        return BatchRunner(
+            model, sampling, tokenizer=tokenizer, chat_template_kwargs=template
+        )
+    if engine == "ray" or isinstance(engine, RayEngine):
+        where = RayEngine() if engine == "ray" else engine
+        return RayRunner(model, where, retries, sampling, template)
+    raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
+
+
 def _in_memory(
-    run: Run, source: Prompts, tries: Tries, shown: bool
+    run: Run, source: Prompts, tries: Tries, progress: "Progress"
 ) -> list[BatchResult]:
-    results: list[BatchResult | None] = [None] * len(source)
-    answers = answer_all(run, source, tries, _as_given)
+    results: dict[int, BatchResult] = {}
+    answers = answer_all(run, source, tries, lambda prompt: prompt)
     try:
-        with Progress(shown).over(tries) as bar, contextlib.closing(answers):
+        with progress.over(tries) as bar, contextlib.closing(answers):
             for result, index, prompt, count in answers:
-                if result.index != index or result.prompt is not prompt:
-                    result = replace(result, index=index, prompt=prompt, tries=count)
-                results[index] = result
+                given = prompt.prompt if isinstance(prompt, Refused) else prompt
+                results[index] = replace(result, index=index, prompt=given, tries=count)
                 bar.add(result)
     except BaseException as error:
-        error.finished = [result for result in results if result is not None]
+        error.finished = [results[index] for index in sorted(results)]
         raise
-    return results
-
-
-def _as_given(prompt: Any) -> Any:
-    return prompt.prompt if isinstance(prompt, Refused) else prompt
+    return [results[index] for index in range(len(source))]
 
 
 def _as_prompts(prompts: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .journal import Journal, claim
+from .journal import COLUMNS, Journal, claim
 from .records import Prompts, prompt_hash
 
 # Takes prompts as it needs them, and gives each one's `BatchResult` as it is done, with
@@ -34,12 +34,10 @@ class Tries:
 
     def prepared(self, index: int, prompt: Any) -> Any:
         """The prompt, with room for more thinking where it needs that."""
-        budget = self._budgets[index]
-        if not budget:
+        if not (budget := self._budgets[index]):
             return prompt
         if not isinstance(prompt, Mapping):
-            form = "prompt" if isinstance(prompt, str) else "messages"
-            prompt = {form: prompt}
+            prompt = {"prompt" if isinstance(prompt, str) else "messages": prompt}
         own = prompt.get("sampling_params") or {}
         if isinstance(own, Mapping):
             own = {**own, "max_tokens": budget}
@@ -101,14 +99,9 @@ def answer_all(
             for result in results:
                 index, kept = asked.pop(result.index)
                 count = tries.asked(index) + result.tries
-                cut = ran_out(result.finish_reason, result.response)
+                cut = result.finish_reason == "length" and result.response is None
                 tries.note(index, count, cut, (result.prompt_tokens, result.tokens))
                 yield Answer(result, index, kept, count)
-
-
-def ran_out(finish_reason: str | None, response: str | None) -> bool:
-    """Whether the tokens ran out in the thinking."""
-    return finish_reason == "length" and response is None
 
 
 def run_job(
@@ -127,7 +120,7 @@ def run_job(
     job = {**job, "prompts": len(prompts), "prompts_hash": prompts.digest}
     with claim(output, job), closing(Journal(output, len(prompts))) as journal:
         for record in journal.load():
-            cut = ran_out(record["finish_reason"], record["response"])
+            cut = record["finish_reason"] == "length" and record["response"] is None
             tokens = record["prompt_tokens"], record["completion_tokens"]
             tries.note(record["index"], record["tries"], cut, tokens)
         answers = answer_all(answer, prompts, tries, prompt_hash)
@@ -141,19 +134,11 @@ def run_job(
 def as_record(answer: Answer) -> dict[str, Any]:
     """What stands in the file for an answer; `time` is in seconds since 1970."""
     result = answer.result
-    return {
+    record = {name: getattr(result, name, None) for name in COLUMNS}
+    return record | {
         "index": answer.index,
-        "id": result.id,
         "prompt_hash": answer.kept,
-        "thinking": result.thinking,
-        "response": result.response,
-        "complete": result.complete,
-        "finish_reason": result.finish_reason,
-        "prompt_tokens": result.prompt_tokens,
         "completion_tokens": result.tokens,
-        "thinking_tokens": result.thinking_tokens,
-        "response_tokens": result.response_tokens,
-        "error": result.error,
         "tries": answer.tries,
         "time": round(time.time(), 3),
     }

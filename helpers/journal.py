@@ -27,16 +27,11 @@ _ROWS = 1024  # of Parquet in memory at once
 # What a record has, and its type in Parquet.
 COLUMNS = {
     "index": "int64",
-    "id": "string",
-    "prompt_hash": "string",
-    "thinking": "string",
-    "response": "string",
+    **dict.fromkeys(("id", "prompt_hash", "thinking", "response"), "string"),
     "complete": "bool",
     "finish_reason": "string",
-    "prompt_tokens": "int64",
-    "completion_tokens": "int64",
-    "thinking_tokens": "int64",
-    "response_tokens": "int64",
+    **dict.fromkeys(("prompt_tokens", "completion_tokens"), "int64"),
+    **dict.fromkeys(("thinking_tokens", "response_tokens"), "int64"),
     "error": "string",
     "tries": "int64",
     "time": "double",
@@ -83,7 +78,7 @@ def claim(output: Path, job: Mapping[str, Any]) -> Iterator[None]:
             ) from None
         file.seek(0)
         before = file.read()
-        if _is_there(output) or _is_there(journal):
+        if any(p.exists() and p.stat().st_size for p in (output, journal)):
             _compare(output, before, job)
         else:
             file.truncate(0)
@@ -92,10 +87,6 @@ def claim(output: Path, job: Mapping[str, Any]) -> Iterator[None]:
             _sync(path)
             _sync(path.parent)
         yield
-
-
-def _is_there(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
 
 
 def _compare(output: Path, before: str, job: Mapping[str, Any]) -> None:
@@ -107,11 +98,8 @@ def _compare(output: Path, before: str, job: Mapping[str, Any]) -> None:
             f"{output} is there, and no job of run_batch wrote it: give another output."
         ) from None
     wanted = json.loads(json.dumps(job, default=repr))
-    differ = [
-        f"{key} was {stored.get(key)}, is {wanted.get(key)}"
-        for key in sorted({*stored, *wanted})
-        if stored.get(key) != wanted.get(key)
-    ]
+    keys = [k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k)]
+    differ = [f"{key} was {stored.get(key)}, is {wanted.get(key)}" for key in keys]
     if differ:
         held = [p for p in dict.fromkeys((output, journal_path(output))) if p.exists()]
         raise JobMismatchError(
@@ -164,7 +152,8 @@ class Journal:
                 written = os.pwrite(self._fd, data, position)
                 position, data = position + written, data[written:]
             if time.monotonic() - self._synced > _SYNC_SECONDS:
-                self.sync()
+                os.fsync(self._fd)
+                self._synced = time.monotonic()
         except OSError as error:
             os.ftruncate(self._fd, self._end)
             safe = sum(offset >= 0 for offset in self._offsets)
@@ -177,11 +166,6 @@ class Journal:
         self._offsets[record["index"]] = self._end
         self._end += len(line)
         self._lines += 1
-
-    def sync(self) -> None:
-        """Bring what was written to the disk itself."""
-        os.fsync(self._fd)
-        self._synced = time.monotonic()
 
     def lines(self) -> Iterator[bytes]:
         """The line of each record, in the order of the prompts."""
@@ -197,14 +181,15 @@ class Journal:
         Raises `OSError` where there is no room for it, and leaves the records as safe
         as they were.
         """
+        ascend = all(a < b for a, b in pairwise(self._offsets))
         if self.path != self._output:
             self._write_parquet()
             self.path.unlink()
-        elif self._lines > len(self._offsets) or not _ascend(self._offsets):
+        elif self._lines > len(self._offsets) or not ascend:
             with _replacing(self.path) as temporary, open(temporary, "wb") as file:
                 file.writelines(self.lines())
         else:
-            self.sync()
+            os.fsync(self._fd)
 
     def _write_parquet(self) -> None:
         import pyarrow as pa
@@ -213,8 +198,7 @@ class Journal:
         # A column has one type: ids that are not all numbers of it become texts.
         ids = (json.loads(line)["id"] for line in self.lines())
         numbers = all(i is None or type(i) is int and abs(i) < 2**63 for i in ids)
-        kinds = {**COLUMNS, "id": "int64" if numbers else "string"}
-        schema = pa.schema([pa.field(name, kind) for name, kind in kinds.items()])
+        schema = pa.schema({**COLUMNS, "id": "int64" if numbers else "string"})
         lines = self.lines()
         with _replacing(self._output) as file, ParquetWriter(file, schema) as writer:
             while rows := [json.loads(line) for line in islice(lines, _ROWS)]:
@@ -226,10 +210,6 @@ class Journal:
         os.close(self._fd)
 
 
-def _ascend(offsets: array) -> bool:
-    return all(a < b for a, b in pairwise(offsets))
-
-
 def _record(line: bytes, count: int) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
@@ -238,15 +218,12 @@ def _record(line: bytes, count: int) -> dict[str, Any] | None:
     if not isinstance(record, dict) or not COLUMNS.keys() <= record.keys():
         return None
     index = record["index"]
-    return record if isinstance(index, int) and 0 <= index < count else None
+    return record if isinstance(index, int) and index in range(count) else None
 
 
 def _line(record: dict[str, Any]) -> bytes:
     # A lone surrogate, which UTF-8 can't hold, becomes a question mark.
-    return _encode(record).encode("utf-8", errors="replace") + b"\n"
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+    return json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 @contextmanager

@@ -7,13 +7,12 @@ no reason to stop: it comes as a `Refused`, which says why.
 """
 
 import json
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from os import PathLike
 from typing import Any, NamedTuple
-
-__all__ = ["Prompts", "Refused", "is_file", "prompt_hash", "read_prompts"]
 
 # Compressed files too: fsspec knows the kind by the ending after these.
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.bz2")
@@ -31,14 +30,9 @@ _SAMPLING = (
 _IGNORED = ("model", "user", "metadata", "store", "service_tier", "stream_options")
 # Fields that ask for what is given anyway, with the values that do so.
 _HARMLESS: Mapping[str, Any] = {
-    "stream": False,
-    "logprobs": False,
-    "top_logprobs": 0,
-    "response_format": {"type": "text"},
-    "tools": [],
-    "tool_choice": "none",
-    "add_generation_prompt": True,
-    "echo": False,
+    **{"stream": False, "logprobs": False, "top_logprobs": 0, "echo": False},
+    **{"response_format": {"type": "text"}, "add_generation_prompt": True},
+    **{"tools": [], "tool_choice": "none"},
 }
 
 
@@ -88,6 +82,8 @@ class Prompts:
     """
 
     def __init__(self, source: "str | PathLike | Iterable[Any]") -> None:
+        import numpy as np
+
         self._source = source if is_file(source) else list(source)
         digest = blake2b(digest_size=8)
         ids = array("q")
@@ -99,15 +95,17 @@ class Prompts:
             if (key := id_of(prompt)) is not None:
                 ids.append(hash(key))
         self.digest = digest.hexdigest()
-        self._repeated = _repeated(ids)
+        # Only where two ids may be the same must those seen be remembered.
+        values, counts = np.unique(ids, return_counts=True)
+        self._repeated = set(values[counts > 1].tolist())
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
-        from_file = is_file(self._source)
         seen = set()
-        for prompt in read_prompts(self._source) if from_file else self._source:
+        source = self._source
+        for prompt in read_prompts(source) if is_file(source) else source:
             key = id_of(prompt)
             if key is None:
                 yield prompt
@@ -131,15 +129,8 @@ def id_of(prompt: Any) -> Any:
 
 def _is_writable(key: Any) -> bool:
     if isinstance(key, str):
-        return key.isascii() or not any("\ud800" <= c <= "\udfff" for c in key)
+        return not re.search("[\ud800-\udfff]", key)
     return type(key) is int
-
-
-def _repeated(hashes: array) -> set[int]:
-    import numpy as np
-
-    values, counts = np.unique(hashes, return_counts=True)
-    return set(values[counts > 1].tolist())
 
 
 def _json_lines(path: str) -> Iterator[Any]:

@@ -259,13 +259,14 @@ class SpelledSplitter(Splitter):
     def __init__(self, markers: SpelledPairs, decode: Decode) -> None:
         super().__init__(frozenset())
         self._pairs = markers.pairs
+        self._markers = [text for pair in markers.pairs for text in pair]
         self._decode = decode
         self._token_ids: list[int] = []
+        self._text = ""
+        self._left_at: Phase = "before"  # Where the prompt leaves the completion.
         self._end = ""  # What closes the thinking that is open.
-        self._at_start = True
-        self._text = ""  # What has come and may be a marker's beginning.
-        self._length = 0  # Of all text before that.
         self._answer_at: int | None = None  # Where in the text the answer begins.
+        self.thinking = self.response = ""
 
     def begin(self, prompt: list[int], turn_ids: frozenset[int], known: bool) -> None:
         turn = last_turn(prompt, turn_ids)
@@ -274,9 +275,10 @@ class SpelledSplitter(Splitter):
             text = next((s for s, _ in self._pairs if text.endswith(s)), "")
         place, end = max((text.rfind(start), end) for start, end in self._pairs)
         if place > text.rfind(end):
-            self.phase, self._end = "thinking", end
+            self._left_at, self._end = "thinking", end
         elif known:
-            self.phase = "answer"
+            self._left_at = "answer"
+        self.phase = self._left_at
 
     @property
     def markers_in_text(self) -> bool:
@@ -284,16 +286,15 @@ class SpelledSplitter(Splitter):
 
     def add(self, piece: Piece, text: str) -> ThinkingDelta:
         self._text += text
-        return self._add_texts(last=False)
+        return self._split(self._text[: _sure(self._text, self._markers)])
 
     def finish(self) -> ThinkingDelta:
-        delta = self._add_texts(last=True)
-        thinking = len(self._token_ids) if self.is_thinking else self._cut_token()
-        self.thinking_tokens = thinking
-        self.response_tokens = len(self._token_ids) - thinking
-        texts = [text for pair in self._pairs for text in pair]
-        answer = str(self.response)
-        if not self.markers_in_text and (seen := [t for t in texts if t in answer]):
+        delta = self._split(self._text)
+        count = len(self._token_ids)
+        self.thinking_tokens = count if self.is_thinking else self._cut_token()
+        self.response_tokens = count - self.thinking_tokens
+        seen = [text for text in self._markers if text in self.response]
+        if seen and not self.markers_in_text:
             warn_once(
                 f"an answer has {seen[0]} in its text, and this tokenizer has no such "
                 "token: if that is the model's thinking, pass prompt_token_ids, which "
@@ -305,60 +306,30 @@ class SpelledSplitter(Splitter):
         self._token_ids += token_ids
         return Piece(self.is_thinking, token_ids)
 
-    def _add_texts(self, last: bool) -> ThinkingDelta:
-        delta = ThinkingDelta("", "")
-        for piece in self._split(last):
-            delta = delta.then(super().add(piece, piece.text))
-        return delta
-
-    def _split(self, last: bool) -> Iterator[Piece]:
-        if self._at_start and not self._opens(last):
-            return
+    def _split(self, text: str) -> ThinkingDelta:
+        """Split all text that has come, and give what is new in its parts."""
+        self.phase, begin, place, marker = self._left_at, 0, -1, self._end
+        first = text.lstrip()
+        for start, end in self._pairs:
+            if first.startswith(start) and self._end in ("", end):
+                self.phase, self._end, marker = "thinking", end, end
+                begin = len(text) - len(first) + len(start)
         if self.phase == "thinking":
-            text, found = self._until([self._end], last)
-            yield Piece(True, text=text)
-            if found:
-                self.phase, self._answer_at = "answer", self._length
+            place = text.find(marker, begin)
         elif self.phase == "before":  # The prompt may have opened it: who knows.
-            text, found = self._until([t for pair in self._pairs for t in pair], last)
-            yield Piece(False, text=text)
-            if found in [end for _, end in self._pairs]:
-                self.phase, self._answer_at = "answer", self._length
-                yield Piece(False, moved=True)
-            elif found:
-                self.phase = "answer"
-                yield Piece(False, text=found)
-        if self.phase == "answer":
-            yield Piece(False, text=self._take(len(self._text)))
-
-    def _opens(self, last: bool) -> bool:
-        """Take a start marker that stands first; False while that can't be told."""
-        text = self._text.lstrip()
-        start, end = next((p for p in self._pairs if text.startswith(p[0])), ("", ""))
-        may_come = any(start.startswith(text) for start, _ in self._pairs)
-        if not start and may_come and not last:
-            return False
-        self._at_start = False
-        if start and self._end in ("", end):
-            self.phase, self._end = "thinking", end
-            self._take(len(self._text) - len(text) + len(start))
-        return True
-
-    def _until(self, markers: list[str], last: bool) -> tuple[str, str]:
-        """The text before the first of the markers, and that marker if it is there."""
-        found = [(self._text.find(m), m) for m in markers if m in self._text]
-        if found:
-            place, marker = min(found)
-            text = self._take(place)
-            self._take(len(marker))
-            return text, marker
-        kept = 0 if last else _begun(self._text, markers)
-        return self._take(len(self._text) - kept), ""
-
-    def _take(self, count: int) -> str:
-        taken, self._text = self._text[:count], self._text[count:]
-        self._length += count
-        return taken
+            found = [(text.find(m), m) for m in self._markers if m in text]
+            place, marker = min(found, default=(-1, ""))
+            if marker not in [end for _, end in self._pairs]:
+                place = -1
+        thinking, response = (text[begin:], "") if self.is_thinking else ("", text)
+        if place >= 0:
+            self.phase, self._answer_at = "answer", place + len(marker)
+            thinking, response = text[begin:place], text[self._answer_at :]
+        before, given = self.thinking, self.response
+        self.thinking, self.response = thinking.strip(), response.strip()
+        if given and self.thinking and not before:  # It was thinking after all.
+            return ThinkingDelta(self.thinking[len(given) :], self.response, True)
+        return ThinkingDelta(self.thinking[len(before) :], self.response[len(given) :])
 
     def _cut_token(self) -> int:
         """How many tokens it takes to write all text before the answer."""
@@ -372,8 +343,10 @@ class SpelledSplitter(Splitter):
         return bisect_left(range(len(self._token_ids)), True, key=written)
 
 
-def _begun(text: str, markers: Sequence[str]) -> int:
-    """How many characters at the end of the text may be the beginning of a marker."""
-    longest = min(len(text), max(map(len, markers)) - 1)
-    sizes = range(longest, 0, -1)
-    return next((n for n in sizes if any(m.startswith(text[-n:]) for m in markers)), 0)
+def _sure(text: str, markers: Sequence[str]) -> int:
+    """The length of the text without what at its end may be a marker's beginning."""
+    for place in range(max(0, len(text) - max(map(len, markers)) + 1), len(text)):
+        tail = text[place:]
+        if any(marker.startswith(tail) and marker != tail for marker in markers):
+            return place
+    return len(text)
