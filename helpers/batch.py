@@ -34,8 +34,6 @@ from .summary import BatchSummary, summarise
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-__all__ = ["BatchResult", "BatchRunner", "RayEngine", "run_batch"]
-
 
 def run_batch(
     model: Any,

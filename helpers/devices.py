@@ -45,11 +45,6 @@ class Gpu:
         """Whether it computes in bfloat16: Ampere (8.0) and later do."""
         return self.compute_capability is not None and self.compute_capability >= (8, 0)
 
-    @property
-    def is_slice(self) -> bool:
-        """Whether it is a part of a card, made by MIG (Multi-Instance GPU)."""
-        return self.uuid.startswith("MIG-")
-
 
 class Driver(NamedTuple):
     """The NVIDIA driver, and the newest CUDA that it runs as (major, minor).
@@ -108,9 +103,7 @@ def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
     in MIG mode is listed by its slices. `gpu_problems` says which are left out.
     """
     cards, _ = _read_cards()
-    if visible:
-        return tuple(_visible(cards))
-    return tuple(gpu for card in cards for gpu in card.gpus)
+    return tuple(_visible(cards) if visible else _all(cards))
 
 
 def gpu_problems() -> tuple[str, ...]:
@@ -138,7 +131,8 @@ def _read_cards() -> tuple[list[_Card], list[str]]:
 def _read_card(index: int) -> _Card:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     parts = _slices(handle)
-    if not parts and not _is_in_mig_mode(handle):
+    mode = _ask("MigMode", handle)
+    if not parts and (not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE):
         parts = [handle]
     gpus = [_describe(part, handle, index) for part in parts]
     return _Card(pynvml.nvmlDeviceGetUUID(handle), gpus)
@@ -146,30 +140,25 @@ def _read_card(index: int) -> _Card:
 
 def _slices(card: Any) -> list[Any]:
     """The handles of a card's MIG slices; in a container some are out of reach."""
-    found = []
-    with contextlib.suppress(pynvml.NVMLError):  # This kind of card has no MIG.
-        for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-            with contextlib.suppress(pynvml.NVMLError):
-                found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
-    return found
+    places = range(_ask("MaxMigDeviceCount", card) or 0)
+    found = [_ask("MigDeviceHandleByIndex", card, place) for place in places]
+    return [handle for handle in found if handle is not None]
 
 
-def _is_in_mig_mode(card: Any) -> bool:
+def _ask(what: str, *arguments: Any) -> Any:
+    """What NVML tells of a device, None for what this one has not."""
     with contextlib.suppress(pynvml.NVMLError):
-        return pynvml.nvmlDeviceGetMigMode(card)[0] == pynvml.NVML_DEVICE_MIG_ENABLE
-    return False
+        return getattr(pynvml, f"nvmlDeviceGet{what}")(*arguments)
+    return None
 
 
 def _describe(handle: Any, card: Any, index: int) -> Gpu:
     """`handle` is the card's own, or that of one of its slices."""
-    capability = None
-    with contextlib.suppress(pynvml.NVMLError):
-        capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card))
-    name = "NVIDIA GPU"
-    with contextlib.suppress(pynvml.NVMLError):
-        name = pynvml.nvmlDeviceGetName(handle)
+    capability = _ask("CudaComputeCapability", card)
+    name = _ask("Name", handle) or "NVIDIA GPU"
     total_mib, used_mib = _memory(handle)
     uuid = pynvml.nvmlDeviceGetUUID(handle)
+    capability = tuple(capability) if capability else None
     return Gpu(index, uuid, name, total_mib, used_mib, capability)
 
 
@@ -196,19 +185,20 @@ def _visible(cards: list[_Card]) -> list[Gpu]:
     the first one and nothing else (MIG User Guide, "CUDA Device Enumeration").
     """
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    chosen: list[Gpu] = []
-    if variable is None:
-        chosen = [gpu for card in cards for gpu in card.gpus]
-    else:
-        for entry in variable.split(","):
-            named = _named(entry.strip(), cards)
-            if not named:
-                break
-            chosen += named
-        if len(set(chosen)) < len(chosen):
-            return []
-    slices = [gpu for gpu in chosen if gpu.is_slice]
+    chosen = _all(cards) if variable is None else []
+    for entry in variable.split(",") if variable is not None else ():
+        named = _named(entry.strip(), cards)
+        if not named:
+            break
+        chosen += named
+    if len(set(chosen)) < len(chosen):
+        return []
+    slices = [gpu for gpu in chosen if gpu.uuid.startswith("MIG-")]
     return slices[:1] or chosen
+
+
+def _all(cards: list[_Card]) -> list[Gpu]:
+    return [gpu for card in cards for gpu in card.gpus]
 
 
 def _named(entry: str, cards: list[_Card]) -> list[Gpu]:
@@ -216,7 +206,7 @@ def _named(entry: str, cards: list[_Card]) -> list[Gpu]:
     if entry.isdecimal():
         return cards[int(entry)].gpus if int(entry) < len(cards) else []
     by_uuid = {card.uuid: card.gpus for card in cards}
-    by_uuid |= {gpu.uuid: [gpu] for card in cards for gpu in card.gpus}
+    by_uuid |= {gpu.uuid: [gpu] for gpu in _all(cards)}
     matches = [gpus for uuid, gpus in by_uuid.items() if uuid.startswith(entry)]
     is_uuid = entry.startswith(("GPU-", "MIG-"))
     return matches[0] if is_uuid and len(matches) == 1 else []
@@ -276,16 +266,10 @@ def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
             for group in (folder, *folder.parents):
                 if group.is_relative_to(top):
                     with contextlib.suppress(OSError, ValueError):  # "max" is none.
-                        yield _read_cgroup(group, *files)
-
-
-def _read_cgroup(
-    group: Path, limit: str, usage: str, reclaimable: str
-) -> tuple[int, int]:
-    used = int((group / usage).read_text())
-    statistics = (group / "memory.stat").read_text().split()
-    used -= int(statistics[statistics.index(reclaimable) + 1])
-    return int((group / limit).read_text()), used
+                        limit, used = (int((group / f).read_text()) for f in files[:2])
+                        statistics = (group / "memory.stat").read_text().split()
+                        reclaimable = statistics[statistics.index(files[2]) + 1]
+                        yield limit, used - int(reclaimable)
 
 
 def free_memory_mib() -> int:

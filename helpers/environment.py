@@ -28,8 +28,6 @@ from .packages import ROOT, check_packages, find_version, pip_command, probe_all
 from .report import Check, EnvironmentReport
 from .settings import Settings, SettingsError, find_env_file, load_settings
 
-__all__ = ["Check", "EnvironmentReport", "check_environment"]
-
 PROBE_TIMEOUT_S = 180.0
 
 

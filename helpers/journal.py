@@ -20,8 +20,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["JobLockedError", "JobMismatchError"]
-
 _SYNC_SECONDS = 5.0  # A power cut loses the records of at most this long.
 _ROWS = 1024  # of Parquet in memory at once
 # What a record has, and its type in Parquet.

@@ -63,12 +63,7 @@ from .stages import announced
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel
 
-__all__ = [
-    "FastLanguageModel",
-    "detect_device",
-    "resolve_model_path",
-    "resolve_settings",
-]
+__all__ = ["FastLanguageModel"]
 
 
 # Unsloth patches these as it is imported: what was imported before keeps its old code.

@@ -112,21 +112,13 @@ def find_markers(tokenizer: Any, own: tuple[str, str] | None = None) -> Markers:
     # Not convert_tokens_to_ids: an unknown token gives the id of another one there.
     look_up = tokenizer.get_vocab().get if core is None else core.token_to_id
 
-    if own is not None:
-        start, end = _checked(own)
-        pairs = ((start, end),)
-    else:
-        pairs = THINK_MARKERS
-        for family in CHANNELS:
-            found = ChannelTokens(
-                look_up(family.name),
-                look_up(family.body),
-                frozenset(map(look_up, family.breaks)) - {None},
-                family.thinking,
-            )
-            if None not in (found.name, found.body):
-                return found
+    for family in CHANNELS if own is None else ():
+        name, body = look_up(family.name), look_up(family.body)
+        if None not in (name, body):
+            breaks = frozenset(map(look_up, family.breaks)) - {None}
+            return ChannelTokens(name, body, breaks, family.thinking)
 
+    pairs = THINK_MARKERS if own is None else (_checked(own),)
     ends, texts, label = {}, {}, ""
     for start, end in pairs:
         start_id, end_id = look_up(start), look_up(end)

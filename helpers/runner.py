@@ -21,8 +21,6 @@ from .thinking import ThinkingParser, unfinished_hint
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-__all__ = ["BatchResult", "BatchRunner"]
-
 
 @dataclass(frozen=True, repr=False)
 class BatchResult:

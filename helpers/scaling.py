@@ -28,8 +28,6 @@ from .settings import load_settings
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-__all__ = ["RayEngine"]
-
 
 @dataclass(frozen=True)
 class RayEngine:

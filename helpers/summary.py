@@ -9,8 +9,6 @@ from os import PathLike
 from .journal import read_records
 from .tables import COLOURS, Chart, Panel, new_axes, show_table
 
-__all__ = ["BatchSummary", "summarise"]
-
 _PAUSE = 60.0  # Seconds without a record that count as a stop between two runs.
 _BINS = 30  # of a histogram, at most
 # What the records are counted by, in the words of the table, and what comes of it.

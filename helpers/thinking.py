@@ -11,7 +11,6 @@ from operator import index
 from typing import Any, NamedTuple
 
 from .markers import (
-    THINK_MARKERS,
     ChannelTokens,
     PairTokens,
     SpelledPairs,
@@ -28,19 +27,6 @@ from .splitting import (
     ThinkingDelta,
 )
 from .streaming import Detokenizer
-
-__all__ = [
-    "INCOMPLETE_HINT",
-    "THINK_END_TOKEN_ID",
-    "THINK_MARKERS",
-    "ThinkingDelta",
-    "ThinkingParser",
-    "ThinkingResult",
-    "ThinkingStream",
-    "parse_thinking_response",
-    "parse_thinking_responses",
-    "unfinished_hint",
-]
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
 # Parsing never uses it: other tokenizers have other ids.
@@ -118,14 +104,18 @@ class ThinkingResult(_Texts):
         return "" if self.complete else unfinished_hint(self.finish_reason)
 
     def __repr__(self) -> str:
-        found = ", markers_in_text=True" if self.markers_in_text else ""
-        text = (
-            f"ThinkingResult(thinking={self.thinking!r}, response={self.response!r}, "
-            f"thinking_tokens={self.thinking_tokens}, "
-            f"response_tokens={self.response_tokens}, "
-            f"finish_reason={self.finish_reason!r}{found})"
-        )
-        return text if self.complete else f"{text}  # {self.hint}"
+        facts = {"thinking": self.thinking, "response": self.response, **vars(self)}
+        if not self.markers_in_text:
+            del facts["markers_in_text"]
+        text = ", ".join(f"{name}={value!r}" for name, value in facts.items())
+        return f"ThinkingResult({text})" + ("" if self.complete else f"  # {self.hint}")
+
+
+_SPLITTERS = {
+    PairTokens: PairSplitter,
+    ChannelTokens: ChannelSplitter,
+    SpelledPairs: SpelledSplitter,
+}
 
 
 class ThinkingParser:
@@ -174,12 +164,7 @@ class ThinkingParser:
 
     def splitter(self, prompt: Iterable[int] | None) -> Splitter:
         """The rules for a completion of this prompt, or of one that nobody shows us."""
-        kinds = {
-            PairTokens: PairSplitter,
-            ChannelTokens: ChannelSplitter,
-            SpelledPairs: SpelledSplitter,
-        }
-        splitter = kinds[type(self._markers)](self._markers, self._decode_one)
+        splitter = _SPLITTERS[type(self._markers)](self._markers, self._decode_one)
         known = prompt is not None
         prompt = as_token_ids(prompt) if known else self._usual_prompt
         splitter.begin(prompt, self._turn_ids, known)
@@ -220,18 +205,13 @@ class ThinkingParser:
         models `<｜User｜>` is not special. White space marks no turns (Gemma has it as
         tokens of that kind).
         """
-        added = added_tokens(self._tokenizer)
         template = str(getattr(self._tokenizer, "chat_template", None) or "")
-        prompt = set(self._usual_prompt)
-
-        def writes(token_id: int, text: str) -> bool:
-            return not template or token_id in prompt or text in template
-
-        return frozenset(self._tokenizer.all_special_ids) | {
-            i
-            for i, (text, special) in added.items()
-            if special or (text.strip() and writes(i, text))
-        }
+        found = set(self._tokenizer.all_special_ids)
+        for token_id, (text, special) in added_tokens(self._tokenizer).items():
+            written = text in template or token_id in self._usual_prompt
+            if special or (text.strip() and (written or not template)):
+                found.add(token_id)
+        return frozenset(found)
 
 
 def _result(splitter: Splitter, finish_reason: str | None) -> ThinkingResult:
@@ -246,15 +226,13 @@ def _result(splitter: Splitter, finish_reason: str | None) -> ThinkingResult:
 
 
 def as_token_ids(token_ids: Any) -> list[int]:
-    """One sequence of token ids as a list, from whatever holds it.
+    """A list of token ids, from a generator, array, tensor or a tokenizer's result.
 
-    Takes lists, generators, arrays, tensors and what a tokenizer returns. Raises
-    TypeError for anything else and ValueError for negative numbers.
+    Raises TypeError for anything else and ValueError for negative numbers.
     """
     is_encoding = isinstance(token_ids, Mapping)
     if is_encoding:
         token_ids = token_ids.get("input_ids")
-    # Arrays give their numbers at once by tolist, and 0-d arrays one by one else.
     if hasattr(token_ids, "tolist"):
         token_ids = token_ids.tolist()
     match token_ids:
@@ -315,11 +293,10 @@ def parse_thinking_responses(
     """
     completions = list(completions)
     none = [None] * len(completions)
-    return ThinkingParser(tokenizer, markers=markers).parse_all(
-        completions,
-        none if prompt_token_ids is None else prompt_token_ids,
-        none if finish_reasons is None else finish_reasons,
-    )
+    prompts = none if prompt_token_ids is None else prompt_token_ids
+    reasons = none if finish_reasons is None else finish_reasons
+    parser = ThinkingParser(tokenizer, markers=markers)
+    return parser.parse_all(completions, prompts, reasons)
 
 
 class ThinkingStream:
