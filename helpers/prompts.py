@@ -7,35 +7,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .markers import unwrap_tokenizer
-from .records import Refused, id_of
+from .records import KEYS, Refused, id_of
 from .sampling import Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-_KEYS = ("id", "messages", "prompt", "sampling_params", "chat_template_kwargs")
 _SHAPES = (
     "a prompt is a string, a list of chat messages, or a dict with messages or prompt "
     "and, if wanted, id, sampling_params and chat_template_kwargs"
 )
-_A_MESSAGE = 'each chat message is a dict with "role" and "content"; one is '
 # Roles that templates know without naming them (most write any role as it is).
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 # Kinds of content that are text, and where they have it: vllm/renderers/chat_utils.py,
 # TEXT_PART_TYPES and MM_PARSER_MAP.
 _TEXT_PARTS = {
-    "text": "text",
-    "input_text": "text",
-    "output_text": "text",
-    "refusal": "refusal",
-    "thinking": "thinking",
+    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
+    **{"refusal": "refusal", "thinking": "thinking"},
 }
 # Arguments of apply_chat_template that are decided here.
 _OURS = {"conversation", "messages", "tokenize", "return_dict", "return_tensors"}
 
 
 class BadPrompt(ValueError):
-    """Why one prompt can't be answered, and what to do about it."""
+    """Why a prompt can't be answered, and what to do about it."""
 
 
 class Request(NamedTuple):
@@ -96,8 +91,8 @@ class Preparer:
                 if isinstance(token_ids, BadPrompt):
                     raise token_ids
                 self._check_length(len(token_ids))
-                own = _get(prompt, "sampling_params")
-                params = self._sampling.params(own, token_ids)
+                own = prompt if isinstance(prompt, Mapping) else {}
+                params = self._sampling.params(own.get("sampling_params"), token_ids)
             except ValueError as error:
                 yield Request(index, prompt, own_id, [], None, str(error))
             else:
@@ -109,8 +104,8 @@ class Preparer:
         try:
             messages = self._chat.messages(prompt)
             kwargs = self._kwargs
-            if own := _get(prompt, "chat_template_kwargs"):
-                kwargs = kwargs | _template_kwargs(own)
+            if isinstance(prompt, Mapping):
+                kwargs = kwargs | _template_kwargs(prompt.get("chat_template_kwargs"))
             return self._chat.render(messages, kwargs)
         except BadPrompt as error:
             return error
@@ -122,10 +117,6 @@ class Preparer:
                 f"{self._room:,} with the answer: shorten or split it, or raise "
                 "MAX_SEQ_LENGTH."
             )
-
-
-def _get(prompt: Any, key: str) -> Any:
-    return prompt.get(key) if isinstance(prompt, Mapping) else None
 
 
 def _template_kwargs(kwargs: Any) -> dict[str, Any]:
@@ -176,14 +167,12 @@ class ChatFormat:
             ) from error
         except Exception:  # It wants more than a message: tools, documents, a system.
             return
-        self._turns = [
-            turn for turn in self._tokenizer.get_added_vocab() if turn in text
-        ]
+        self._turns = [t for t in self._tokenizer.get_added_vocab() if t in text]
 
     def messages(self, prompt: Any) -> list[dict[str, Any]]:
         """The chat that a prompt is, each content a text. Raises `BadPrompt`."""
         if isinstance(prompt, Mapping):
-            if unknown := [str(key) for key in prompt if key not in _KEYS]:
+            if unknown := [str(key) for key in prompt if key not in KEYS]:
                 raise BadPrompt(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
             if ("messages" in prompt) == ("prompt" in prompt):
                 raise BadPrompt("give the dict either messages or prompt.")
@@ -202,17 +191,18 @@ class ChatFormat:
         return messages
 
     def _message(self, message: Any) -> dict[str, Any]:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise BadPrompt(f"{_A_MESSAGE}{str(message)[:60]!r}.")
-        role, content = message["role"], message.get("content")
+        known = message if isinstance(message, Mapping) else {}
+        role, content, calls = map(known.get, ("role", "content", "tool_calls"))
+        if not isinstance(role, str) or (content is None and not calls):
+            raise BadPrompt(
+                'each chat message is a dict with "role" and "content"; one is '
+                f"{str(message)[:60]!r}."
+            )
         if role not in _ROLES and role not in (self._template or ""):
             raise BadPrompt(
                 f"unknown role {role!r}: the model's chat template has none but "
                 f"{', '.join(sorted(_ROLES))}."
             )
-        calls = message.get("tool_calls")
-        if content is None and not calls:
-            raise BadPrompt(f"{_A_MESSAGE}{str(message)[:60]!r}.")
         flat = {**message, "content": _text("" if content is None else content)}
         if role == "user":
             self._warn_if_formatted(flat["content"])
@@ -244,29 +234,25 @@ class ChatFormat:
         """
         last = messages[-1]
         begun = last["role"] == "assistant" and not last.get("tool_calls")
-        options = {
-            "add_generation_prompt": not begun,
-            "continue_final_message": begun,
-            **kwargs,
-        }
+        options = {"add_generation_prompt": not begun, "continue_final_message": begun}
+        for message in messages:  # mistral-common takes half of one for three others.
+            _check_letters(message["content"])
         if self._in_parts:
             messages = [
                 {**m, "content": [{"type": "text", "text": m["content"]}]}
                 for m in messages
             ]
         by_code = self._template is None
-        for text in [message["content"] for message in messages] if by_code else ():
-            _check_letters(text)  # mistral-common takes half of one for three others.
         try:
             rendered = self._tokenizer.apply_chat_template(
-                messages, tokenize=by_code, return_dict=False, **options
+                messages, tokenize=by_code, return_dict=False, **{**options, **kwargs}
             )
         except Exception as error:  # Whatever the template's own code raises.
             raise BadPrompt(
                 f"the model's chat template refuses these messages: {error}. Check "
                 "their roles and their order, and chat_template_kwargs."
             ) from error
-        if not by_code:
+        if not by_code:  # Other fields of a message may have some, too.
             _check_letters(rendered)
         return rendered
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.bz2")
 _ENDINGS = (*_JSONL, ".parquet")
 _ROWS = 1024  # of Parquet in memory at once
-_COLUMNS = ("id", "prompt", "messages", "sampling_params", "chat_template_kwargs")
+# What a prompt that is a dict may have, and a row of Parquet.
+KEYS = ("id", "messages", "prompt", "sampling_params", "chat_template_kwargs")
 # Fields of a request to OpenAI's API, and of vLLM's own on top, that mean the same as
 # fields of SamplingParams: vllm/entrypoints/openai/chat_completion/protocol.py.
 _SAMPLING = (
@@ -155,7 +156,7 @@ def _parquet_rows(path: str) -> Iterator[Any]:
     with fsspec.open(path, "rb") as file:
         table = ParquetFile(file)
         there = table.schema_arrow.names
-        columns = [c for c in (*_COLUMNS, "custom_id", "body", "url") if c in there]
+        columns = [c for c in (*KEYS, "custom_id", "body", "url") if c in there]
         if not {"prompt", "messages", "body"} & set(columns):
             raise ValueError(
                 f"{path} has no column prompt, messages or body, but "

@@ -57,13 +57,11 @@ class BatchResult:
         name = f"{self.index}" if self.id is None else f"{self.index}, id={self.id!r}"
         if self.error is not None:
             return f"BatchResult({name}, error={self.error!r})"
-        text = (
+        hint = "" if self.complete else f"  # {unfinished_hint(self.finish_reason)}"
+        return (
             f"BatchResult({name}, response={self.response!r}, {self.tokens} tokens, "
-            f"finish_reason={self.finish_reason!r})"
+            f"finish_reason={self.finish_reason!r}){hint}"
         )
-        if self.complete:
-            return text
-        return f"{text}  # {unfinished_hint(self.finish_reason)}"
 
 
 class BatchRunner:
@@ -89,8 +87,13 @@ class BatchRunner:
         tokenizer: Any = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self._engine = engine = _engine_of(model)
-        self._core = engine.llm_engine
+        engine = engine_of(model)
+        if engine is None:
+            raise TypeError(
+                f"run_batch needs vLLM's engine, and {type(model).__name__} has none: "
+                "load the model with fast_inference=True, or pass a vllm.LLM"
+            )
+        self._engine, self._core = engine, engine.llm_engine
         tokenizer = engine.get_tokenizer() if tokenizer is None else tokenizer
         self._tokenizer = unwrap_tokenizer(tokenizer)
         self._parser = ThinkingParser(tokenizer)
@@ -173,17 +176,22 @@ class BatchRunner:
 
     def _result(self, request: Request, output: Any) -> BatchResult:
         (completion,) = output.outputs
-        if completion.finish_reason in ("abort", "error"):
+        token_ids, reason = completion.token_ids, completion.finish_reason
+        if reason in ("abort", "error"):
             return _failed(request, "vLLM gave this prompt up: run it again.")
         parsed = self._parser.parse(
-            completion.token_ids,
-            prompt_token_ids=request.token_ids,
-            finish_reason=completion.finish_reason,
+            token_ids, prompt_token_ids=request.token_ids, finish_reason=reason
         )
         thinking, response = parsed
         if isinstance(completion.stop_reason, str):
-            cut = self._after_stop(completion)
-            thinking, response = _cut(thinking, response, cut)
+            # vLLM's own text ends before a stop string. The tokens that complete it may
+            # begin before it and end after it.
+            text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+            after = text[len(completion.text) :].rstrip()
+            if response is None:
+                thinking = thinking.removesuffix(after).rstrip()
+            else:
+                response = response.removesuffix(after).rstrip()
         return BatchResult(
             request.index,
             request.prompt,
@@ -191,9 +199,9 @@ class BatchRunner:
             thinking=thinking,
             response=response,
             complete=parsed.complete,
-            finish_reason=parsed.finish_reason,
+            finish_reason=reason,
             prompt_tokens=len(request.token_ids),
-            tokens=len(completion.token_ids),
+            tokens=len(token_ids),
             thinking_tokens=parsed.thinking_tokens,
             response_tokens=parsed.response_tokens,
         )
@@ -201,20 +209,6 @@ class BatchRunner:
     def _thinks(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt lets the model think: it does not where it closes that."""
         return self._parser.splitter(token_ids).phase != "answer"
-
-    def _after_stop(self, completion: Any) -> str:
-        """What the tokens hold beyond vLLM's own text, which ends before a stop string.
-
-        The tokens that complete the string may begin before it and end after it.
-        """
-        text = self._tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return text[len(completion.text) :].rstrip()
-
-
-def _cut(thinking: str, response: str | None, end: str) -> tuple[str, str | None]:
-    if response is None:
-        return thinking.removesuffix(end).rstrip(), None
-    return thinking, response.removesuffix(end).rstrip()
 
 
 def _ends_everything(error: Exception) -> bool:
@@ -235,16 +229,6 @@ def _failed(request: Request, error: str) -> BatchResult:
 
 def _engine_error(error: Exception) -> str:
     return f"vLLM refuses it, correct this: {error or type(error).__name__}"
-
-
-def _engine_of(model: Any) -> "LLM":
-    engine = engine_of(model)
-    if engine is None:
-        raise TypeError(
-            f"run_batch needs vLLM's engine, and {type(model).__name__} has none: load "
-            "the model with fast_inference=True, or pass a vllm.LLM"
-        )
-    return engine
 
 
 def job_of(

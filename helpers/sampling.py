@@ -9,72 +9,42 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-PRESETS: Mapping[str, Mapping[str, float | int]] = MappingProxyType(
-    {
-        name: MappingProxyType(values)
-        for name, values in {
-            # Factual answers: little randomness.
-            "conservative": {"temperature": 0.3, "top_p": 0.9, "max_tokens": 512},
-            # General use.
-            "balanced": {
-                "temperature": 0.6,
-                "top_p": 0.95,
-                "top_k": 20,
-                "max_tokens": 1024,
-            },
-            # Diverse outputs.
-            "creative": {
-                "temperature": 0.9,
-                "top_p": 0.95,
-                "top_k": 50,
-                "max_tokens": 2048,
-            },
-            # Balanced, with room for the thinking before the answer.
-            "thinking": {
-                "temperature": 0.6,
-                "top_p": 0.95,
-                "top_k": 20,
-                "max_tokens": 2048,
-            },
-        }.items()
-    }
+
+def _fixed(**values: Any) -> Mapping[str, Any]:
+    return MappingProxyType(values)
+
+
+PRESETS: Mapping[str, Mapping[str, float | int]] = _fixed(
+    # Factual answers: little randomness.
+    conservative=_fixed(temperature=0.3, top_p=0.9, max_tokens=512),
+    # General use.
+    balanced=_fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=1024),
+    # Diverse outputs.
+    creative=_fixed(temperature=0.9, top_p=0.95, top_k=50, max_tokens=2048),
+    # Balanced, with room for the thinking before the answer.
+    thinking=_fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=2048),
 )
 
-# vLLM's name -> the name of the same thing in transformers' GenerationConfig.
-_GENERATE_NAMES = MappingProxyType(
-    {
-        "max_tokens": "max_new_tokens",
-        "min_tokens": "min_new_tokens",
-        "temperature": "temperature",
-        "top_p": "top_p",
-        "top_k": "top_k",
-        "min_p": "min_p",
-        "repetition_penalty": "repetition_penalty",
-        "n": "num_return_sequences",
-    }
+# vLLM's name -> the name of the same thing in transformers' GenerationConfig, and the
+# range that vLLM allows: sampling_params.py, SamplingParams._verify_args.
+_GENERATE: Mapping[str, tuple[str, float, float, type]] = _fixed(
+    max_tokens=("max_new_tokens", 1, math.inf, Integral),
+    min_tokens=("min_new_tokens", 0, math.inf, Integral),
+    temperature=("temperature", 0, 2, Real),
+    top_p=("top_p", 0, 1, Real),
+    top_k=("top_k", -1, math.inf, Integral),
+    min_p=("min_p", 0, 1, Real),
+    repetition_penalty=("repetition_penalty", 0, math.inf, Real),
+    n=("num_return_sequences", 1, math.inf, Integral),
 )
 # Off in vLLM unless asked for; said aloud to `generate`, where the model's own
 # generation_config.json would otherwise fill the gap with other values.
-_OFF = MappingProxyType({"top_p": 1.0, "top_k": 0, "min_p": 0.0})
-# What vLLM takes: sampling_params.py, SamplingParams._verify_args.
-_RANGES: Mapping[str, tuple[float, float, type]] = MappingProxyType(
-    {
-        "temperature": (0, 2, Real),
-        "top_p": (0, 1, Real),
-        "min_p": (0, 1, Real),
-        "top_k": (-1, math.inf, Integral),
-        "max_tokens": (1, math.inf, Integral),
-        "min_tokens": (0, math.inf, Integral),
-        "n": (1, math.inf, Integral),
-        "repetition_penalty": (0, math.inf, Real),
-    }
-)
-_KINDS = MappingProxyType({Integral: "an integer", Real: "a number"})
+_OFF = _fixed(top_p=1.0, top_k=0, min_p=0.0)
 
 
 class UnknownPresetError(KeyError):
@@ -84,14 +54,6 @@ class UnknownPresetError(KeyError):
         return str(self.args[0])  # KeyError would show the repr, with quotes.
 
 
-@overload
-def preset(
-    name: str, *, for_generate: Literal[False] = False, **overrides: Any
-) -> "SamplingParams": ...
-@overload
-def preset(
-    name: str, *, for_generate: Literal[True], **overrides: Any
-) -> dict[str, Any]: ...
 def preset(
     name: str, *, for_generate: bool = False, **overrides: Any
 ) -> "SamplingParams | dict[str, Any]":
@@ -147,8 +109,7 @@ def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
         )
     plain = {
         name: value.item() if getattr(value, "ndim", None) == 0 else value
-        for name, value in values.items()
-        if value is not None or name == "max_tokens"  # There None means: all there is.
+        for name, value in _values(values).items()
     }
     for name, value in plain.items():
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -167,35 +128,32 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
         raise TypeError(
             "generate has no seed= argument: call transformers.set_seed(...) before it"
         )
-    if unknown := sorted(set(values) - set(_GENERATE_NAMES)):
+    if unknown := sorted(set(values) - set(_GENERATE)):
         raise TypeError(
-            f"generate has nothing for {', '.join(unknown)}; "
-            f"it takes {', '.join(_GENERATE_NAMES)}"
+            f"generate has nothing for {', '.join(unknown)}; it takes "
+            f"{', '.join(_GENERATE)}"
         )
     values = {**_OFF, **values}
     for name, value in values.items():
-        least, most, kind = _RANGES[name]
+        _, least, most, kind = _GENERATE[name]
         # True is an integer to Python, and a mistake here.
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise ValueError(f"{name} must be {_KINDS[kind]}, not {value!r}")
+            what = "an integer" if kind is Integral else "a number"
+            raise ValueError(f"{name} must be {what}, not {value!r}")
         if not least <= value <= most or not math.isfinite(value):
             raise ValueError(f"{name} must be from {least} to {most}, not {value}")
         if value == 0 and name in ("top_p", "repetition_penalty"):
             raise ValueError(f"{name} must be above 0")
+    greedy = values["temperature"] == 0
     if values.get("min_tokens", 0) > values["max_tokens"]:
         raise ValueError("min_tokens must be at most max_tokens")
-    if values["temperature"] == 0 and values.get("n", 1) > 1:
+    if greedy and values.get("n", 1) > 1:
         raise ValueError("n must be 1 with temperature=0: greedy answers are all alike")
     values["top_k"] = max(values["top_k"], 0)  # Off is -1 in vLLM too, here 0 alone.
-    if values["temperature"] == 0:
-        for sampled in ("temperature", *_OFF):
-            values.pop(sampled, None)
-        return {"do_sample": False} | _renamed(values)
-    return {"do_sample": True} | _renamed(values)
-
-
-def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {_GENERATE_NAMES[name]: value for name, value in values.items()}
+    for sampled in ("temperature", *_OFF) if greedy else ():
+        del values[sampled]
+    renamed = {_GENERATE[name][0]: value for name, value in values.items()}
+    return {"do_sample": not greedy, **renamed}
 
 
 # What SamplingParams holds beside sampling: how its result is to be handed out.
@@ -264,22 +222,13 @@ def _values(params: Any) -> dict[str, Any]:
     from vllm import SamplingParams
 
     if isinstance(params, SamplingParams):
-        values = {
-            name: getattr(params, name)
-            for name in params.__struct_fields__
-            if not name.startswith("_") and name not in _NOT_SAMPLING
-        }
-        if params.temperature == 0:
-            for name in ("top_p", "top_k", "min_p"):
-                del values[name]
-        return values
+        left_out = _NOT_SAMPLING | (_OFF.keys() if params.temperature == 0 else set())
+        names = [name for name in params.__struct_fields__ if not name.startswith("_")]
+        return {name: getattr(params, name) for name in names if name not in left_out}
     if not isinstance(params, Mapping | None):
         raise ValueError(
             "sampling_params are SamplingParams or a dict of some of their values, not "
             f"{type(params).__name__}."
         )
-    return {
-        name: value
-        for name, value in (params or {}).items()
-        if value is not None or name == "max_tokens"  # None there: all that is left.
-    }
+    given = (params or {}).items()  # A max_tokens of None means all that is left.
+    return {k: v for k, v in given if v is not None or k == "max_tokens"}

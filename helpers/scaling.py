@@ -104,6 +104,7 @@ class RayRunner:
         Raises `ModelLoadError` where a worker can't load the model.
         """
         import ray
+        from ray.exceptions import ActorDiedError
 
         with _cluster(self._engine.address):
             blocks = [ray.put(table) for table in self._tables(prompts)]
@@ -116,20 +117,24 @@ class RayRunner:
                 batch_format="numpy",
                 **self._resources(),
             )
-            batches = results.iter_batches(batch_size=None, prefetch_batches=0)
-            for batch in _explained(batches):
-                for packed in batch["result"]:
-                    yield pickle.loads(packed)
+            try:
+                for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+                    yield from map(pickle.loads, batch["result"])
+            except ActorDiedError as error:
+                if "creation task" not in str(error):
+                    raise
+                why = str(error).splitlines()[-1]
+                raise ModelLoadError(
+                    f"a worker of Ray can't load the model: {why}. Load it with one "
+                    "engine first, where the whole error shows."
+                ) from error
 
     def _tables(self, prompts: Iterable[Any]) -> Iterator[Any]:
         import pyarrow as pa
 
-        numbered = enumerate(prompts)
-        while rows := list(itertools.islice(numbered, self._engine.batch_size)):
-            places, packed = zip(*rows, strict=True)
-            yield pa.table(
-                {"place": places, "prompt": [pickle.dumps(one) for one in packed]}
-            )
+        rows = ({"place": n, "prompt": pickle.dumps(p)} for n, p in enumerate(prompts))
+        while table := list(itertools.islice(rows, self._engine.batch_size)):
+            yield pa.Table.from_pylist(table)
 
     def _resources(self) -> dict[str, Any]:
         import ray
@@ -158,10 +163,13 @@ class Worker:
         chat_template_kwargs: Mapping[str, Any] | None,
     ) -> None:
         self._retries = retries
+        # Unsloth writes modules as it is imported. Workers of one host that write the
+        # same ones would read each other's half-written files.
+        with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
+            os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
+            loaded = _load(model, engine)
         self._runner = BatchRunner(
-            _load(model, engine),
-            sampling_params,
-            chat_template_kwargs=chat_template_kwargs,
+            loaded, sampling_params, chat_template_kwargs=chat_template_kwargs
         )
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
@@ -180,9 +188,6 @@ class Worker:
 
 
 def _load(model: str, engine: RayEngine) -> Any:
-    # Unsloth writes modules as it is imported. Workers of one host that write the same
-    # ones would read each other's half-written files.
-    os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth_")
     if engine.gpus_per_worker == 1 or detect_device() == "cpu":
         from .loading import FastLanguageModel
 
@@ -201,21 +206,6 @@ def _load(model: str, engine: RayEngine) -> Any:
         tensor_parallel_size=engine.gpus_per_worker,
         **engine.load,
     )
-
-
-def _explained(batches: Iterable[Any]) -> Iterator[Any]:
-    """Batches, or what kept a worker from loading its model, in one line."""
-    from ray.exceptions import ActorDiedError
-
-    try:
-        yield from batches
-    except ActorDiedError as error:
-        if "creation task" not in str(error):
-            raise
-        raise ModelLoadError(
-            f"a worker of Ray can't load the model: {str(error).splitlines()[-1]}. "
-            "Load it with one engine first, where the whole error shows."
-        ) from error
 
 
 def _require_ray() -> None:

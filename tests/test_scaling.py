@@ -32,6 +32,7 @@ def test_two_nodes_work_and_a_killed_worker_loses_nothing(child: dict) -> None:
     assert {row["tries"] for row in rows} == {1, 2}
     assert rows[2]["response"] == "2 + 10 = 12"
     assert child["ray_ended"]
+    assert child["left"] == [], "a worker's folder of modules"
 
 
 def test_one_engine_goes_on_with_what_ray_began(child: dict) -> None:

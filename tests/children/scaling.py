@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,10 @@ result = {}
 
 class WatchedWorker(helpers.scaling.Worker):
     """Leaves a file for each batch, named after process and node."""
+
+    def __init__(self, *args):
+        tempfile.tempdir = str(FOLDER)
+        super().__init__(*args)
 
     def __call__(self, batch):
         done = super().__call__(batch)
@@ -88,6 +93,7 @@ helpers.scaling.Worker = BrokenWorker
 result["broken"] = error_of(RayEngine(1, cluster.address))
 cluster.shutdown()
 result["calls"] = len(calls())
+result["left"] = [path.name for path in FOLDER.glob("unsloth_*")]
 result["records"] = list(read_records(output))
 
 # What the cluster left half done one engine finishes.
