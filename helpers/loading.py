@@ -7,7 +7,9 @@ That line imports unsloth (first, as it must be) and gives a subclass of its
 
 - "tiny-thinker" is a model name;
 - with no GPU, `fast_inference=True` loads vLLM's CPU engine, and sets
-  `model.vllm_engine` and `model.fast_generate` as Unsloth does on CUDA;
+  `model.vllm_engine` and `model.fast_generate` as Unsloth does on CUDA; nothing is
+  quantised then, and adapters are taken with `max_loras` (how many in one batch) or
+  `max_lora_rank` (the largest of them) given;
 - a KeyboardInterrupt in `fast_generate` leaves an engine that still works;
 - failures whose cause is known say what to do about them.
 
@@ -21,7 +23,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -150,14 +152,11 @@ def _label(name: Any) -> str:
     return folder.name if folder.is_dir() else str(name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _loading(name: Any, settings: Settings) -> Iterator[Callable[[str], None]]:
     """Say how far the load is, in the place of what the engines print."""
-    with (
-        announced(f"Loading {_label(name)}") as stage,
-        finishing(f"the load of {name}"),
-        quiet(settings),
-    ):
+    label, loading = _label(name), finishing(f"the load of {name}")
+    with announced(f"Loading {label}") as stage, loading, quiet(settings):
         yield stage
 
 
@@ -174,9 +173,6 @@ def _from_pretrained(
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer; see the module's docstring.
 
-    `max_seq_length` is in tokens, prompt and completion together. With no GPU and
-    `fast_inference=True` nothing is quantised, and vLLM takes adapters only with
-    `max_loras` (how many in one batch) or `max_lora_rank` (the largest of them) given.
     Raises `ModelLoadError` or a subclass, `UnknownModelError` for a name of nothing.
     """
     settings, path = load_settings(), resolve_model_path(model_name)
@@ -184,13 +180,12 @@ def _from_pretrained(
     if on_cpu_engine:
         load_in_4bit, path = False, whole_name(path)  # As Unsloth does on a CPU.
         refuse_adapter(path)
-    require_packages(fast_inference, load_in_4bit)
-    if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
-        dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
-    if on_cpu_engine:
         engine_arguments = take_engine_arguments(kwargs, max_seq_length)
     else:
         kwargs["fast_inference"] = fast_inference
+    require_packages(fast_inference, load_in_4bit)
+    if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
+        dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
     only_here = kwargs.pop("local_files_only", False) or is_offline()
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
