@@ -107,18 +107,10 @@ def measure_engine(
     throughput, ttft = {}, {}
     for size in batch_sizes:
         batch = list(itertools.islice(itertools.cycle(prompts), size))
-        throughput[size] = tuple(
-            size * max_tokens / s for s in timed(batch, max_tokens)
-        )
+        seconds = timed(batch, max_tokens)
+        throughput[size] = tuple(size * max_tokens / one for one in seconds)
         ttft[size] = tuple(timed(batch, 1))
-    return EngineFigures(
-        engine=engine,
-        device=device,
-        tokens_per_second=throughput,
-        ttft_seconds=ttft,
-        load_seconds=load_seconds,
-        memory_mib=memory_mib,
-    )
+    return EngineFigures(engine, device, throughput, ttft, load_seconds, memory_mib)
 
 
 def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:

@@ -94,3 +94,13 @@ def test_imports_have_no_circle_and_none_leads_to_the_tools():
         graph[path.stem] = {node.module for node in found if node.level == 1}
         assert not any((node.module or "").startswith("tools") for node in found)
     assert list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("folder", ["helpers", "tools"])
+def test_no_module_has_over_400_lines_and_no_function_over_50(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        assert lines(path) <= 400, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 50, f"{node.name} in {path}"

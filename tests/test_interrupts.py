@@ -1,19 +1,16 @@
 """The stop button, pressed in each way to generate that an engine has."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 from child import run_child
-from tiny_qwen3 import model_for_tests
 
 WAYS = ("fast_generate", "run_batch", "step", "generate", "chat")
 
 
 @pytest.fixture(scope="module")
-def stops(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    directory: Path = tmp_path_factory.mktemp("model")
-    return run_child("stops", model_for_tests(directory))
+def stops() -> dict:
+    return run_child("stops")
 
 
 @pytest.mark.parametrize(("first", "second"), list(product(WAYS, WAYS)))

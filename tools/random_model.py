@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helpers.models import (
     MODELS,
@@ -22,6 +22,9 @@ from helpers.models import (
     TINY_THINKER_DIRECTORY,
     is_noise,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_BYTES = 2 * 10**9
 # Wide rows for the markers of the end, so that noise ends too: with these, thinking
@@ -157,7 +160,6 @@ def _write_weights(
     seed: int,
 ) -> None:
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     end = {
@@ -176,11 +178,12 @@ def _write_weights(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(seed)
-    kept = getattr(torch, dtype)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in empty.named_parameters():  # Tied ones come once.
-            tensor = torch.empty(parameter.shape, dtype=kept, device=device)
+            tensor = torch.empty(
+                parameter.shape, dtype=getattr(torch, dtype), device=device
+            )
             if parameter.dim() == 1:
                 tensor.fill_(0 if name.endswith("bias") else 1)  # Norms.
             else:
@@ -190,29 +193,37 @@ def _write_weights(
                     tensor[ids[marker]] *= scale
             yield name, tensor.cpu()
 
+    _save_in_shards(directory, tensors())
+
+
+def _save_in_shards(directory: Path, tensors: "Iterator[tuple[str, Tensor]]") -> None:
+    """Write a model that need not fit in memory, and the index of its files."""
+    from safetensors.torch import save_file
+
     for old in directory.glob("model*.safetensors*"):
         old.unlink()
     places: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    held = total = 0
-
-    def save() -> None:
-        file = f"model-{len(set(places.values())) + 1:05d}.safetensors"
+    total = 0
+    for number, shard in enumerate(_shards(tensors), start=1):
+        file = f"model-{number:05d}.safetensors"
         save_file(shard, directory / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, file))
-        shard.clear()
-
-    for name, tensor in tensors():
-        shard[name] = tensor
-        held += tensor.nbytes
-        total += tensor.nbytes
-        if held >= SHARD_BYTES:
-            save()
-            held = 0
-    if shard:
-        save()
+        places |= dict.fromkeys(shard, file)
+        total += sum(tensor.nbytes for tensor in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _shards(tensors: "Iterator[tuple[str, Tensor]]") -> Iterator[dict[str, "Tensor"]]:
+    shard: dict[str, Tensor] = {}
+    held = 0
+    for name, tensor in tensors:
+        shard[name] = tensor
+        held += tensor.nbytes
+        if held >= SHARD_BYTES:
+            yield shard
+            shard, held = {}, 0
+    if shard:
+        yield shard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

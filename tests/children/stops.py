@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import sys
 
 from helpers.batch import run_batch
 from helpers.loading import FastLanguageModel
 
 model, tokenizer = FastLanguageModel.from_pretrained(
-    sys.argv[1], max_seq_length=256, fast_inference=True
+    "tiny-thinker", max_seq_length=256, fast_inference=True
 )
 from vllm import SamplingParams  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
