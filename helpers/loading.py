@@ -213,11 +213,12 @@ def _from_pretrained(
 
 
 def _make_safe(model: Any, tokenizer: Any, settings: Settings) -> tuple[Any, Any]:
-    """Let an interrupt, or too little memory, leave a model that goes on working."""
+    """Have it say that it generates, and go on working after an interrupt."""
     if engine := getattr(model, "vllm_engine", None):
-        model.fast_generate = interruptible(engine, show_progress=is_loud(settings))
+        fast_generate = interruptible(engine, show_progress=is_loud(settings))
+        model.fast_generate = announced("Generating")(fast_generate)
     if callable(getattr(model, "generate", None)):
-        model.generate = explaining_memory(model.generate)
+        model.generate = announced("Generating")(explaining_memory(model.generate))
     return model, tokenizer
 
 

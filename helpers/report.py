@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Literal
 
-from .tables import show_table
+from .tables import html_table
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,19 @@ class EnvironmentReport:
         return f"{len(self.rows)} checks: {bad or 'all ok'}."
 
     def _repr_html_(self) -> str:
+        heads = ["check", "status", "found, and what mends it"]
         rows = [
-            {
-                "check": row.name,
-                "status": row.status,
-                "found": row.detail,
-                "mend it": row.fix,
-            }
+            (
+                escape(row.name),
+                row.status if row.status == "ok" else f"<b>{row.status}</b>",
+                _found(row),
+            )
             for row in self.rows
         ]
-        return f"{show_table(rows)._repr_html_()}<p>{escape(self._summary())}</p>"
+        return f"{html_table(heads, rows)}<p>{escape(self._summary())}</p>"
+
+
+def _found(row: Check) -> str:
+    """What mends it stands below: a narrow window has no room for one more column."""
+    lines = "<br>&rarr; ".join(escape(text) for text in (row.detail, row.fix) if text)
+    return f'<span style="overflow-wrap:anywhere">{lines}</span>'

@@ -152,7 +152,7 @@ def html_table(
     heading, for readers who hear the table.
     """
     sides = ["right" if one else "left" for one in right or [False] * len(heads)]
-    style = "padding:0.3em 0.7em;vertical-align:top;overflow-wrap:anywhere;text-align:"
+    style = "padding:0.3em 0.5em;vertical-align:top;text-align:"
 
     def line(cells: Sequence[str], tag: str, first: str) -> str:
         tags = [first] + [tag] * (len(cells) - 1)

@@ -667,8 +667,8 @@ def test_html_is_escaped_and_names_each_status():
     assert "&lt;odd&gt; &amp; old" in page and "<odd>" not in page
     assert page.count("<tr>") == len(ROWS) + 1
     for row in ROWS:
-        assert f">{row.status}</td>" in page
-    assert ">correct MODEL_NAME</td>" in page
+        assert f">{row.status}</" in page
+    assert "none<br>&rarr; correct MODEL_NAME</span>" in page
 
 
 def test_json():

@@ -12,6 +12,7 @@ stages.FIRST_SECONDS = 0.05
 with stages.announced("Loading x") as stage, capture_output():
     stage("the engine")
     time.sleep(1.5)
+stages.announced("Loading x")(time.sleep)(0.2)
 stages.FIRST_SECONDS = 60
 with stages.announced("Quick"):
     pass
@@ -36,6 +37,7 @@ def test_a_long_step_shows_its_stage_and_leaves_one_line() -> None:
     assert shown[0][1].startswith("Loading x, the engine ... ")
     assert shown[-1][1].startswith("Loading x: ") and "engine" not in shown[-1][1]
     assert len({transient["display_id"] for _, _, transient in shown}) == 1
+    assert [text for _, text, _ in shown].count("Loading x: 0 s") == 1  # The second.
 
 
 def test_outside_a_notebook_it_is_silent(capsys) -> None:

@@ -1,10 +1,17 @@
 """Controls, and what they leave when the kernel ends: see also test_jupyterlab.py."""
 
+from pathlib import Path
+
 import ipywidgets
+import nbformat
 import pytest
 from ipywidgets.widgets.widget import _instances
+from jupyter_client.manager import start_new_kernel
 
 from helpers.widgets import action_button, close_widget, parameter_controls
+
+TESTS = Path(__file__).resolve().parent
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def test_a_control_is_a_named_number_and_a_slider_that_move_together() -> None:
@@ -56,3 +63,34 @@ def test_a_closed_widget_leaves_none_of_its_parts_in_the_kernel() -> None:
     assert len(_instances) > len(before) + 5  # Layouts and styles are widgets as well.
     close_widget(box)
     assert _instances == before
+
+
+def test_a_widget_goes_out_with_a_page_and_a_text_and_ends_as_these() -> None:
+    """In a kernel that no Jupyter server owns, such as VS Code starts."""
+    source = (TESTS / "children" / "browser_widgets.py").read_text(encoding="utf-8")
+    manager, client = start_new_kernel(kernel_name="python3")
+    messages = []
+    try:
+        for cell in source.split("# %%\n")[1:]:
+            client.execute_interactive(
+                cell, timeout=60, allow_stdin=False, output_hook=messages.append
+            )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    shown, ended = {}, {}
+    for message in messages:
+        if "display_data" in message["msg_type"]:
+            name = message["content"]["transient"]["display_id"]
+            update = message["msg_type"] == "update_display_data"
+            (ended if update else shown)[name] = set(message["content"]["data"])
+    assert list(shown.values()) == 2 * [{VIEW, "text/html", "text/plain"}]
+    assert ended == dict.fromkeys(shown, {"text/html", "text/plain"})
+
+
+def test_what_is_committed_needs_no_widget() -> None:
+    for path in (TESTS.parent / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                assert VIEW not in output.get("data", {}), (path.name, cell.id)
+                assert "text/plain" in output.get("data", {"text/plain": 0}), cell.id

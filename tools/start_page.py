@@ -22,7 +22,7 @@ toolbar stops what is running. The contents of what you read stand on the right.
 [01](01_environment_verification.ipynb) says what this machine can do and what to mend.
 The [glossary](glossary.md) explains the words of the field. The rest is in the
 [README](../README.md): choosing a model, recipes to copy, and what to do when something
-goes wrong.
+goes wrong. `make notebooks` makes web pages of all that is here: `_build/index.html`.
 """
 
 
