@@ -36,6 +36,7 @@ from .schedule import watch_schedule as watch_schedule
 from .speed import engine_table as engine_table
 from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine
+from .speed import plot_lines as plot_lines
 from .speed import plot_throughput as plot_throughput
 from .tables import Chart as Chart
 from .tables import new_axes as new_axes

@@ -19,7 +19,7 @@ from .tables import Chart
 
 __all__ = ["Schedule", "Step", "count_fixed_batches", "watch_schedule"]
 
-Phase = Literal["waiting", "prefill", "decode"]
+Phase = Literal["waiting", "prefill", "decode", "idle"]
 # Okabe and Ito's colours, told apart with any colour vision; no work is hatched.
 _COLOURS = {
     "waiting": "#999999",
@@ -34,14 +34,12 @@ _HATCHES = {"waiting": "////", "idle": "...."}
 class Step:
     """One step: the phase of each unfinished request, by its number in the call.
 
-    `tokens` went through the model in this step, those of prompts included.
     `blocks_used` of `blocks` blocks of the KV cache are in use.
     """
 
     phases: dict[int, Phase]
-    tokens: int
-    blocks_used: int
-    blocks: int
+    blocks_used: int = 0
+    blocks: int = 0
 
 
 @dataclass
@@ -66,74 +64,69 @@ class Schedule:
         """The most blocks of the KV cache that were in use at once."""
         return max((step.blocks_used for step in self.steps), default=0)
 
-    def plot(self) -> Chart:
-        """A row for each request, a column for each step."""
-        axes = _axes(rows=self.requests)
-        for number in range(self.requests):
-            for phase in ("waiting", "prefill", "decode"):
-                spans = _spans([s.phases.get(number) == phase for s in self.steps])
-                _draw(axes, number, phase, spans)
-        return _chart(
+    def plot(self, steps: int = 0) -> Chart:
+        """A row for each request, a column for each step.
+
+        `steps` draws room for as many, so that two schedules can be compared.
+        """
+        axes = _axes(0.22 * self.requests)
+        for kind in _COLOURS:
+            label = kind
+            for number in range(self.requests):
+                flags = [step.phases.get(number) == kind for step in self.steps]
+                if any(flags):
+                    _draw(axes, number, kind, _spans(flags), label)
+                    label = ""
+        axes.set(ylabel="request", ylim=(self.requests - 0.5, -0.5))
+        return self._chart(
             axes,
-            len(self.steps),
-            self.requests,
             f"{self.requests} requests in {len(self.steps)} steps, at most "
-            f"{self.slots} at once; {self.idle_slots} slots stay idle.",
+            f"{self.slots} at once; {self.idle_slots} of "
+            f"{self.slots * len(self.steps)} slots stay idle.",
+            max(steps, len(self.steps)),
         )
 
-
-@dataclass(frozen=True)
-class FixedBatches:
-    """The same requests in batches of a fixed size, each as long as its longest.
-
-    `spans` are the first and the last step of each request, `batches` the first and
-    the last of its batch: what lies between the two ends is idle.
-    """
-
-    slots: int
-    spans: tuple[tuple[int, int], ...]
-    batches: tuple[tuple[int, int], ...]
-
-    @property
-    def steps(self) -> int:
-        """Steps of all batches together."""
-        return max((end for _, end in self.batches), default=0)
-
-    @property
-    def idle_slots(self) -> int:
-        """Slots without a request to work on, over all steps."""
-        return self.slots * self.steps - sum(end - start for start, end in self.spans)
-
-    def plot(self) -> Chart:
-        """The same picture as `Schedule.plot`, with the idle rest of each batch."""
-        axes = _axes(rows=len(self.spans))
-        rows = zip(self.spans, self.batches, strict=True)
-        for number, ((start, end), (first, last)) in enumerate(rows):
-            _draw(axes, number, "waiting", [(0, first)])
-            _draw(axes, number, "decode", [(start, end - start)])
-            _draw(axes, number, "idle", [(end, last - end)])
-        return _chart(
+    def plot_blocks(self, reserved: int) -> Chart:
+        """The blocks of the KV cache in use at each step, and a line at `reserved`."""
+        axes = _axes(2.4)
+        used = [step.blocks_used for step in self.steps]
+        label = "in use"
+        axes.stairs(used, fill=True, color=_COLOURS["decode"], label=label)
+        label = "full length reserved"
+        axes.axhline(reserved, color=_COLOURS["idle"], linestyle="--", label=label)
+        axes.set(ylabel="blocks of the KV cache", ylim=(0, None))
+        return self._chart(
             axes,
-            self.steps,
-            len(self.spans),
-            f"{len(self.spans)} requests in {self.steps} steps, in batches of "
-            f"{self.slots}; {self.idle_slots} slots stay idle.",
+            f"At most {self.peak_blocks:,} blocks in use, where {reserved:,} would be "
+            "reserved for the full length of each request.",
+            len(self.steps),
         )
 
+    def _chart(self, axes: Any, facts: str, steps: int) -> Chart:
+        axes.set_title(facts, fontsize=10)
+        axes.set(xlabel="step of the engine", xlim=(0, steps))
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.spines[["top", "right"]].set_visible(False)
+        return Chart(axes.figure, facts)
 
-def count_fixed_batches(lengths: Sequence[int], slots: int) -> FixedBatches:
+
+def count_fixed_batches(lengths: Sequence[int], slots: int) -> Schedule:
     """What `generate` does with answers of these lengths, in tokens, `slots` at a time.
 
     A batch ends when its longest answer does; only then can the next one begin.
     """
-    spans, batches, start = [], [], 0
+    schedule = Schedule(slots)
     for first in range(0, len(lengths), slots):
-        group = lengths[first : first + slots]
-        end = start + max(group)
-        spans += [(start, start + length) for length in group]
-        batches += [(start, end)] * len(group)
-        start = end
-    return FixedBatches(slots, tuple(spans), tuple(batches))
+        batch = range(first, min(first + slots, len(lengths)))
+        for step in range(max(lengths[number] for number in batch)):
+            at_work: Phase = "decode" if step else "prefill"
+            phases: dict[int, Phase] = {
+                number: at_work if step < lengths[number] else "idle"
+                for number in batch
+            }
+            phases |= dict.fromkeys(range(batch.stop, len(lengths)), "waiting")
+            schedule.steps.append(Step(phases))
+    return schedule
 
 
 @contextmanager
@@ -175,8 +168,7 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
         if phases:
             blocks = pool.num_gpu_blocks - 1  # One is never given out.
             used = blocks - pool.get_num_free_blocks()
-            tokens = output.total_num_scheduled_tokens
-            schedule.steps.append(Step(phases, tokens, used, blocks))
+            schedule.steps.append(Step(phases, used, blocks))
         return output
 
     scheduler.schedule = observed
@@ -195,7 +187,11 @@ def _phase(scheduled: bool, done: int, prompt: int) -> Phase:
 
 
 def _at_work(step: Step) -> list[int]:
-    return [number for number, phase in step.phases.items() if phase != "waiting"]
+    return [
+        number
+        for number, phase in step.phases.items()
+        if phase in ("prefill", "decode")
+    ]
 
 
 def _spans(flags: list[bool]) -> list[tuple[int, int]]:
@@ -209,7 +205,9 @@ def _spans(flags: list[bool]) -> list[tuple[int, int]]:
     return spans
 
 
-def _draw(axes: Any, row: int, kind: str, spans: list[tuple[int, int]]) -> None:
+def _draw(
+    axes: Any, row: int, kind: str, spans: list[tuple[int, int]], label: str
+) -> None:
     """Bars of one kind in a row, from (first step, number of steps) each."""
     hatch = _HATCHES.get(kind)
     axes.broken_barh(
@@ -219,20 +217,11 @@ def _draw(axes: Any, row: int, kind: str, spans: list[tuple[int, int]]) -> None:
         edgecolor=_COLOURS[kind] if hatch else "none",
         hatch=hatch,
         linewidth=0,
-        label="" if row else kind,
+        label=label,
     )
 
 
-def _axes(rows: int) -> Any:
+def _axes(height: float) -> Any:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(8, 1.2 + 0.22 * rows), layout="constrained").subplots()
-
-
-def _chart(axes: Any, steps: int, rows: int, facts: str) -> Chart:
-    axes.set_title(facts, fontsize=10)
-    axes.set(xlabel="step of the engine", ylabel="request", xlim=(0, steps))
-    axes.set_ylim(rows - 0.5, -0.5)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    return Chart(axes.figure, facts)
+    return Figure(figsize=(8, 1.2 + height), layout="constrained").subplots()

@@ -198,50 +198,84 @@ def _figure(value: float) -> str:
     return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
 
 
+def plot_lines(
+    lines: Mapping[str, Mapping[int, Sequence[float]]], *, x: str, y: str
+) -> Chart:
+    """Measurements over sizes, on logarithmic axes: a line for each name.
+
+    Each size has one or more values: the line goes through the medians, bars show the
+    spread. `x` and `y` say what is drawn, with units.
+    """
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(7, 3.6), layout="constrained").subplots()
+    for (name, by_size), colour in zip(lines.items(), itertools.cycle(_COLOURS)):
+        _draw(axes, by_size, color=colour, label=name)
+    _finish(axes, "", x, _sizes(lines.values()))
+    axes.set_ylabel(y)
+    axes.legend(frameon=False)
+    facts = []
+    for name, by_size in lines.items():
+        medians = [_figure(statistics.median(values)) for values in by_size.values()]
+        facts.append(f"{name}: {medians[0]} at {min(by_size)}, ")
+        facts[-1] += f"{medians[-1]} at {max(by_size)}"
+    return Chart(axes.figure, f"{y} by {x}. {'; '.join(facts)}.")
+
+
 def plot_throughput(*engines: EngineFigures) -> Chart:
     """Throughput and time to the first token over batch size, on logarithmic axes.
 
     An engine keeps its colour, 4-bit weights are dashed, bars show the spread of the
     repeats. Two lines in grey stand for what can't be passed: as many times the fastest
     single prompt as there are prompts, and where it is known `EngineFigures.limit`.
+    Each device has a row of its own, with the same axes.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(10, 4.2), facecolor="white", layout="constrained")
-    title = textwrap.fill(f"Measured on {engines[0].device}", 120)
+    devices = dict.fromkeys(one.device for one in engines)
+    figure = Figure(figsize=(10, 0.4 + 3.8 * len(devices)), layout="constrained")
+    title = "\n".join(textwrap.fill(f"Measured on {one}", 120) for one in devices)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-    speed, first = figure.subplots(1, 2, width_ratios=[3, 2])
+    shape = {"sharex": "all", "sharey": "col", "width_ratios": [3, 2]}
+    rows = figure.subplots(len(devices), 2, squeeze=False, **shape)
     names = dict.fromkeys(one.engine for one in engines)
     colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
-    for one in engines:
-        style = {"color": colours[one.engine], "label": one.name}
-        style["linestyle"] = "--" if one.precision == "4-bit" else "-"
-        _draw(speed, one.tokens_per_second, **style)
-        _draw(first, one.ttft_seconds, scale=1000, **style)
     sizes = _sizes(one.tokens_per_second for one in engines)
-    _draw_bounds(speed, engines, sizes)
-    for axes, title in (
-        (speed, "new tokens per second"),
-        (first, "time to the first token (ms)"),
-    ):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("prompts at once (batch size)")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    speed.legend(frameon=False, fontsize=8)
+    for device, (speed, first) in zip(devices, rows, strict=True):
+        here = [one for one in engines if one.device == device]
+        for one in here:
+            style = {"color": colours[one.engine], "label": one.name}
+            style["linestyle"] = "--" if one.precision == "4-bit" else "-"
+            _draw(speed, one.tokens_per_second, **style)
+            _draw(first, one.ttft_seconds, scale=1000, **style)
+        _draw_bounds(speed, here)
+        where = f": {device.partition(',')[0]}" if len(devices) > 1 else ""
+        batch = "prompts at once (batch size)"
+        _finish(speed, f"new tokens per second{where}", batch, sizes)
+        _finish(first, f"time to the first token (ms){where}", batch, sizes)
+        speed.legend(frameon=False, fontsize=8)
     facts = [
         f"{one.name}: {max(map(one.throughput, one.tokens_per_second)):,.0f} tokens/s "
         f"at best, first token after {_figure(1000 * one.ttft)} ms"
         for one in engines
     ]
     return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
+
+
+def _finish(axes: Any, title: str, xlabel: str, sizes: Sequence[int]) -> None:
+    """Logarithmic axes with the sizes as they are, and the numbers in full."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(xlabel)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw(
@@ -256,9 +290,8 @@ def _draw(
     axes.errorbar(list(by_size), medians, spread, marker="o", capsize=3, **style)
 
 
-def _draw_bounds(
-    axes: Any, engines: Sequence[EngineFigures], sizes: Sequence[int]
-) -> None:
+def _draw_bounds(axes: Any, engines: Sequence[EngineFigures]) -> None:
+    sizes = _sizes(one.tokens_per_second for one in engines)
     single = max(
         one.throughput(sizes[0]) for one in engines if sizes[0] in one.tokens_per_second
     )
@@ -269,7 +302,7 @@ def _draw_bounds(
         one.precision: one.limit for one in engines if one.limit
     }.items():
         style = "--" if precision == "4-bit" else "-"
-        label = f"the memory's bandwidth allows, {precision}"
+        label = f"the memory's bandwidth allows, {precision}".removesuffix(", ")
         axes.plot(
             list(limit), list(limit.values()), style, color="#999999", label=label
         )

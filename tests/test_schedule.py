@@ -43,7 +43,7 @@ def test_a_finished_request_makes_room_for_the_next_in_the_same_step(schedule):
         waiting = list(step.phases.values()).count("waiting")
         assert len(step.phases) - waiting == 2 or not waiting
     fixed = count_fixed_batches(LENGTHS, slots=2)
-    assert len(schedule.steps) < fixed.steps
+    assert len(schedule.steps) < len(fixed.steps)
     assert schedule.idle_slots < fixed.idle_slots
 
 
@@ -54,18 +54,31 @@ def test_blocks_of_the_cache_are_given_back(schedule):
 
 def test_fixed_batches_are_as_long_as_their_longest():
     fixed = count_fixed_batches([5, 12, 3], slots=2)
-    assert fixed.spans == ((0, 5), (0, 12), (12, 15))
-    assert fixed.batches == ((0, 12), (0, 12), (12, 15))
-    assert fixed.steps == 15
+    assert len(fixed.steps) == 15
     assert fixed.idle_slots == 2 * 15 - (5 + 12 + 3)
+    phases = [[step.phases.get(number) for step in fixed.steps] for number in range(3)]
+    assert phases[0] == ["prefill"] + ["decode"] * 4 + ["idle"] * 7 + [None] * 3
+    assert phases[1] == ["prefill"] + ["decode"] * 11 + [None] * 3
+    assert phases[2] == ["waiting"] * 12 + ["prefill"] + ["decode"] * 2
 
 
 def test_pictures_have_a_row_for_each_request(schedule):
     for drawn in (schedule, count_fixed_batches(LENGTHS, slots=2)):
-        chart = drawn.plot()
+        chart = drawn.plot(steps=200)
         (axes,) = chart.figure.axes
+        assert axes.get_xlim() == (0, 200)
         assert axes.get_ylim() == (len(LENGTHS) - 0.5, -0.5)
-        assert str(drawn.idle_slots) in chart.text
+        assert f"{drawn.idle_slots} of {2 * len(drawn.steps)} slots" in chart.text
+        names = {text.get_text() for text in axes.get_legend().get_texts()}
+        phases = {phase for step in drawn.steps for phase in step.phases.values()}
+        assert names == phases
+
+
+def test_blocks_are_drawn_below_what_would_be_reserved(schedule):
+    chart = schedule.plot_blocks(reserved=99)
+    (axes,) = chart.figure.axes
+    assert axes.get_ylim()[1] > 99
+    assert f"At most {schedule.peak_blocks} blocks" in chart.text
 
 
 def test_an_engine_elsewhere_is_refused():

@@ -10,6 +10,7 @@ from helpers.speed import (
     engine_table,
     load_figures,
     measure_engine,
+    plot_lines,
     plot_throughput,
 )
 
@@ -119,6 +120,25 @@ def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
     assert [name.split()[0] for name in names] == ["ideal:", "the", "engine", "other"]
     assert speed.get_yscale() == first.get_yscale() == "log"
     assert "engine: 300 tokens/s at best, first token after 20 ms" in repr(chart)
+
+
+def test_each_device_has_a_row_with_the_same_axes() -> None:
+    other = replace(FIGURES, device="GPU, 2026", tokens_per_second={64: (9000.0,)})
+    axes = plot_throughput(FIGURES, other).figure.axes
+    assert len(axes) == 4
+    for above, below in zip(axes[:2], axes[2:], strict=True):
+        assert above.get_xlim() == below.get_xlim()
+        assert above.get_ylim() == below.get_ylim()
+    assert [one.get_title().rpartition(": ")[2] for one in axes[::2]] == ["CPU", "GPU"]
+
+
+def test_lines_go_through_the_medians() -> None:
+    lines = {"one": {1: (1.0, 2.0, 9.0), 64: (3.0,)}, "other": {64: (0.5, 0.7)}}
+    chart = plot_lines(lines, x="tokens", y="ms")
+    (axes,) = chart.figure.axes
+    drawn = {tuple(line[0].get_ydata()) for line in axes.containers}
+    assert drawn == {(2.0, 3.0), (0.6,)}
+    assert "one: 2.0 at 1, 3.0 at 64; other: 0.6 at 64, 0.6 at 64" in chart.text
 
 
 def test_figures_that_were_not_recorded_name_those_that_were(tmp_path: Path) -> None:
