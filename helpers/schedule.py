@@ -92,13 +92,13 @@ class Schedule:
         used = [step.blocks_used for step in self.steps]
         label = "in use"
         axes.stairs(used, fill=True, color=_COLOURS["decode"], label=label)
-        label = "full length reserved"
+        label = "room for the longest"
         axes.axhline(reserved, color=_COLOURS["idle"], linestyle="--", label=label)
         axes.set(ylabel="blocks of the KV cache", ylim=(0, None))
         return self._chart(
             axes,
-            f"At most {self.peak_blocks:,} blocks in use, where {reserved:,} would be "
-            "reserved for the full length of each request.",
+            f"At most {self.peak_blocks:,} blocks in use; room for the longest answer "
+            f"in each request would take {reserved:,}.",
             len(self.steps),
         )
 
