@@ -6,7 +6,6 @@ from .display import show_thinking as show_thinking
 from .environment import check_environment as check_environment
 from .errors import ModelNotCachedError as ModelNotCachedError
 from .explorer import DistributionExplorer as DistributionExplorer
-from .explorer import SamplingExplorer as SamplingExplorer
 from .explorer import describe as describe
 from .explorer import entropy as entropy
 from .explorer import plot_distributions as plot_distributions

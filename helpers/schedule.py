@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .engine import engine_of
-from .tables import Chart
+from .tables import Chart, new_axes
 
 __all__ = ["Schedule", "Step", "count_fixed_batches", "watch_schedule"]
 
@@ -69,7 +69,7 @@ class Schedule:
 
         `steps` draws room for as many, so that two schedules can be compared.
         """
-        axes = _axes(0.22 * self.requests)
+        axes = new_axes(8, 1.2 + 0.22 * self.requests)
         for kind in _COLOURS:
             label = kind
             for number in range(self.requests):
@@ -88,7 +88,7 @@ class Schedule:
 
     def plot_blocks(self, reserved: int) -> Chart:
         """The blocks of the KV cache in use at each step, and a line at `reserved`."""
-        axes = _axes(2.4)
+        axes = new_axes(8, 3.6)
         used = [step.blocks_used for step in self.steps]
         label = "in use"
         axes.stairs(used, fill=True, color=_COLOURS["decode"], label=label)
@@ -106,7 +106,6 @@ class Schedule:
         axes.set_title(facts, fontsize=10)
         axes.set(xlabel="step of the engine", xlim=(0, steps))
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        axes.spines[["top", "right"]].set_visible(False)
         return Chart(axes.figure, facts)
 
 
@@ -219,9 +218,3 @@ def _draw(
         linewidth=0,
         label=label,
     )
-
-
-def _axes(height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(8, 1.2 + height), layout="constrained").subplots()

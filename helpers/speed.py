@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .tables import Chart, Panel, show_table
+from .tables import COLOURS, Chart, Panel, new_axes, show_table
 
 # Takes prompts and a number of new tokens, returns the new token ids of each prompt.
 Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
 # What `python -m tools.compare_engines` recorded lies beside the notebooks.
 RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 @dataclass(frozen=True)
@@ -206,11 +204,9 @@ def plot_lines(
     Each size has one or more values: the line goes through the medians, bars show the
     spread. `x` and `y` say what is drawn, with units.
     """
-    from matplotlib.figure import Figure
-
-    axes = Figure(figsize=(7, 3.6), layout="constrained").subplots()
-    for (name, by_size), colour in zip(lines.items(), itertools.cycle(_COLOURS)):
-        _draw(axes, by_size, color=colour, label=name)
+    axes = new_axes(7, 3.6)
+    for name, by_size in lines.items():
+        _draw(axes, by_size, label=name)
     _finish(axes, "", x, _sizes(lines.values()))
     axes.set_ylabel(y)
     axes.legend(frameon=False)
@@ -239,7 +235,7 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
     shape = {"sharex": "all", "sharey": "col", "width_ratios": [3, 2]}
     rows = figure.subplots(len(devices), 2, squeeze=False, **shape)
     names = dict.fromkeys(one.engine for one in engines)
-    colours = dict(zip(names, itertools.cycle(_COLOURS), strict=False))
+    colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     sizes = _sizes(one.tokens_per_second for one in engines)
     for device, (speed, first) in zip(devices, rows, strict=True):
         here = [one for one in engines if one.device == device]
