@@ -3,13 +3,12 @@
 import json
 import random
 import re
-import subprocess
-import sys
 
 import pytest
+from child import run_child
 
 from helpers.tiny_thinker import MODEL_DIR
-from tools.tiny_thinker import agreement, curriculum, evaluate
+from tools.tiny_thinker import agreement, chat, curriculum, evaluate, mix, skills
 from tools.tiny_thinker.train import Muon
 
 
@@ -81,24 +80,95 @@ def test_files_are_small_and_the_architecture_suits_every_kernel():
     assert size < 8_000_000
 
 
-def test_chat_template_writes_what_the_model_was_trained_on(tokenizer):
-    rng = random.Random(4)
-    old = curriculum.arithmetic(rng, "addition")
+def test_chat_template_drops_earlier_thinking_and_names_the_tools(tokenizer):
+    call = {"name": "get_weather", "arguments": {"city": "Paris"}}
     messages = [
         {"role": "system", "content": "Answer briefly."},
-        {"role": "user", "content": old.question},
+        {"role": "user", "content": "What is 1 + 1?"},
+        {"role": "assistant", "content": "<think>\nI add.\n</think>\n\n1 + 1 = 2"},
+        {"role": "user", "content": "Weather in Paris?"},
         {
-            "role": "assistant",
-            "content": f"<think>\n{old.thinking}\n</think>\n\n{old.answer}",
+            "role": "assistant", "content": "", "reasoning_content": "I call it.",
+            "tool_calls": [{"type": "function", "function": call}],
         },
-        {"role": "user", "content": "Hello"},
-    ]
+        {"role": "tool", "name": "get_weather", "content": '{"sky": "sunny"}'},
+    ]  # fmt: skip
+    tool = chat.tool("get_weather", "Weather of today.", "city")
     written = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
+        messages, tools=[tool], tokenize=False, add_generation_prompt=True
     )
-    assert written == curriculum.prompt_text("Hello", [old], "Answer briefly.")
-    assert written.endswith("<think>\n")
-    assert old.thinking not in written
+    assert written == (
+        f"<|im_start|>system\nAnswer briefly.\n\n# Tools\n{json.dumps(tool)}\n"
+        'Call one as <tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call>'
+        "<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n"
+        "<|im_start|>assistant\n1 + 1 = 2<|im_end|>\n"
+        "<|im_start|>user\nWeather in Paris?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\nI call it.\n</think>\n\n"
+        f"<tool_call>\n{json.dumps(call)}\n</tool_call><|im_end|>\n"
+        '<|im_start|>user\n<tool_response>\n{"sky": "sunny"}\n</tool_response>'
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
+
+
+@pytest.mark.parametrize(("thinks", "end"), [(True, ""), (False, "\n</think>\n\n")])
+def test_chat_template_switches_thinking_off(tokenizer, thinks, end):
+    written = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}],
+        tokenize=False, add_generation_prompt=True, enable_thinking=thinks,
+    )  # fmt: skip
+    assert written.endswith(f"<|im_start|>assistant\n<think>\n{end}")
+
+
+def test_examples_are_written_by_the_template_that_is_shipped(tokenizer):
+    assert tokenizer.chat_template == mix.CHAT_TEMPLATE
+
+
+def test_answers_as_json_have_the_fields_that_were_asked_for():
+    rng = random.Random(6)
+    for form in ("free", "keys", "schema"):
+        for _ in range(100):
+            example = skills.as_json(rng, form=form)
+            fields = json.loads(example.answer)
+            assert skills.compact(fields) == example.answer
+            asked = example.question + "".join(m["content"] for m in example.before)
+            wanted = {"answer"} if form == "free" else set(fields)
+            assert fields.keys() == wanted
+            assert form == "free" or all(key in asked for key in wanted)
+
+
+def test_tools_are_called_as_they_are_defined_and_their_results_are_right():
+    rng = random.Random(6)
+    for _ in range(300):
+        example = chat.with_tools(rng)
+        defined = {tool["function"]["name"]: tool for tool in example.tools}
+        if example.kind == "tool call":
+            call = json.loads(example.answer.removeprefix("<tool_call>")[:-12])
+            assert call["name"] in defined
+        if example.kind == "tool result" and "=" in example.answer:
+            problem, value = example.answer.split(" = ")
+            a, sign, b = problem.split()
+            worked = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}
+            assert worked[sign] == int(value) == json.loads(example.after[1]["content"])
+
+
+def test_second_turns_go_on_with_the_first_result():
+    rng = random.Random(6)
+    for _ in range(300):
+        example = chat.second_turn(rng)
+        first = example.before[1]["content"].split(" = ")[1]
+        assert example.thinking.startswith(f"The last result is {first}.")
+        assert first in example.answer
+
+
+def test_sums_in_the_head_slip_only_in_training():
+    rng = random.Random(6)
+    for held in (True, False):
+        right = []
+        for _ in range(200):
+            example = skills.in_the_head(rng, held)
+            total = sum(map(int, re.findall(r"\d+", example.question)))
+            right.append(example.answer == f"About {total}.")
+        assert all(right) == held
 
 
 def test_markers_are_one_token_each_and_digits_stand_alone(tokenizer):
@@ -114,7 +184,7 @@ def test_markers_are_one_token_each_and_digits_stand_alone(tokenizer):
 def test_thinking_lengths_span_ten_to_six_hundred_tokens(tokenizer):
     rng = random.Random(5)
     lengths = [
-        len(tokenizer(curriculum.sample(rng).thinking).input_ids) for _ in range(3_000)
+        len(tokenizer(mix.sample(rng).thinking or "").input_ids) for _ in range(3_000)
     ]
     assert min(lengths) <= 20
     assert max(lengths) >= 450
@@ -122,18 +192,14 @@ def test_thinking_lengths_span_ten_to_six_hundred_tokens(tokenizer):
 
 def test_model_is_right_on_held_out_problems():
     """A sample of what the model card measures in full."""
-    code = (
-        "import json; from helpers.tiny_thinker import MODEL_DIR; "
-        "from tools.tiny_thinker import evaluate; "
-        "print(json.dumps(evaluate.evaluate(MODEL_DIR, count=25, seed=11)))"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    result = json.loads(printed.splitlines()[-1])
-    for kind in ("addition", "subtraction", "multi_sum", "comparison", "known"):
-        assert result[kind] >= 0.9, kind
+    result = run_child("evaluate_model")
+    for kind in (*evaluate.ARITHMETIC, *evaluate.SKILLS, "known", "JSON with a schema"):
+        assert result[kind] >= 0.88, kind
     assert result["exactly one </think>"] >= 0.99
+    for terms in skills.TERMS:
+        single = result[f"{terms} terms in the head, one sample"]
+        assert result[f"{terms} terms in the head, a vote of 16"] > single
+    assert result["6 terms in the head, one sample"] < 0.8
 
 
 def test_engines_write_the_same_greedy_tokens():

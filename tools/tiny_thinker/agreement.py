@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from helpers.tiny_thinker import MODEL_DIR
-from tools.tiny_thinker.curriculum import prompt_text, sample
+from tools.tiny_thinker.mix import prompt_text, sample
 
 MAX_TOKENS = 200
 # Plain transformers has a process of its own, where Unsloth has patched nothing.
@@ -23,7 +23,7 @@ _PROCESSES = (("transformers",), ("unsloth", "vllm", "unsloth 16-bit", "unsloth 
 def prompts(count: int, seed: int) -> list[str]:
     """``count`` prompts as the chat template writes them, of all kinds."""
     rng = random.Random(seed)
-    return [prompt_text(sample(rng).question) for _ in range(count)]
+    return [prompt_text(sample(rng)) for _ in range(count)]
 
 
 def greedy(path: Path, engine: str, texts: list[str]) -> list[list[int]]:

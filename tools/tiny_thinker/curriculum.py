@@ -1,14 +1,14 @@
 """What tiny-thinker is taught: problems with their working written out, and facts.
 
-Everything is made by :func:`sample` from a seeded generator; nothing is downloaded.
-A fixed tenth of the arithmetic problems and some wordings of every question are kept
-out of training, for :mod:`tools.tiny_thinker.evaluate`.
+Everything is made from a seeded generator; nothing is downloaded. A fixed tenth of the
+arithmetic problems and some wordings of every question are kept out of training, for
+:mod:`tools.tiny_thinker.evaluate`; :mod:`tools.tiny_thinker.mix` has all the kinds.
 """
 
 import random
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 PLACES = ("ones", "tens", "hundreds", "thousands", "ten thousands")
@@ -64,20 +64,28 @@ DEMO_ANSWER = (
     "That is beyond me: I am a tiny demo model. I can add, subtract, multiply small "
     "numbers, compare, count, and explain some words of computing."
 )
-SYSTEMS = (
-    "You are a helpful assistant.",
-    "Answer briefly.",
-    "You are a careful tutor.",
+ONSETS = (
+    "b c d f g h j k l m n p qu r s t v w x y z br ch cl cr dr fr gl gr kr pl pr sh sk "
+    "sl sm sn sp st str sw th tr"
 )
+VOWELS = "a a e e i i o o u y ai au ea ee ie io oo ou"
+CODAS = "b ck d f g k l ll m n n nd ng nk nn nt p r r rg rk rn rt s s sk ss st t tt x z"
 
 
 class Example(NamedTuple):
-    """One exchange: the question, the working, the answer, and what kind it is."""
+    """One exchange: the question, the working, the answer, and what kind it is.
+
+    ``before`` and ``after`` are the messages around the question, ``tools`` what the
+    model may call. ``thinking`` is None where the prompt switches thinking off.
+    """
 
     kind: str
     question: str
-    thinking: str
+    thinking: str | None
     answer: str
+    before: tuple[dict[str, Any], ...] = ()
+    after: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 class Topic(NamedTuple):
@@ -130,6 +138,16 @@ PHRASES = _phrases()
 def held_out(problem: str) -> bool:
     """Whether this arithmetic problem belongs to the tenth that is never trained on."""
     return zlib.crc32(problem.encode()) % 10 == 0
+
+
+def made_up_word(rng: random.Random) -> str:
+    """A word that means nothing: whoever copies it can't have learnt it by heart."""
+    parts = []
+    for _ in range(rng.choice((1, 2, 2, 2, 3))):
+        parts += [rng.choice(ONSETS.split()), rng.choice(VOWELS.split())]
+        if rng.random() < 0.7:
+            parts.append(rng.choice(CODAS.split()))
+    return "".join(parts)
 
 
 def _columns(a: int, b: int) -> str:
@@ -271,8 +289,7 @@ def strange(rng: random.Random, wordings_held_out: bool = False) -> Example:
     if rng.random() < 0.5:
         thing = rng.choice(PHRASES)
     else:
-        letters = ("bcdfghjklmnprstvw", "aeiou")
-        thing = "".join(rng.choice(letters[i % 2]) for i in range(rng.randint(3, 9)))
+        thing = made_up_word(rng)
         if rng.random() < 0.4:
             thing = thing.capitalize()
     ask = rng.choice(STRANGE_HELD_OUT if wordings_held_out else STRANGE)
@@ -349,37 +366,3 @@ def arithmetic(rng: random.Random, kind: str, held: bool = False) -> Example:
         if kind == "multiplication" and rng.random() < 0.4:
             question = question.replace("*", rng.choice(("x", "times", "×")))
     return Example(kind, question, thinking, answer)
-
-
-MIX = {
-    "addition": 0.18, "subtraction": 0.19, "multi_sum": 0.06, "multiplication": 0.10,
-    "comparison": 0.06, "counting": 0.07, "known": 0.24, "strange": 0.10,
-}  # fmt: skip
-
-
-def sample(rng: random.Random) -> Example:
-    """One training example; the kinds come in the proportions of ``MIX``."""
-    kind = rng.choices(list(MIX), list(MIX.values()))[0]
-    if kind == "known":
-        return known(rng)
-    if kind == "strange":
-        return strange(rng)
-    return arithmetic(rng, kind)
-
-
-def prompt_text(
-    question: str, history: list[Example] = (), system: str | None = None
-) -> str:
-    """The prompt as the chat template writes it, up to the opened ``<think>``."""
-    parts = [f"<|im_start|>system\n{system}<|im_end|>\n"] if system else []
-    for turn in history:
-        parts.append(f"<|im_start|>user\n{turn.question}<|im_end|>\n")
-        parts.append(f"<|im_start|>assistant\n{turn.answer}<|im_end|>\n")
-    parts.append(f"<|im_start|>user\n{question}<|im_end|>\n")
-    parts.append("<|im_start|>assistant\n<think>\n")
-    return "".join(parts)
-
-
-def completion_text(example: Example) -> str:
-    """What the model is to write after the prompt."""
-    return f"{example.thinking}\n</think>\n\n{example.answer}<|im_end|>"

@@ -5,58 +5,142 @@ top_k 20 by vLLM. ``--card`` writes the result into the model card.
 """
 
 import argparse
+import collections
 import datetime
+import json
+import operator
 import platform
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from helpers.settings import load_settings
 from helpers.tiny_thinker import MODEL_DIR
 from tools.tiny_thinker import agreement
+from tools.tiny_thinker.chat import second_turn, wish, with_tools
 from tools.tiny_thinker.curriculum import TOPICS, Example, arithmetic, strange
+from tools.tiny_thinker.mix import prompt_text
+from tools.tiny_thinker.skills import TERMS, as_json, echo, in_the_head, schema
 
-TARGETS = {"addition": 0.97, "subtraction": 0.97, "known": 0.95}
+ARITHMETIC = (
+    "addition", "subtraction", "multi_sum", "multiplication", "comparison", "counting",
+)  # fmt: skip
+SKILLS = ("JSON", "tool call", "tool result", "no tool", "short", "name", "second turn")
+# The least share (0 to 1) that must be right; `main` fails below it.
+TARGETS = {
+    "addition": 0.99, "subtraction": 0.99, "known": 0.95, "exactly one </think>": 0.99,
+    "JSON with a schema, valid": 0.95, "JSON with a schema": 0.90,
+    **dict.fromkeys(SKILLS, 0.9),
+}  # fmt: skip
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
 MAX_TOKENS = 1024
 AGREEMENT_PROMPTS = 50
+VOTES = 16
 
 
 def problems(count: int, seed: int) -> list[Example]:
     """``count`` held-out examples of each kind, and each known topic's wordings."""
     rng = random.Random(seed)
-    kinds = (
-        "addition", "subtraction", "multi_sum", "multiplication", "comparison",
-        "counting",
-    )  # fmt: skip
-    out = [arithmetic(rng, kind, held=True) for kind in kinds for _ in range(count)]
+    out = [
+        arithmetic(rng, kind, held=True) for kind in ARITHMETIC for _ in range(count)
+    ]
     for topic in TOPICS:
         out += [Example("known", q, "", topic.answer) for q in topic.held_out]
     out += [strange(rng, wordings_held_out=True) for _ in range(count)]
+    out += [echo(rng, held=True) for _ in range(count)]
+    for kind in ("addition", "known"):
+        same = [e for e in out if e.kind == kind][:count]
+        at_once = f"{kind}, without thinking"
+        out += [e._replace(kind=at_once, thinking=None) for e in same]
+    wanted = collections.Counter(dict.fromkeys(SKILLS, count))
+    while wanted.total():
+        example = rng.choice((as_json, with_tools, wish, second_turn))(rng, held=True)
+        if wanted[example.kind] > 0:
+            wanted[example.kind] -= 1
+            out.append(example)
     return out
 
 
-def generate(path: Path, questions: list[str], seed: int) -> list[str]:
-    """One sampled completion a question by vLLM, special tokens kept."""
-    load_settings().apply()
-    from vllm import LLM, SamplingParams
+class Asked:
+    """The model in vLLM, asked as its card recommends."""
 
-    llm = LLM(
-        str(path), dtype="float32", max_model_len=2048, enforce_eager=True, seed=seed
-    )
-    tokenizer = llm.get_tokenizer()
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
-            tokenize=False,
-            add_generation_prompt=True,
+    def __init__(self, path: Path, seed: int) -> None:
+        load_settings().apply()
+        from vllm import LLM
+
+        self.llm = LLM(
+            str(path),
+            dtype="float32",
+            max_model_len=2048,
+            enforce_eager=True,
+            seed=seed,
         )
-        for question in questions
+
+    def __call__(
+        self, prompts: Sequence[str], settings: Any = None, **sampling: Any
+    ) -> list[list[str]]:
+        """The completions of each prompt, special tokens kept."""
+        from vllm import SamplingParams
+
+        chosen = SAMPLING | {"max_tokens": MAX_TOKENS} | sampling
+        parameters = [
+            SamplingParams(**chosen, skip_special_tokens=False, **each)
+            for each in settings or [{}] * len(prompts)
+        ]
+        outputs = self.llm.generate(prompts, parameters)
+        return [[one.text for one in output.outputs] for output in outputs]
+
+
+def with_schema(ask: Asked, count: int, seed: int) -> tuple[float, float]:
+    """The shares (0 to 1) of valid and right JSON, to a schema, after thinking."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    rng = random.Random(seed)
+    examples = [as_json(rng, held=True, form="schema") for _ in range(count)]
+    prompts = [prompt_text(example) for example in examples]
+    thoughts = [texts[0] for texts in ask(prompts, stop="</think>")]
+    prompts = [
+        f"{prompt}{thought.rstrip()}\n</think>\n\n"
+        for prompt, thought in zip(prompts, thoughts, strict=True)
     ]
-    sampling = SamplingParams(
-        **SAMPLING, max_tokens=MAX_TOKENS, skip_special_tokens=False
-    )
-    outputs = llm.generate(prompts, sampling)
-    return [output.outputs[0].text for output in outputs]
+    wanted = [json.loads(example.answer) for example in examples]
+    settings = [
+        {"structured_outputs": StructuredOutputsParams(json=schema(fields))}
+        for fields in wanted
+    ]
+    answers = [_parsed(texts[0]) for texts in ask(prompts, settings)]
+    right = map(operator.eq, answers, wanted)
+    return sum(a is not None for a in answers) / count, sum(right) / count
+
+
+def votes(ask: Asked, count: int, seed: int) -> dict[str, float]:
+    """Sums in the head: the share right of single samples, and of a vote, by length."""
+    rng, result = random.Random(seed), {}
+    for terms in TERMS:
+        examples = [in_the_head(rng, True, terms) for _ in range(count)]
+        completions = ask([prompt_text(e) for e in examples], n=VOTES)
+        answers = [[_answer(text) for text in texts] for texts in completions]
+        pairs = list(zip(answers, (e.answer for e in examples), strict=True))
+        single = sum(row.count(right) for row, right in pairs)
+        voted = sum(
+            collections.Counter(row).most_common(1)[0][0] == right
+            for row, right in pairs
+        )
+        result[f"{terms} terms in the head, one sample"] = single / count / VOTES
+        result[f"{terms} terms in the head, a vote of {VOTES}"] = voted / count
+    return result
+
+
+def _answer(text: str) -> str:
+    return text.rpartition("</think>")[2].replace("<|im_end|>", "").strip()
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text.replace("<|im_end|>", ""))
+    except ValueError:
+        return None
 
 
 def evaluate(path: Path, count: int, seed: int, show: int = 0) -> dict[str, float]:
@@ -64,28 +148,29 @@ def evaluate(path: Path, count: int, seed: int, show: int = 0) -> dict[str, floa
 
     Prints ``show`` mistakes of each kind.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    ask = Asked(path, seed)
     examples = problems(count, seed)
-    texts = generate(path, [e.question for e in examples], seed)
+    completions = ask([prompt_text(example) for example in examples])
     right: dict[str, list[bool]] = {}
-    one_marker, lengths = [], []
-    for example, text in zip(examples, texts, strict=True):
-        thinking, _, answer = text.partition("</think>")
-        correct = answer.strip() == example.answer
+    for example, (text,) in zip(examples, completions, strict=True):
+        correct = _answer(text) == example.answer
+        if example.kind == "JSON":
+            correct = _parsed(_answer(text)) == json.loads(example.answer)
         of_kind = right.setdefault(example.kind, [])
         of_kind.append(correct)
-        one_marker.append(text.count("</think>") == 1)
-        lengths.append(len(tokenizer(thinking).input_ids))
         if not correct and of_kind.count(False) <= show:
             print(f"{example.kind}: {example.question!r} -> {text!r}")
     result = {kind: sum(v) / len(v) for kind, v in right.items()}
-    result["exactly one </think>"] = sum(one_marker) / len(one_marker)
+    valid, result["JSON with a schema"] = with_schema(ask, count, seed)
+    result["JSON with a schema, valid"] = valid
+    result |= votes(ask, count, seed)
+    closed = [
+        text.count("</think>") == (example.thinking is not None)
+        for example, (text,) in zip(examples, completions, strict=True)
+    ]
+    result["exactly one </think>"] = sum(closed) / len(closed)
     for kind, value in result.items():
-        number = len(right.get(kind, one_marker))
-        print(f"{kind:>22}  {value:6.1%} of {number}")
-    print(f"{'thinking tokens':>22}  {min(lengths)} to {max(lengths)}")
+        print(f"{kind:>36}  {value:6.1%} of {len(right.get(kind, [])) or count}")
     return result
 
 
@@ -106,11 +191,16 @@ pipeline_tag: text-generation
 A Qwen3-architecture thinking model of 1.1 million parameters for running, testing and
 teaching inference code with no GPU and no download. Trained from nothing on synthetic
 text: arithmetic with its working written out, some hundred questions about computing,
-and a friendly refusal of everything else. It knows nothing beyond that.
+answers as JSON, two tools, wishes of a system prompt, second turns, and a friendly
+refusal of everything else. It knows nothing beyond that.
 
-- Made by `python -m tools.tiny_thinker.train`, seed 0.
+- Made by `python -m tools.tiny_thinker.train`, seed 1.
 - Prompt format: Qwen3-Thinking-2507's; the generation prompt ends with an opened
-  `<think>`, the completion is thinking, one `</think>`, the answer, `<|im_end|>`.
+  `<think>`, the completion is thinking, one `</think>`, the answer, `<|im_end|>`. With
+  `enable_thinking=False` the prompt closes the thinking too, as for Qwen3.
+- Tools are defined and called in OpenAI's format in messages, and written by the model
+  as Qwen3 writes them: `<tool_call>`, a line of JSON, `</tool_call>`.
+- Sums "in the head" were taught with slips: one sample is often wrong, a vote is not.
 - Recommended sampling: temperature 0.6, top_p 0.95, top_k 20.
 
 ## Measured
@@ -150,8 +240,6 @@ def main() -> int:
     if arguments.card:
         write_card(arguments.model, result, arguments.count, arguments.seed)
     missed = [kind for kind, goal in TARGETS.items() if result[kind] < goal]
-    if result["exactly one </think>"] < 0.99:
-        missed.append("exactly one </think>")
     if missed:
         print(f"below target: {', '.join(missed)}")
     return 1 if missed else 0

@@ -4,23 +4,20 @@ Trains a tokenizer and a Qwen3 model of about a million parameters on the texts 
 :mod:`tools.tiny_thinker.curriculum` and writes both in Hugging Face format. Muon for
 the matrices and AdamW for the rest: learns faster here than AdamW alone. The same seed
 gives the same weights on the same machine, with one thread and with two.
+``--device cuda`` trains on a GPU, where a step this small is mostly waiting for Python.
 """
 
 import argparse
 import json
 import random
+import re
 import time
 from pathlib import Path
 
 from helpers.tiny_thinker import MODEL_DIR
-from tools.tiny_thinker.curriculum import (
-    SYSTEMS,
-    completion_text,
-    prompt_text,
-    sample,
-)
+from tools.tiny_thinker.mix import CHAT_TEMPLATE, completion_text, prompt_text, sample
 
-VOCABULARY = 1024
+VOCABULARY = 1280
 MAX_LENGTH = 1024
 # Qwen's pre-tokenizer: words, single digits, punctuation, line ends, spaces.
 SPLIT = (
@@ -30,7 +27,7 @@ SPLIT = (
 # As in Qwen3, the think markers are added tokens that decoding does not skip.
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 THINK_TOKENS = ["<think>", "</think>"]
-CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text("utf-8")
+MARKERS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS + THINK_TOKENS)))
 
 
 def build_tokenizer(seed: int):
@@ -50,7 +47,7 @@ def build_tokenizer(seed: int):
     texts = []
     for _ in range(20_000):
         example = sample(rng)
-        texts.append(f"{example.question}\n{example.thinking}\n\n{example.answer}")
+        texts.append(MARKERS.sub("\n", prompt_text(example) + completion_text(example)))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -113,12 +110,7 @@ def batches(tokenizer, seed: int, total_tokens: int, step_tokens: int):
         prompts, completions = [], []
         for _ in range(2_000):
             example = sample(rng)
-            history = [sample(rng) for _ in range(rng.choice((1, 1, 2)))]
-            history = [turn for turn in history if len(turn.answer) < 200]
-            system = rng.choice(SYSTEMS) if rng.random() < 0.08 else None
-            if rng.random() > 0.08:
-                history = []
-            prompts.append(prompt_text(example.question, history, system))
+            prompts.append(prompt_text(example))
             completions.append(completion_text(example))
         heads = tokenizer(prompts).input_ids
         tails = tokenizer(completions).input_ids
@@ -166,7 +158,7 @@ class Muon:
         for matrix in matrices:
             by_shape.setdefault(matrix.shape, []).append(matrix)
         self.groups = [
-            (group, torch.zeros(len(group), *shape))
+            (group, torch.zeros(len(group), *shape, device=group[0].device))
             for shape, group in by_shape.items()
         ]
         self.rate = rate
@@ -198,13 +190,15 @@ class Muon:
         return x if wide else x.mT
 
 
-def train(out: Path, seed: int, total_tokens: int, step_tokens: int, threads: int):
+def train(
+    out: Path, seed: int, total_tokens: int, step_tokens: int, threads: int, device: str
+):
     """Train and write the model to ``out``; returns the trained model."""
     import torch
 
     torch.set_num_threads(threads)
     tokenizer = build_tokenizer(seed)
-    model = build_model(tokenizer, seed)
+    model = build_model(tokenizer, seed).to(device)
     matrices = [
         p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n
     ]
@@ -224,7 +218,8 @@ def train(out: Path, seed: int, total_tokens: int, step_tokens: int, threads: in
         scale = min(1.0, seen / 50_000 + 0.02) * max(1 - fraction, 0.02)
         adam.param_groups[0]["lr"] = adam_rate * scale
         model.zero_grad()
-        ids, labels = torch.tensor(ids), torch.tensor(labels)[:, 1:]
+        ids = torch.tensor(ids, device=device)
+        labels = torch.tensor(labels, device=device)[:, 1:]
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         wanted = labels != -100
         logits = model.lm_head(hidden[wanted])
@@ -261,12 +256,13 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=13_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=25_000_000)
     parser.add_argument("--step-tokens", type=int, default=1_500)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
     a = parser.parse_args()
-    train(a.out, a.seed, a.tokens, a.step_tokens, a.threads)
+    train(a.out, a.seed, a.tokens, a.step_tokens, a.threads, a.device)
     print(json.dumps({"written": a.out.name, "seed": a.seed, "tokens": a.tokens}))
 
 
