@@ -39,10 +39,11 @@ notebooks gallery: setup
 	@$(VENV_PYTHON) -m tools.gallery build
 
 # Two at once, the longest first; not on a GPU: engines measure how much of it is free.
+# A file's tests stay together, so that each engine that they share starts once.
 LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,2)
 test: setup
 	@$(VENV_PYTHON) -m tools.browser
-	@$(VENV_PYTHON) -m pytest -rs -n $(LANES) --dist worksteal \
+	@$(VENV_PYTHON) -m pytest -rs -n $(LANES) --dist loadfile --no-loadscope-reorder \
 	  --nbmake --nbmake-timeout=600 $(wildcard notebooks) tests
 
 # What only a GPU can show, on one that nothing else uses: tests/test_gpu.py.
