@@ -27,39 +27,29 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
     step to end.
     """
     core = engine.llm_engine
-    plain = engine.generate
-    core.step = _stoppable_step(core)
-    engine.generate = _stoppable_call(core, plain)
-    engine.chat = _stoppable_call(core, engine.chat)
 
-    @functools.wraps(plain)
+    def made_stoppable(
+        call: Callable[..., Any], inner: bool = False
+    ) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def stoppable_call(*args: Any, **kwargs: Any) -> Any:
+            thread = getattr(vars(core).get(_USE), "thread", None)
+            if inner and thread == threading.get_ident():
+                return call(*args, **kwargs)  # Within another, which sees to it.
+            with stoppable(core):
+                return call(*args, **kwargs)
+
+        return stoppable_call
+
+    @functools.wraps(engine.generate)
     def fast_generate(*args: Any, **kwargs: Any) -> list:
         kwargs.setdefault("use_tqdm", show_progress)
         return engine.generate(*args, **kwargs)
 
+    core.step = made_stoppable(core.step, inner=True)
+    engine.generate = made_stoppable(engine.generate)
+    engine.chat = made_stoppable(engine.chat)
     return fast_generate
-
-
-def _stoppable_call(core: Any, call: Callable[..., list]) -> Callable[..., list]:
-    @functools.wraps(call)
-    def stoppable_call(*args: Any, **kwargs: Any) -> list:
-        with stoppable(core):
-            return call(*args, **kwargs)
-
-    return stoppable_call
-
-
-def _stoppable_step(core: Any) -> Callable[[], Any]:
-    step = core.step
-
-    @functools.wraps(step)
-    def stoppable_step() -> Any:
-        if getattr(vars(core).get(_USE), "thread", None) == threading.get_ident():
-            return step()  # Within one of the calls above, which sees to it.
-        with stoppable(core):
-            return step()
-
-    return stoppable_step
 
 
 _USE = "_used_by"  # The attribute of an engine that tells who generates with it.
@@ -122,24 +112,30 @@ def abort_all(core: Any) -> None:
 @contextmanager
 def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
     """Turn the first SIGINT into an event, and raise it at the end if nobody did."""
-    handler = signal.getsignal(signal.SIGINT)
-    # Signals reach the main thread only, and a handler of None is not Python's.
-    if threading.current_thread() is not threading.main_thread() or handler is None:
-        yield
-        return
 
     def defer(number: int, frame: Any) -> None:
         if interrupted.is_set():
             signal.default_int_handler(number, frame)
         interrupted.set()
 
-    signal.signal(signal.SIGINT, defer)
+    # A handler of None is not Python's, and could not be put back.
+    with _handling(defer, signal.getsignal(signal.SIGINT) is not None):
+        yield
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None], wanted: bool) -> Iterator[None]:
+    """Have `handler` hear each SIGINT; in the main thread, the one that hears any."""
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, before)
 
 
 # Packages that register what they have with one another, once in a process.
@@ -168,11 +164,9 @@ def finishing(what: str) -> Iterator[None]:
         interrupted.set()
         handler(number, frame)
 
-    noted = threading.current_thread() is threading.main_thread() and callable(handler)
-    if noted:
-        signal.signal(signal.SIGINT, note)
     try:
-        yield
+        with _handling(note, callable(handler)):
+            yield
     except KeyboardInterrupt:
         interrupted.set()
         raise
@@ -181,8 +175,6 @@ def finishing(what: str) -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        if noted:
-            signal.signal(signal.SIGINT, handler)
         if interrupted.is_set():
             _unfinished = what
     if interrupted.is_set():
