@@ -12,7 +12,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # A notebook's have none, and take all.
+        if hasattr(stream, "reconfigure"):  # A notebook's streams have none.
             stream.reconfigure(errors="backslashreplace")  # A terminal may be ASCII.
     try:
         from helpers.environment import check_environment

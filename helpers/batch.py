@@ -117,7 +117,7 @@ def _as_prompts(prompts: Any) -> list[Any]:
         raise TypeError("prompts is a list: put a single prompt in brackets, [prompt]")
     if isinstance(prompts, bytes | bytearray):
         raise TypeError("prompts is a list of texts, not bytes: [prompts.decode()]")
-    if hasattr(prompts, "columns"):  # A DataFrame gives the names of its columns.
+    if hasattr(prompts, "columns"):  # Iterating a DataFrame gives column names.
         names = getattr(prompts, "column_names", prompts.columns)  # pyarrow's, pandas'
         name = next(iter(names), "column")
         raise TypeError(
@@ -163,7 +163,7 @@ class Progress:
             yield self
         finally:
             self._bar.close()
-            if handle:  # As text: a saved widget is an error, once its kernel is gone.
+            if handle:  # A saved notebook shows text, but no live widget.
                 handle.update({"text/plain": repr(self._bar.container)}, raw=True)
 
     def add(self, result: BatchResult) -> None:

@@ -76,7 +76,7 @@ class _Card(NamedTuple):
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[None]:
-    pynvml.nvmlInit()  # Counted: each needs its own shutdown.
+    pynvml.nvmlInit()  # NVML counts: each init needs a shutdown.
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def _read_cards() -> tuple[list[_Card], list[str]]:
                     )
             except pynvml.NVMLError as error:
                 problems.append(f"GPU {index} can't be used: {error}")
-            cards.append(card)  # Keeps the place of its index.
+            cards.append(card)  # Even an unusable one, to keep the indices.
     return cards, problems
 
 
@@ -164,7 +164,7 @@ def _describe(handle: Any, card: Any, index: int) -> Gpu:
 
 def _memory(handle: Any) -> tuple[int, int]:
     """Total and used MiB."""
-    # Version 2 leaves out what the driver reserves, as nvidia-smi does.
+    # Like nvidia-smi, version 2 does not count what the driver reserves.
     for options in ({"version": pynvml.nvmlMemory_v2}, {}):
         with contextlib.suppress(
             pynvml.NVMLError_FunctionNotFound,
@@ -173,7 +173,7 @@ def _memory(handle: Any) -> tuple[int, int]:
         ):
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle, **options)
             return memory.total // MIB, memory.used // MIB
-    main = main_memory()  # The GPU shares it.
+    main = main_memory()  # An integrated GPU shares it.
     return main.total_mib, main.total_mib - main.available_mib
 
 
@@ -284,7 +284,7 @@ def free_memory_mib() -> int:
 def runs_cuda() -> bool:
     """Whether PyTorch is built for CUDA and the driver is new enough for that build."""
     built_for, (major, _) = torch_cuda(), read_driver().cuda
-    # Within one major version of CUDA an older driver does (minor compatibility).
+    # CUDA's minor version compatibility: only the major version has to fit.
     return bool(built_for) and major >= int(built_for.split(".")[0])
 
 

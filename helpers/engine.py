@@ -12,19 +12,19 @@ from .errors import EngineUnavailableError, ModelLoadError
 from .hub import adapter_config
 from .packages import lacks_plugin
 
-# Arguments of from_pretrained that are vLLM's alone on a CPU, with Unsloth's defaults.
+# Arguments of from_pretrained that only vLLM takes on a CPU, with Unsloth's defaults.
 _ENGINE_DEFAULTS = {
     "disable_log_stats": True,
     "max_logprobs": 0,
     "max_num_seqs": 256,
     "enable_prefix_caching": True,
     "enforce_eager": True,  # Loads in seconds; compiling gains little on a CPU.
-    # A chunk in mid-prompt rewinds a seeded generator, which those of a CPU can't.
+    # To read a prompt in chunks vLLM rewinds seeded generators; a CPU's can't be.
     "enable_chunked_prefill": False,
 }
-_STEP_TOKENS = 4096  # of prompts in one step of the CPU engine: vLLM's own default
-# With one of these the CPU engine can take adapters. Unsloth's engine always can; here
-# it costs speed, so only where it is asked for. Their defaults are Unsloth's.
+_STEP_TOKENS = 4096  # prompt tokens in one step of the CPU engine: vLLM's default
+# Giving one of these lets the CPU engine take adapters, which costs speed. Unsloth's
+# engine on a GPU always takes them; these are its defaults.
 _LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
 
 
@@ -95,7 +95,7 @@ def _spare_prompts_without_adapter() -> None:
         inputs: Any, weights: Any, output: Any, lora_indices: Any, scaling: float = 1.0
     ) -> None:
         shrink(inputs, weights, output, lora_indices, scaling)
-        output[lora_indices < 0] = 0  # What is expanded from zero adds nothing.
+        output[lora_indices < 0] = 0  # Zero adds nothing to the answer.
 
     lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
 
@@ -174,7 +174,7 @@ def extension_is_unusable(files: Iterable[str], cpuinfo: str) -> bool:
     if not any(name.startswith("_C_AVX2") for name in files):
         return False
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    # vllm/platforms/cpu.py, import_kernels: the same two questions.
+    # The condition of vllm/platforms/cpu.py, import_kernels.
     return not {"avx512f", "avx512_bf16"} <= set(flags[1].split() if flags else ())
 
 

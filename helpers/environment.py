@@ -155,7 +155,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     try:
         path = resolve_model_path(name)
         here = find_folder(path) is not None
-    except Exception as error:  # Also what the hub's own library says of a name.
+    except Exception as error:  # huggingface_hub may refuse the name as well.
         fix = f"correct MODEL_NAME; MODEL_NAME={TINY_THINKER} runs anywhere"
         yield make("failed", str(error), fix)
         return
@@ -169,7 +169,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
         yield make("ok", f"{detail}, none of the supported ones")
     else:
         yield _check_memory(detail, spec, settings)
-    need_gb = 1.0  # Compiled code, logs, notebooks.
+    need_gb = 1.0  # For compiled code, logs and notebooks.
     if spec and not here:
         need_gb += spec.weight_bytes(load_in_4bit="4bit" in path) / 1e9
     is_cached = here and not os.path.isdir(path)
@@ -185,7 +185,7 @@ def _check_memory(detail: str, spec: ModelSpec, settings: Settings) -> Check:
     gpus = list_gpus() if settings.device == "cuda" else ()
     free = gpus[0].free_mib if gpus else main_memory().available_mib
     share = settings.gpu_memory_utilization
-    if not gpus:  # The cache has a size of its own there, whatever else is free.
+    if not gpus:  # There the cache has a size of its own.
         cache = settings.vllm_cpu_kvcache_space * 1024
         free, share = min(free, need.weights_mib + need.overhead_mib + cache), 1.0
     advice = need.advice(free, share)

@@ -85,7 +85,7 @@ def explained(
         chain = causes(error, handled)
         text = " ".join(map(str, chain))
         if is_out_of_memory(chain):
-            # vLLM asks for more where its share is too small for one long sequence.
+            # vLLM suggests to increase its share if not even one sequence fits in it.
             verb = "Raise" if "ncreas" in text else "Lower"
             raise NotEnoughMemoryError(
                 _not_enough(path, max_seq_length, load_in_4bit, settings, verb)

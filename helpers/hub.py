@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import ModelLoadError, ModelNotFoundError
 from .models import MODELS, TINY_THINKER, cached_name, get_model, whole_name
 
-# A hub name as it is pasted: with the hub's address before it, or a file's path behind.
+# A hub name as people paste it: a whole address, perhaps of a file.
 _ADDRESS = re.compile(
     r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)"
     r"(?!(?:datasets|spaces)/)(?P<name>[\w.-]+/[\w.-]+)"
@@ -19,10 +19,10 @@ _ADDRESS = re.compile(
 )
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# One of these is in every model's repository.
+# Every model's repository has one of these.
 _TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
 _TOKENIZERS += ["vocab.txt", "spiece.model"]
-_ANSWER_TIMEOUT_S = 4.0  # For the hub to be reached, and again for its answer.
+_ANSWER_TIMEOUT_S = 4.0  # to connect, and again to answer
 # Where the hub's cache was before unsloth was imported, which moves one that can't be
 # written to a temporary folder.
 _first_cache: Path | None = None
@@ -105,7 +105,7 @@ def find_snapshot(
     moved = cache_dir is None and _first_cache not in (None, hub_cache())
     if folder or not moved or not _whole_snapshot(repository, revision, _first_cache):
         return folder
-    # Make what is in the cache that can't be written known to the one in its place.
+    # Unsloth has moved the cache: link the model from the old place to the new one.
     name = "models--" + repository.replace("/", "--")
     with contextlib.suppress(FileExistsError):
         (hub_cache() / name).symlink_to(_first_cache.absolute() / name)

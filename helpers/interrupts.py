@@ -35,7 +35,7 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
         def stoppable_call(*args: Any, **kwargs: Any) -> Any:
             thread = getattr(vars(core).get(_USE), "thread", None)
             if inner and thread == threading.get_ident():
-                return call(*args, **kwargs)  # Within another, which sees to it.
+                return call(*args, **kwargs)  # The call around it handles interrupts.
             with stoppable(core):
                 return call(*args, **kwargs)
 
@@ -52,7 +52,7 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
     return fast_generate
 
 
-_USE = "_used_by"  # The attribute of an engine that tells who generates with it.
+_USE = "_used_by"  # the engine's attribute that says who generates with it
 
 
 class _Use:
@@ -118,7 +118,7 @@ def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
             signal.default_int_handler(number, frame)
         interrupted.set()
 
-    # A handler of None is not Python's, and could not be put back.
+    # None means a handler that Python did not install and can't restore.
     with _handling(defer, signal.getsignal(signal.SIGINT) is not None):
         yield
     if interrupted.is_set():
@@ -138,7 +138,7 @@ def _handling(handler: Callable[[int, Any], None], wanted: bool) -> Iterator[Non
         signal.signal(signal.SIGINT, before)
 
 
-# Packages that register what they have with one another, once in a process.
+# Packages that register things globally, and so can't be imported twice.
 _REGISTERING = ("torch", "transformers", "unsloth", "vllm")
 _unfinished = ""  # What was interrupted half-way in this process.
 
@@ -185,7 +185,7 @@ def _half_imported() -> str:
     """What of the packages was begun to be imported and not finished, by anyone."""
     for package in _REGISTERING:
         parts = (name for name in sys.modules if name.startswith(f"{package}."))
-        # None stands for a module that must not be imported.
+        # None marks a module whose import is blocked.
         if package not in sys.modules and any(sys.modules[name] for name in parts):
             return f"the import of {package}"
     return ""

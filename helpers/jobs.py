@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from .journal import COLUMNS, Journal, claim
 from .records import Prompts, prompt_hash
 
-# Takes prompts as it needs them, and gives each one's `BatchResult` as it is done, with
-# the place among these prompts as index.
+# Takes prompts when it needs them and yields a `BatchResult` when one is done, whose
+# index counts these prompts.
 Run = Callable[[Iterator[Any]], Iterator[Any]]
 
 

@@ -20,7 +20,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-_SYNC_SECONDS = 5.0  # A power cut loses the records of at most this long.
+_SYNC_SECONDS = 5.0  # A power cut loses at most the records of this long.
 _ROWS = 1024  # of Parquet in memory at once
 # What a record has, and its type in Parquet.
 COLUMNS = {
@@ -117,7 +117,7 @@ class Journal:
     def __init__(self, output: Path, count: int) -> None:
         self.path = journal_path(output)
         self._output = output
-        if output.exists() and not self.path.exists():  # Parquet, once finished.
+        if output.exists() and not self.path.exists():  # A finished Parquet file.
             with _replacing(self.path) as temporary, open(temporary, "wb") as file:
                 file.writelines(_line(record) for record in read_records(output))
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -193,7 +193,7 @@ class Journal:
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
 
-        # A column has one type: ids that are not all numbers of it become texts.
+        # A Parquet column has one type: ids that are not all int64 become strings.
         ids = (json.loads(line)["id"] for line in self.lines())
         numbers = all(i is None or type(i) is int and abs(i) < 2**63 for i in ids)
         schema = pa.schema({**COLUMNS, "id": "int64" if numbers else "string"})
@@ -227,11 +227,11 @@ def _line(record: dict[str, Any]) -> bytes:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A path to write to, that takes the place of `path` if all goes well."""
-    path = path.resolve()  # What a link leads to is replaced, not the link.
+    path = path.resolve()  # Replace a link's target, not the link.
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
-        _sync(temporary)  # Else a power cut could leave the name without the records.
+        _sync(temporary)  # Or a power cut could leave an empty file.
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
@@ -285,7 +285,7 @@ def staged(output: str | PathLike) -> Iterator[Path]:
             for here, away in pairs:
                 files.get_file(away, here)
         except BaseException:
-            shutil.rmtree(folder)  # Half of it would be taken for the records.
+            shutil.rmtree(folder)  # A partial copy would look like the records.
             raise
     yield local
     for here, away in pairs:

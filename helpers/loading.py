@@ -68,10 +68,10 @@ if TYPE_CHECKING:
 __all__ = ["FastLanguageModel"]
 
 
-# Unsloth patches these as it is imported: what was imported before keeps its old code.
+# Unsloth patches these when imported; code imported before that stays unpatched.
 _PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
-# Where CI is set torch takes operators whose outputs share memory for errors, and the
-# code that Unsloth compiles has some.
+# Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
+# compiled code has some.
 _ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 
@@ -139,7 +139,7 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
                 f"unsloth can't be imported ({error}). `python -m helpers` says what "
                 "is wrong with this environment; `make setup` builds a sound one."
             ) from error
-    # Releases of torch without the variable keep one value for the whole process.
+    # Some releases of torch read only this, and not the variable.
     sys.modules["torch"]._functorch.config.error_on_custom_op_aliasing = False
     if not is_loud(settings):
         quieten_packages()
@@ -204,7 +204,7 @@ def _from_pretrained(
         try:
             return loaded
         finally:
-            del loaded  # vLLM keeps the frames of its load, and what is in them.
+            del loaded  # vLLM keeps the frames of the load, with their variables.
 
     token = kwargs.get("token")
     return _make_safe(
@@ -246,7 +246,7 @@ def _from_here_or_hub(
                 return load(local_files_only=True)
         except ModelNotCachedError:
             if only_here:
-                raise  # Otherwise Unsloth wants another repository than this one.
+                raise  # Else Unsloth wants another repository: download.
     elif only_here:
         reason = "HF_HUB_OFFLINE" if is_offline() else "local_files_only=True"
         raise not_cached(path, f"{reason} forbids to ask the hub")
@@ -282,7 +282,7 @@ def resolve_settings(settings: Settings) -> Settings:
 
 
 def _is_tiny(name: str) -> bool:
-    # Neither is it one whose files are missing; the row on the model tells.
+    # A missing embedded model is reported elsewhere.
     with contextlib.suppress(UnknownModelError, ModelLoadError):
         return resolve_model_path(name) == MODELS[TINY_THINKER].path
     return False

@@ -21,6 +21,6 @@ def load_ipython_extension(shell: Any) -> None:
 def _show_with_hint(
     shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: Any = None
 ) -> None:
-    if type(error) is NameError:  # Not an UnboundLocalError, which is the code's fault.
+    if type(error) is NameError:  # An UnboundLocalError is a bug in the cell.
         error.add_note(HINT)
     shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)

@@ -40,7 +40,7 @@ def measure_gpu_memory(index: int | None = None) -> int:
         if not parts:
             known = ", ".join(sorted({str(gpu.index) for gpu in gpus})) or "none"
             raise NoSuchGpuError(f"There is no GPU {index}. GPUs here: {known}.")
-        return sum(parts)  # Of its MIG slices, where it has any.
+        return sum(parts)  # the sum of its MIG slices, if any
     gpu = current_gpu()
     return gpu.used_mib if gpu else 0
 
@@ -207,7 +207,7 @@ class MemoryMonitor:
             self._sample()
 
     def _sample(self, label: str = "") -> int:
-        with self._lock:  # Samples stay in the order of their times.
+        with self._lock:  # Keeps the samples in order of time.
             on_gpu = self.kind == GPU_MEMORY
             mib = measure_gpu_memory() if on_gpu else measure_resident_memory()
             seconds = time.perf_counter() - self._started

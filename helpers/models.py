@@ -15,7 +15,7 @@ from types import MappingProxyType
 from .devices import MIB
 
 TINY_THINKER = "tiny-thinker"
-# In the metadata of a model card: random weights, written by tools.random_model.
+# Marks a model of random weights in its card; tools.random_model writes it.
 NOISE_TAG = "random-weights"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 
@@ -173,7 +173,7 @@ _SPECS = (
     ModelSpec(
         name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
         use_case="General instruction following",
-        thinking=False,  # It can, too: without enable_thinking=False it does.
+        thinking=False,  # With enable_thinking=False; else it thinks.
         context_length=32_768,
         sampling=MappingProxyType(
             {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0}
@@ -210,7 +210,7 @@ def get_model(name: str) -> ModelSpec:
     """
     wanted = str(name).strip().lower()
     for known, spec in MODELS.items():
-        # The last part of a hub path is how people remember a model.
+        # People remember the last part of a hub path.
         if wanted in (known.lower(), known.lower().split("/")[-1]):
             return spec
     near = nearest_models(str(name))

@@ -12,9 +12,9 @@ from .models import QWEN3_THINKING_SAMPLING, UnknownModelError, get_model, is_no
 from .packages import ENGINES, find_version
 from .settings import load_settings
 
-# Room for thinking and answer; half of the context where that is shorter.
+# Room for thinking and answer, or half of the context if that is less.
 ANSWER_TOKENS = 2048
-# Noise seldom ends by itself: a short text measures speed and memory just as well.
+# Noise seldom ends by itself, and a short text measures speed and memory as well.
 NOISE_TOKENS = 128
 _SHOWN = ("unsloth", "vllm", "torch")
 

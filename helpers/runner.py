@@ -69,14 +69,14 @@ class BatchRunner:
 
         runner = BatchRunner(model, {"max_tokens": 512})
         with contextlib.closing(runner.run(prompts)) as finished:
-            for result in finished:  # In the order in which they end.
+            for result in finished:  # in the order in which they finish
                 ...
 
     The arguments and what is raised are those of `run_batch`.
     """
 
-    # How many prompts the engine has at once, for each that it works on: it must never
-    # wait for us, and a file of a million lines must not be held in memory.
+    # Prompts handed to the engine for each that it can work on: enough that it never
+    # waits, few enough that a long file is not held in memory.
     IN_FLIGHT = 2
 
     def __init__(
@@ -166,7 +166,7 @@ class BatchRunner:
         except Exception as error:
             if _ends_everything(error):
                 raise
-            # One that failed on its way to the engine stays behind as half a request.
+            # A failed request stays in vLLM's bookkeeping until it is aborted.
             late = list(itertools.islice(states, before, None))
             self._core.abort_request(late, internal=True)
             return _engine_error(error)
@@ -215,7 +215,7 @@ def _ends_everything(error: Exception) -> bool:
     """Whether the engine can't go on after what it raised, for any prompt."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    # What CUDA raises once it goes on raising for this process's life.
+    # After a CUDA error every later call in this process fails as well.
     return (
         isinstance(error, EngineDeadError)
         or "CUDA error" in str(error)

@@ -42,8 +42,8 @@ _GENERATE: Mapping[str, tuple[str, float, float, type]] = _fixed(
     repetition_penalty=("repetition_penalty", 0, math.inf, Real),
     n=("num_return_sequences", 1, math.inf, Integral),
 )
-# Off in vLLM unless asked for; said aloud to `generate`, where the model's own
-# generation_config.json would otherwise fill the gap with other values.
+# vLLM has these off by default; `generate` must be told, or it takes the values of the
+# model's generation_config.json.
 _OFF = _fixed(top_p=1.0, top_k=0, min_p=0.0)
 
 
@@ -136,7 +136,7 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
     values = {**_OFF, **values}
     for name, value in values.items():
         _, least, most, kind = _GENERATE[name]
-        # True is an integer to Python, and a mistake here.
+        # bool is a subclass of int, but a mistake here.
         if isinstance(value, bool) or not isinstance(value, kind):
             what = "an integer" if kind is Integral else "a number"
             raise ValueError(f"{name} must be {what}, not {value!r}")
@@ -149,14 +149,14 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("min_tokens must be at most max_tokens")
     if greedy and values.get("n", 1) > 1:
         raise ValueError("n must be 1 with temperature=0: greedy answers are all alike")
-    values["top_k"] = max(values["top_k"], 0)  # Off is -1 in vLLM too, here 0 alone.
+    values["top_k"] = max(values["top_k"], 0)  # vLLM also takes -1 for off.
     for sampled in ("temperature", *_OFF) if greedy else ():
         del values[sampled]
     renamed = {_GENERATE[name][0]: value for name, value in values.items()}
     return {"do_sample": not greedy, **renamed}
 
 
-# What SamplingParams holds beside sampling: how its result is to be handed out.
+# Fields of SamplingParams about the output, not about sampling.
 _NOT_SAMPLING = {"output_kind", "output_text_buffer_length", "skip_clone", "detokenize"}
 
 
@@ -210,9 +210,9 @@ class Sampling:
                 f"n={params.n}, but a result holds one answer: list the prompt "
                 f"{params.n} times instead."
             )
-        # The parser makes the text anyway; vLLM needs its own to find stop strings.
+        # We decode the tokens ourselves; vLLM only has to do so to find stop strings.
         params.detokenize = bool(params.stop)
-        if hasattr(params, "skip_clone"):  # vLLM need not copy what nobody else has.
+        if hasattr(params, "skip_clone"):  # Nobody else changes it: no copy needed.
             params.skip_clone = True
         return params
 
@@ -230,5 +230,5 @@ def _values(params: Any) -> dict[str, Any]:
             "sampling_params are SamplingParams or a dict of some of their values, not "
             f"{type(params).__name__}."
         )
-    given = (params or {}).items()  # A max_tokens of None means all that is left.
+    given = (params or {}).items()  # max_tokens=None means: no limit.
     return {k: v for k, v in given if v is not None or k == "max_tokens"}

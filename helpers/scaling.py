@@ -58,7 +58,7 @@ class RayEngine:
     load: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Read by Ray as it starts. It would report its use, and each step of a batch.
+# Ray reads these at its start; they switch off usage reports and progress messages.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_LOG_LEVEL": "CRITICAL",
@@ -89,7 +89,7 @@ class RayRunner:
             )
         _require_ray()
         load_settings().apply()
-        # Looked at here, so that what is bad fails before any model is loaded.
+        # Checked here, so that bad parameters fail before any model is loaded.
         sampling = Sampling({}, None, bool, sampling_params)
         path = resolve_model_path(model)
         self.job = job_of(path, sampling, chat_template_kwargs)
@@ -175,7 +175,7 @@ class Worker:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         places = batch["place"].tolist()
         prompts = [pickle.loads(packed) for packed in batch["prompt"]]
-        # What is to be asked again is asked here, where the model is loaded.
+        # Retries happen here, where the model is loaded.
         tries = Tries(len(prompts), self._retries, self._runner.room)
         answers = answer_all(self._runner.run, prompts, tries, lambda prompt: None)
         with contextlib.closing(answers):
@@ -246,9 +246,9 @@ def _start(address: str | None, attempts: int = 3) -> None:
         with quiet(load_settings()):
             # Without an address Ray would join whatever cluster it finds here.
             ray.init(address or "local", logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray has no type of its own for this.
+    except Exception as error:  # Ray has no exception type for this.
         ray.shutdown()
-        # It waits 30 seconds for its processes, which a busy machine may not manage.
+        # Ray gives its processes 30 seconds to start; a busy machine may need more.
         if attempts == 1 or "timed out during startup" not in str(error):
             raise
         _start(address, attempts - 1)

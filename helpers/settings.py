@@ -26,9 +26,9 @@ _TRUTH_VALUES = {
     **dict.fromkeys(("false", "0", "no", "off"), False),
     AUTO: None,
 }
-# What other programs write where they have no token.
+# What other programs write for a missing token.
 _NO_TOKEN = ("none", "null")
-# Who reads variables that begin so, most of them once, as it is imported.
+# Which library reads variables with this prefix, most of them only when imported.
 _READ_BY = {"HF_": "huggingface_hub", "CUDA_": "torch", "VLLM_": "vllm"}
 
 
@@ -59,7 +59,7 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 def _number(kind: type, above: float, most: float = math.inf) -> Callable[[str], Any]:
     def parse(value: str) -> Any:
         number = kind(value)
-        if not above < number <= most:  # So that NaN is none either.
+        if not above < number <= most:  # Also refuses NaN.
             raise ValueError
         return number
 
@@ -108,13 +108,15 @@ class Settings:
         then.
         """
         if self.hf_token:
-            os.environ["HF_TOKEN"] = self.hf_token  # vLLM takes it from nowhere else.
+            os.environ["HF_TOKEN"] = self.hf_token  # vLLM reads it only there.
         elif os.environ.get("HF_TOKEN", "").lower() in _NO_TOKEN:
             del os.environ["HF_TOKEN"]  # The hub would refuse it.
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.vllm_cpu_kvcache_space)
         os.environ["VLLM_LOGGING_LEVEL"] = self.log_level.upper()
         os.environ["TRANSFORMERS_VERBOSITY"] = self.log_level
-        level = "info" if self.log_level == "debug" else self.log_level  # It has none.
+        level = (
+            "info" if self.log_level == "debug" else self.log_level
+        )  # Torch has no debug.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", level.upper())
         # In-process, as Unsloth's engine on a GPU is, and six times faster to load.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -210,7 +212,7 @@ def _read_env_file(env_file: Path) -> dict[str, str]:
                 f"{env_file}, line {binding.original.line} is not an assignment. "
                 "Allowed: NAME=value, or a comment that begins with #."
             )
-    # Expands ${NAME}, which the bindings do not.
+    # dotenv_values expands ${NAME}; the bindings are not expanded.
     return dotenv_values(stream=io.StringIO(text))
 
 

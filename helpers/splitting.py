@@ -58,7 +58,7 @@ class StrippedText:
     def __init__(self, label: str = "") -> None:
         self._label = label
         self._parts: list[str] = []
-        self._held = ""  # What may turn out to be the end's white space, or the label.
+        self._held = ""  # Maybe trailing white space, or the label.
 
     def add(self, text: str) -> str:
         """Take more text, and give what is sure to belong to the whole by now."""
@@ -192,11 +192,11 @@ class PairSplitter(Splitter):
         if end is not None and self.phase == "before":
             self.phase, self._end = "thinking", end
         elif end == self._end and self.is_thinking and first and self._lead_is_blank():
-            pass  # The model opened once more what the prompt had opened.
+            pass  # The prompt had opened it already.
         elif token_id == self._end and self.is_thinking:
             self.phase = "answer"
         elif end is None and self.phase == "before" and not self._prompt_known:
-            # Closed without an opening: the prompt that we were not shown had it.
+            # An end without a start: the prompt, which we were not shown, had that.
             self.thinking_tokens, self.response_tokens = self.response_tokens, 0
             self.phase, moved = "answer", True
         else:
@@ -215,11 +215,11 @@ class ChannelSplitter(Splitter):
         super().__init__({tokens.name, tokens.body, *tokens.breaks})
         self._tokens = tokens
         self._decode = decode
-        self._name: list[int] | None = None  # The channel's name, while it is written.
+        self._name: list[int] | None = None  # the channel's name so far
         self._between = False
 
     def begin(self, prompt: list[int], turn_ids: frozenset[int], known: bool) -> None:
-        # The prompt's last message may be one that the completion goes on with.
+        # The completion may continue the prompt's last message.
         for _ in self.cut(last_turn(prompt, self._tokens.breaks)):
             pass
         self._between = False
@@ -237,7 +237,7 @@ class ChannelSplitter(Splitter):
         if token_id == self._tokens.name:
             self._name = []
             if self.phase == "before":
-                self.phase = "thinking"  # Without text yet, but no answer either.
+                self.phase = "thinking"  # No text yet, but no answer either.
         elif token_id == self._tokens.body:
             names = self._decode(self._name or []).split()
             thinks = self._tokens.thinking in names[:1]
@@ -271,7 +271,7 @@ class SpelledSplitter(Splitter):
     def begin(self, prompt: list[int], turn_ids: frozenset[int], known: bool) -> None:
         turn = last_turn(prompt, turn_ids)
         text = self._decode(turn).rstrip()
-        if len(turn) == len(prompt):  # Whose turn this is can't be told: only its end.
+        if len(turn) == len(prompt):  # No turns: only the prompt's end counts.
             text = next((s for s, _ in self._pairs if text.endswith(s)), "")
         place, end = max((text.rfind(start), end) for start, end in self._pairs)
         if place > text.rfind(end):
@@ -316,7 +316,7 @@ class SpelledSplitter(Splitter):
                 begin = len(text) - len(first) + len(start)
         if self.phase == "thinking":
             place = text.find(marker, begin)
-        elif self.phase == "before":  # The prompt may have opened it: who knows.
+        elif self.phase == "before":  # The prompt is unknown and may have opened it.
             found = [(text.find(m), m) for m in self._markers if m in text]
             place, marker = min(found, default=(-1, ""))
             if marker not in [end for _, end in self._pairs]:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 _REPLACEMENT = "\ufffd"  # What decoding shows for bytes that are no whole character.
-# A character has at most 4 bytes, and a token at least one: so of 4 places in a row
-# between tokens, one lies between two characters. These are counted from the end.
+# A character has at most 4 bytes and a token at least one, so at least one of any four
+# neighbouring token boundaries lies between characters. Counted from the end.
 _PLACES = (4, 5, 6, 7)
-_HELD = 16  # Tokens held back at most, roughly: else bytes that never fit cost n * n.
+_HELD = 16  # tokens held back at most, or bytes that form no text would cost n * n
 
 
 class Detokenizer:
@@ -23,8 +23,8 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[list[list[int]]], list[str]]) -> None:
         self._decode = decode
-        # SentencePiece drops a text's first space, so tokens are decoded after some of
-        # those before them, which were given already.
+        # SentencePiece drops a text's first space, so tokens are decoded together with
+        # some before them.
         self._context: list[int] = []
         self._pending: list[int] = []
 
@@ -42,7 +42,7 @@ class Detokenizer:
             for tail in _PLACES:
                 head = self._text(self._pending[:-tail])
                 [rest] = self._decode([self._pending[-tail:]])
-                # If the halves make the whole, no character spans the place, nor will.
+                # If both parts together give the text, the cut is between characters.
                 if head and rest and head + rest == text:
                     return self._give(len(self._pending) - tail, head)
         return ""
@@ -64,7 +64,7 @@ class Detokenizer:
         del self._pending[:count]
         for tail in _PLACES:
             [tail_text] = self._decode([given[-tail:]])
-            if tail_text and text.endswith(tail_text):  # It begins with a character.
+            if tail_text and text.endswith(tail_text):  # It starts a character.
                 self._context = given[-tail:]
                 break
         return text

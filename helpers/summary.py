@@ -9,9 +9,9 @@ from os import PathLike
 from .journal import read_records
 from .tables import COLOURS, Chart, Panel, new_axes, show_table
 
-_PAUSE = 60.0  # Seconds without a record that count as a stop between two runs.
+_PAUSE = 60.0  # A gap of more seconds than this is a stop between two runs.
 _BINS = 30  # of a histogram, at most
-# What the records are counted by, in the words of the table, and what comes of it.
+# The fields of the table with their labels: counted, and computed from that.
 _COUNTED = {
     "prompts": "prompts",
     "answered": "answered",

@@ -24,7 +24,7 @@ class Panel:
         self.text = text
 
     def _repr_html_(self) -> str:
-        # JupyterLab takes what stands between two dollar signs for a formula, else.
+        # Or JupyterLab takes text between two dollar signs for a formula.
         return f'<div class="mathjax_ignore">{self.html}</div>'
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class Chart:
     def _repr_html_(self) -> str:
         # As HTML, since a notebook has no place for a picture's alternative text.
         data = base64.b64encode(self.png()).decode()
-        # The class tells Sphinx's themes that it needs no white paper in the dark.
+        # This class keeps Sphinx's dark themes from adding a white background.
         return (
             f'<img class="dark-light" alt="{escape(self.text)}" '
             f'style="max-width:100%;height:auto" src="data:image/png;base64,{data}">'
@@ -94,7 +94,7 @@ def _suit_any_page(figure: "Figure") -> None:
     for text in figure.findobj(Text):
         if text.get_color() == "black":
             text.set_color(_INK)
-        if text not in ticks:  # Matplotlib writes these itself, powers as formulas.
+        if text not in ticks:  # Matplotlib writes powers as formulas.
             text.set_parse_math(False)
 
 

@@ -42,7 +42,7 @@ def unfinished_hint(finish_reason: str | None) -> str:
     """
     if finish_reason in (None, "length"):
         return INCOMPLETE_HINT
-    if finish_reason == "abort":  # vLLM's word where somebody stopped it
+    if finish_reason == "abort":  # vLLM's word for a request that was stopped
         return "It was stopped while it was thinking."
     return "The model ended before it had closed its thinking."
 
@@ -173,7 +173,7 @@ class ThinkingParser:
     def decode(self, sequences: list[list[int]]) -> list[str]:
         """The texts, without special tokens. ValueError for another model's tokens."""
         try:
-            # Without the clean-up, which some tokenizers do and which changes the text.
+            # Some tokenizers' clean-up would change the text.
             return self._tokenizer.batch_decode(
                 sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
