@@ -1,8 +1,7 @@
 import importlib.util
-import subprocess
-import sys
 
 import pytest
+from child import run_child
 
 from helpers.sampling import PRESETS, UnknownPresetError, preset
 
@@ -86,31 +85,13 @@ def test_top_k_is_switched_off_as_in_vllm() -> None:
 def test_vllm_gets_sampling_params_with_the_same_values() -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    code = (
-        "import numpy as np\n"
-        "from helpers.sampling import PRESETS, preset, sampling_params\n"
-        "for name in PRESETS:\n"
-        "    p = preset(name)\n"
-        "    print(name, p.temperature, p.top_p, p.top_k, p.max_tokens)\n"
-        "p = preset('thinking', max_tokens=7, seed=3)\n"
-        "print(p.max_tokens, p.seed, p.temperature)\n"
-        "try:\n"
-        "    preset('thinking', temperature=-1)\n"
-        "except ValueError:\n"
-        "    print('refused')\n"
-        "p = sampling_params({'seed': '7', 'top_k': np.int64(5), 'stop': None})\n"
-        "print(p.seed, p.top_k, p.temperature)\n"
-        "for wrong in {'seed': 1.5}, {'temprature': 1}:\n"
-        "    try:\n"
-        "        sampling_params(wrong)\n"
-        "    except TypeError as error:\n"
-        "        print(error)\n"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    lines = [f"{n} {t} {p} {k or 0} {m}" for n, (t, p, k, m) in VALUES.items()]
-    printed = out.stdout.splitlines()[-9:]
-    assert printed[:7] == [*lines, "7 3 0.6", "refused", "7 5 1.0"]
-    assert "got `float`" in printed[7]
-    assert "did you mean temperature" in printed[8]
+    answers = run_child("presets")
+    assert answers["presets"] == {
+        name: [t, p, k or 0, m] for name, (t, p, k, m) in VALUES.items()
+    }
+    assert answers["changed"] == [7, 3, 0.6]
+    assert answers["converted"] == [7, 5, 1.0]
+    temperature, seed, name = answers["refused"]
+    assert temperature[0] == "ValueError"
+    assert seed[0] == "TypeError" and "got `float`" in seed[1]
+    assert name[0] == "TypeError" and "did you mean temperature" in name[1]
