@@ -102,33 +102,28 @@ def _spare_prompts_without_adapter() -> None:
 
 def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
     """Raise `EngineUnavailableError` where a load would miss a package."""
-    if fast_inference:
-        _require_vllm(load_in_4bit)
-    if load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise EngineUnavailableError(
-            "load_in_4bit=True needs bitsandbytes, which is not installed. "
-            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
-        )
-
-
-def _require_vllm(in_4bit: bool) -> None:
     import unsloth.import_fixes
 
-    if reason := getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None):
-        raise EngineUnavailableError(
-            f"fast_inference=True needs vLLM, and the one installed is broken: {reason}"
-        )
-    if importlib.util.find_spec("vllm") is None:
-        raise EngineUnavailableError(
+    missing, reason = "", getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None)
+    if fast_inference and reason:
+        missing = f"fast_inference=True needs vLLM, and this one is broken: {reason}"
+    elif fast_inference and importlib.util.find_spec("vllm") is None:
+        missing = (
             "fast_inference=True needs vLLM, which is not installed. `make setup` "
             "installs it; fast_inference=False works without it."
         )
-    if in_4bit and lacks_plugin():
-        raise EngineUnavailableError(
-            "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. "
-            "`pip install vllm-bnb-plugin`, or choose a 16-bit model and "
-            "LOAD_IN_4BIT=false."
+    elif load_in_4bit and fast_inference and lacks_plugin():
+        missing = (
+            "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. `pip install "
+            "vllm-bnb-plugin`, or choose a 16-bit model and LOAD_IN_4BIT=false."
         )
+    elif load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        missing = (
+            "load_in_4bit=True needs bitsandbytes, which is not installed. "
+            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
+        )
+    if missing:
+        raise EngineUnavailableError(missing)
 
 
 def refuse_adapter(path: str) -> None:

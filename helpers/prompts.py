@@ -90,7 +90,12 @@ class Preparer:
             try:
                 if isinstance(token_ids, BadPrompt):
                     raise token_ids
-                self._check_length(len(token_ids))
+                if len(token_ids) >= self._room:
+                    raise BadPrompt(
+                        f"the prompt has {len(token_ids):,} tokens, and the model was "
+                        f"loaded for {self._room:,} with the answer: shorten or split "
+                        "it, or raise MAX_SEQ_LENGTH."
+                    )
                 own = prompt if isinstance(prompt, Mapping) else {}
                 params = self._sampling.params(own.get("sampling_params"), token_ids)
             except ValueError as error:
@@ -109,14 +114,6 @@ class Preparer:
             return self._chat.render(messages, kwargs)
         except BadPrompt as error:
             return error
-
-    def _check_length(self, count: int) -> None:
-        if count >= self._room:
-            raise BadPrompt(
-                f"the prompt has {count:,} tokens, and the model was loaded for "
-                f"{self._room:,} with the answer: shorten or split it, or raise "
-                "MAX_SEQ_LENGTH."
-            )
 
 
 def _template_kwargs(kwargs: Any) -> dict[str, Any]:
@@ -143,7 +140,7 @@ class ChatFormat:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = unwrap_tokenizer(tokenizer)
         self._template = _template(self._tokenizer)
-        self._turns: list[str] = []
+        self._turns: list[str] = []  # tokens that the template writes
         self._warned = self._in_parts = False
         if self._template is not None:
             self._probe()
@@ -204,25 +201,21 @@ class ChatFormat:
                 f"{', '.join(sorted(_ROLES))}."
             )
         flat = {**message, "content": _text("" if content is None else content)}
-        if role == "user":
-            self._warn_if_formatted(flat["content"])
+        turns = [turn for turn in self._turns if turn in flat["content"]]
+        if role == "user" and turns and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"a prompt contains {turns[0]}, which the chat template writes itself: "
+                "a text that is formatted already gets formatted twice. Pass the "
+                "question alone or the list of messages; a formatted text goes to "
+                "model.fast_generate.",
+                stacklevel=2,
+            )
         if calls:
             if not isinstance(calls, list | tuple):
                 raise BadPrompt('tool_calls is a list of dicts with "function".')
             flat["tool_calls"] = [_tool_call(call) for call in calls]
         return flat
-
-    def _warn_if_formatted(self, text: str) -> None:
-        found = next((turn for turn in self._turns if turn in text), None)
-        if found and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"a prompt contains {found}, which the chat template writes itself: a "
-                "text that is formatted already gets formatted twice. Pass the "
-                "question alone or the list of messages; a formatted text goes to "
-                "model.fast_generate.",
-                stacklevel=2,
-            )
 
     def render(
         self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]

@@ -228,7 +228,7 @@ def _structure(response_format: Any) -> dict[str, Any] | None:
 def prompt_hash(prompt: Any) -> str:
     """16 hex digits that tell whether a prompt, with id and parameters, is the same."""
     try:
-        text = _encode(prompt)
+        text = json.dumps(prompt, sort_keys=True, default=_as_text)
     except (
         TypeError,
         ValueError,
@@ -243,6 +243,3 @@ def _as_text(value: Any) -> Any:
         return dict(value)
     # SamplingParams' repr has all values; other reprs may contain an address.
     return repr(value) if hasattr(value, "__struct_fields__") else type(value).__name__
-
-
-_encode = json.JSONEncoder(sort_keys=True, default=_as_text).encode
