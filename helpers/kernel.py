@@ -33,6 +33,7 @@ import psutil
 REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
 REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
 EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
+ALONE_SECONDS = 1.0  # after the cell before, as when this one is run by itself
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 _last_actions: list[Callable[[], None]] = []
 
@@ -51,7 +52,7 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
     Where nobody can answer (nbmake, nbconvert, papermill) that is done at once. A
     reader at the screen, who may just have pressed Run All, is asked first, by two
     buttons below the cell: the kernel stays for the exercises, and ends by itself
-    ``idle`` seconds after the last cell or control. To run this a second time ends it.
+    ``idle`` seconds after the last cell or control. Run again, by itself, this ends it.
 
     Child processes (vLLM's engine core and workers) are asked to end, and forced after
     ``wait`` seconds. The kernel itself ends about a second after the cell has finished,
@@ -72,9 +73,11 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
         print("Not in a Jupyter kernel: nothing to shut down.")
         return
     # Runners say with each cell that nobody would answer a question, front ends don't.
-    if app.kernel.get_parent()["content"].get("allow_stdin") and not _Question.asked:
-        _Question(app, wait, idle)
-        return
+    if app.kernel.get_parent()["content"].get("allow_stdin"):
+        last = _Question.last
+        if last is None or time.monotonic() - last.since < ALONE_SECONDS:  # Run All
+            _Question(app, wait, idle)
+            return
     print(_free_memory(wait))
 
     def end_after_reply() -> None:
@@ -88,14 +91,19 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
 class _Question:
     """Whether the kernel may end, and a clock that runs while nothing else does."""
 
-    asked = False
+    last: _Question | None = None
 
     def __init__(self, app: Any, wait: float, idle: float) -> None:
         import ipywidgets
         from IPython.display import display
 
-        _Question.asked = True
-        self._app, self._wait, self._idle = app, wait, idle
+        if _Question.last is not None:
+            _Question.last._forget()
+        _Question.last = self
+        self.since = time.monotonic()  # nothing was run
+        self._app, self._wait = app, wait
+        self._idle: float | None = idle
+        self._clock: Any = None
         text = (
             "The kernel stays for the exercises. It ends by itself "
             f"{idle / 60:g} minutes after the last cell that you run; this cell, run "
@@ -108,7 +116,6 @@ class _Question:
         box = ipywidgets.VBox([ipywidgets.HTML(text), ipywidgets.HBox([end, keep])])
         bundle = {**box._repr_mimebundle_(), "text/plain": text}
         self._output = display(bundle, raw=True, display_id=True)
-        self._clock: Any = None
         app.shell.events.register("pre_execute", self._stop_clock)
         app.shell.events.register("post_execute", self._start_clock)
 
@@ -119,12 +126,18 @@ class _Question:
 
     def _start_clock(self) -> None:
         self._stop_clock()
-        self._clock = self._app.kernel.io_loop.call_later(self._idle, self._end)
+        self.since = time.monotonic()
+        if self._idle is not None:
+            self._clock = self._app.kernel.io_loop.call_later(self._idle, self._end)
 
-    def _keep(self) -> None:
+    def _forget(self) -> None:
+        self._stop_clock()
         self._app.shell.events.unregister("pre_execute", self._stop_clock)
         self._app.shell.events.unregister("post_execute", self._start_clock)
+
+    def _keep(self) -> None:
         self._stop_clock()
+        self._idle = None
         self._say("The kernel stays. Run this cell again to end it.")
 
     def _end(self) -> None:

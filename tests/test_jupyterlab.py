@@ -18,6 +18,7 @@ import nbformat
 import psutil
 import pytest
 
+from helpers.kernel import ALONE_SECONDS
 from helpers.lone_cell import HINT
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -231,6 +232,7 @@ def test_run_all_keeps_the_exercises_alive_and_leaves_nothing(browser, lab) -> N
             notebook.page.get_by_text(
                 "The kernel stays. Run this cell again"
             ).wait_for()
+            notebook.page.wait_for_timeout(2000 * ALONE_SECONDS)  # Not a Run All.
             notebook.run_cell(last)
         notebook.wait_for_no_kernel()
         notebook.check_no_dialog()

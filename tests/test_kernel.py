@@ -23,6 +23,8 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
+from helpers.kernel import ALONE_SECONDS
+
 GONE_SECONDS = 15.0
 START_SECONDS = 60.0
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -254,14 +256,17 @@ def test_exit_that_hangs_is_forced(
     check_all_gone(workdir, with_child=False)
 
 
-def test_a_reader_is_asked_and_a_second_time_ends(
+def test_a_reader_is_asked_after_run_all_and_ends_it_by_this_cell_alone(
     workdir: Path, raw_client: BlockingKernelClient
 ) -> None:
     execute(raw_client, START_CHILD)
-    output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
-    assert output.startswith("The kernel stays") and "10 minutes" in output
+    for _ in range(2):  # Run All, and once more with other values.
+        execute(raw_client, RECORD, allow_stdin=True)
+        output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
+        assert output.startswith("The kernel stays") and "10 minutes" in output
     execute(raw_client, RECORD, allow_stdin=True)
     assert len(recorded(workdir, "after")) == len(recorded(workdir, "before")) == 4
+    time.sleep(2 * ALONE_SECONDS)  # A reader takes longer than that.
     output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
     assert output.startswith("Ended 1 child process. The kernel ends now;")
     check_all_gone(workdir, with_child=True)
