@@ -1,9 +1,7 @@
-import importlib.util
-
+import numpy as np
 import pytest
-from child import run_child
 
-from helpers.sampling import PRESETS, UnknownPresetError, preset
+from helpers.sampling import PRESETS, UnknownPresetError, preset, sampling_params
 
 VALUES = {
     "conservative": (0.3, 0.9, None, 512),
@@ -83,15 +81,21 @@ def test_top_k_is_switched_off_as_in_vllm() -> None:
 
 
 def test_vllm_gets_sampling_params_with_the_same_values() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
-    answers = run_child("presets")
-    assert answers["presets"] == {
-        name: [t, p, k or 0, m] for name, (t, p, k, m) in VALUES.items()
-    }
-    assert answers["changed"] == [7, 3, 0.6]
-    assert answers["converted"] == [7, 5, 1.0]
-    temperature, seed, name = answers["refused"]
-    assert temperature[0] == "ValueError"
-    assert seed[0] == "TypeError" and "got `float`" in seed[1]
-    assert name[0] == "TypeError" and "did you mean temperature" in name[1]
+    for name, (temperature, top_p, top_k, max_tokens) in VALUES.items():
+        params = preset(name)
+        assert (params.temperature, params.top_p) == (temperature, top_p)
+        assert (params.top_k, params.max_tokens) == (top_k or 0, max_tokens)
+    changed = preset("thinking", max_tokens=7, seed=3)
+    assert (changed.max_tokens, changed.seed, changed.temperature) == (7, 3, 0.6)
+
+
+def test_values_for_vllm_are_converted_or_refused() -> None:
+    given = {"seed": "7", "top_k": np.int64(5), "stop": None}
+    params = sampling_params(given)
+    assert (params.seed, params.top_k, params.temperature) == (7, 5, 1.0)
+    with pytest.raises(ValueError):
+        preset("thinking", temperature=-1)
+    with pytest.raises(TypeError, match="got `float`"):
+        sampling_params({"seed": 1.5})
+    with pytest.raises(TypeError, match="did you mean temperature"):
+        sampling_params({"temprature": 1})
