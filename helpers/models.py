@@ -242,15 +242,10 @@ def find_model(path: str) -> ModelSpec | None:
 def nearest_models(name: str, count: int = 2) -> list[str]:
     """Up to `count` supported names that look like `name`, the nearest first."""
     wanted = name.lower().split("/")[-1]
-
-    def likeness(known: str) -> float:
-        short = known.lower().split("/")[-1]
-        if wanted and wanted in short:
-            return 1.0
-        return difflib.SequenceMatcher(None, wanted, short).ratio()
-
-    ranked = sorted(MODELS, key=likeness, reverse=True)
-    return [known for known in ranked if likeness(known) >= 0.4][:count]
+    by_short = {known.lower().split("/")[-1]: known for known in MODELS}
+    parts = [short for short in by_short if wanted and wanted in short]
+    near = difflib.get_close_matches(wanted, by_short, count, cutoff=0.4)
+    return [by_short[short] for short in dict.fromkeys([*parts, *near])][:count]
 
 
 @dataclass(frozen=True)

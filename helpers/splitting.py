@@ -93,7 +93,12 @@ def last_turn(prompt: list[int], turn_ids: Container[int]) -> list[int]:
 
 
 class Splitter:
-    """What all ways share: the two texts, and how many tokens each has."""
+    """What all ways share: the two texts, and how many tokens each has.
+
+    Each way has a method `begin`, which learns from a prompt where it leaves the
+    completion (`turn_ids` are the tokens that end a turn; if `known` is False, it is
+    not the real prompt but the tokenizer's usual one), and one that takes a marker.
+    """
 
     markers_in_text = False
 
@@ -108,14 +113,6 @@ class Splitter:
     @property
     def is_thinking(self) -> bool:
         return self.phase == "thinking"
-
-    def begin(self, prompt: list[int], turn_ids: frozenset[int], known: bool) -> None:
-        """Learn from a prompt where it leaves its completion.
-
-        `turn_ids` are the tokens that end a turn. If `known` is False, it is not the
-        real prompt but the tokenizer's usual one.
-        """
-        raise NotImplementedError
 
     def cut(self, token_ids: list[int]) -> Iterator[Piece]:
         """The pieces of these tokens, in their order."""
@@ -151,9 +148,6 @@ class Splitter:
     def _run(self, token_ids: list[int]) -> Piece:
         self._count(len(token_ids))
         return Piece(self.is_thinking, token_ids)
-
-    def _marker(self, token_id: int) -> Piece:
-        raise NotImplementedError
 
 
 class PairSplitter(Splitter):
