@@ -154,52 +154,33 @@ def test_no_token_and_no_home_in_any_output(real):
 
 SYMBOL = "undefined symbol: _ZN3c104cuda9SetDeviceEab"
 RAISE = "raise ImportError({!r})"
+OTHER_BUILD = RAISE.format(SYMBOL)
+GPU_BUILD = RAISE.format("libcudart.so.13: cannot open shared object file")
+NEW_LINUX = RAISE.format("version `GLIBC_2.38' not found")
 SIGILL = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)"
-WARNS = (
-    "print('WARNING Failed to import from vllm._C_AVX2: {}')\n"
-    + SOUND["vllm/platforms"]
-)
+NO_BACKEND = "raise NotImplementedError('Unsloth: You need a GPU.')"
+SWITCHED_OFF = "VLLM_DISABLED_REASON = 'no such symbol'"
+WARNS = f"print('WARNING Failed to import from vllm._C_AVX2: {SYMBOL}')\n"
+WARNS += SOUND["vllm/platforms"]
 CUDA_BUILD = SOUND["vllm/platforms"].replace("'cpu'", "'cuda'")
 # Each run has several packages that are broken: module, its code, what it means.
 BROKEN = [
     {
-        "PyTorch": ("torch", RAISE.format(SYMBOL), "built for another PyTorch"),
+        "PyTorch": ("torch", OTHER_BUILD, "built for another PyTorch"),
         "Unsloth": ("unsloth/__init__", SIGILL, "more instructions.*SIGILL"),
-        "vLLM": ("vllm/platforms", WARNS.format(SYMBOL), "another PyTorch"),
+        "vLLM": ("vllm/platforms", WARNS, "another PyTorch"),
     },
     {
-        "PyTorch": (
-            "torch",
-            RAISE.format("libcudart.so.13: cannot open shared object file"),
-            "a build for GPUs",
-        ),
-        "Unsloth": (
-            "unsloth/__init__",
-            "import os\nos._exit(7)",
-            "ended Python .7",
-        ),
+        "PyTorch": ("torch", GPU_BUILD, "a build for GPUs"),
+        "Unsloth": ("unsloth/__init__", "import os\nos._exit(7)", "ended Python .7"),
         "vLLM": ("vllm/platforms", CUDA_BUILD, "runs on cuda, cpu is needed"),
     },
     {
-        "PyTorch": (
-            "torch",
-            RAISE.format("version `GLIBC_2.38' not found"),
-            "a newer Linux",
-        ),
-        "Unsloth": (
-            "unsloth/__init__",
-            "raise NotImplementedError('Unsloth: You need a GPU.')",
-            "needs a GPU, later ones do not",
-        ),
+        "PyTorch": ("torch", NEW_LINUX, "a newer Linux"),
+        "Unsloth": ("unsloth/__init__", NO_BACKEND, "needs a GPU, later ones do not"),
     },
     {"Unsloth": ("unsloth/__init__", "1 / 0", "ZeroDivisionError")},
-    {
-        "vLLM": (
-            "unsloth/import_fixes",
-            "VLLM_DISABLED_REASON = 'no such symbol'",
-            "switched off by Unsloth: no such symbol",
-        )
-    },
+    {"vLLM": ("unsloth/import_fixes", SWITCHED_OFF, "by Unsloth: no such symbol")},
 ]
 
 
