@@ -92,6 +92,8 @@ def set_up() -> Setup:
     settings = resolve_settings(load_settings())
     noise = is_noise(settings.model_name)
     room = NOISE_TOKENS if noise else ANSWER_TOKENS
+    found = {ENGINES[name]: find_version(name) for name in _SHOWN}
+    versions = {name: str(version) for name, version in found.items() if version}
     return Setup(
         model_name=settings.model_name,
         load_in_4bit=settings.load_in_4bit,
@@ -102,9 +104,7 @@ def set_up() -> Setup:
         sampling=_recommended(settings.model_name),
         is_noise=noise,
         max_tokens=min(room, settings.max_seq_length // 2),
-        versions=MappingProxyType(
-            {ENGINES[name]: str(find_version(name)) for name in _SHOWN}
-        ),
+        versions=MappingProxyType(versions),
     )
 
 
