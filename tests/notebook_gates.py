@@ -48,9 +48,9 @@ SWITCHES = {"NOISE", "is_noise", "on_gpu"}
 # A notebook that is longer is two.
 MOST_CELLS = 65
 # Not yet cut, or without cells to try in.
-TO_COME = ("02", "04", "05", "07", "08", "09", "10", "11")
+TO_COME = ("02", "04", "05", "09", "10", "11")
 # Numbers that are kept for lessons to come, so that no notebook is ever renamed.
-KEPT = ("08", "10")
+KEPT = ("10",)
 SECTIONS = ("Values you may change", "Take it with you", "Exercises", "Troubleshooting")
 PROMISES = ("**You will be able to**", "**Time and memory:**")
 

@@ -139,6 +139,21 @@ def test_the_cpu_engine_serves_two_adapters_in_one_batch(adapters: dict) -> None
     assert adapters["stdout"] == []
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_engine_gives_each_token_the_probability_that_the_adapter_gives(
+    adapters: dict, which: int
+) -> None:
+    """The proof of 08: who has the adapter agrees on every token, the base does not."""
+    gaps = adapters["gaps"][which]
+    assert gaps["adapter"] < 1e-3
+    assert gaps["merged"] < 1e-3
+    assert gaps["base"] > 1
+
+
+def test_the_engine_tells_adapters_apart_by_their_numbers(adapters: dict) -> None:
+    assert adapters["goes_by_number"]
+
+
 def test_an_adapter_alone_is_refused_with_what_to_pass(adapters: dict) -> None:
     assert (
         "Load its model with fast_inference=True and max_lora_rank=8"
