@@ -115,16 +115,13 @@ def _read_cards() -> tuple[list[_Card], list[str]]:
     cards, problems = [], []
     with contextlib.suppress(pynvml.NVMLError), _nvml():
         for index in range(pynvml.nvmlDeviceGetCount()):
-            card = _Card("", [])
+            problem = f"GPU {index} is in MIG mode, and no slice of it is here"
             try:
                 card = _read_card(index)
-                if not card.gpus:
-                    problems.append(
-                        f"GPU {index} is in MIG mode, and no slice of it is here"
-                    )
             except pynvml.NVMLError as error:
-                problems.append(f"GPU {index} can't be used: {error}")
+                card, problem = _Card("", []), f"GPU {index} can't be used: {error}"
             cards.append(card)  # Even an unusable one, to keep the indices.
+            problems += [] if card.gpus else [problem]
     return cards, problems
 
 
@@ -156,10 +153,8 @@ def _describe(handle: Any, card: Any, index: int) -> Gpu:
     """`handle` is the card's own, or that of one of its slices."""
     capability = _ask("CudaComputeCapability", card)
     name = _ask("Name", handle) or "NVIDIA GPU"
-    total_mib, used_mib = _memory(handle)
     uuid = pynvml.nvmlDeviceGetUUID(handle)
-    capability = tuple(capability) if capability else None
-    return Gpu(index, uuid, name, total_mib, used_mib, capability)
+    return Gpu(index, uuid, name, *_memory(handle), capability and tuple(capability))
 
 
 def _memory(handle: Any) -> tuple[int, int]:

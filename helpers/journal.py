@@ -279,15 +279,13 @@ def staged(output: str | PathLike) -> Iterator[Path]:
     folder = cache / "fast-inference-notebooks" / key
     folder.mkdir(parents=True, exist_ok=True)
     local = folder / there.rpartition("/")[2]
-    pairs = [(f"{local}{end}", f"{there}{end}") for end in ("", ".job")]
+    here, away = [str(local), f"{local}.job"], [there, f"{there}.job"]
     if not any(folder.iterdir()) and files.exists(there):
         try:
-            for here, away in pairs:
-                files.get_file(away, here)
+            files.get(away, here)
         except BaseException:
             shutil.rmtree(folder)  # A partial copy would look like the records.
             raise
     yield local
-    for here, away in pairs:
-        files.put_file(here, away)
+    files.put(here, away)
     shutil.rmtree(folder)
