@@ -83,6 +83,13 @@ def test_the_modules_to_be_read_are_read_in_half_an_hour():
     assert sum(lines(ROOT / "helpers" / f"{name}.py") for name in modules) <= MOST_LINES
 
 
+def test_the_readme_says_what_each_module_is_for():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.split("## Reading the helpers")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert {path.stem for path in MODULES if "__" not in path.stem} <= named
+
+
 def test_imports_have_no_circle_and_none_leads_to_the_tools():
     graph = {}
     for path in MODULES:
