@@ -102,9 +102,9 @@ def _in_memory(
     answers = answer_all(run, source, tries, lambda prompt: prompt)
     try:
         with progress.over(tries) as bar, contextlib.closing(answers):
-            for result, index, prompt, count in answers:
+            for result, prompt in answers:
                 given = prompt.prompt if isinstance(prompt, Refused) else prompt
-                results[index] = replace(result, index=index, prompt=given, tries=count)
+                results[result.index] = replace(result, prompt=given)
                 bar.add(result)
     except BaseException as error:
         error.finished = [results[index] for index in sorted(results)]

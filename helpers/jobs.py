@@ -4,8 +4,9 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from .journal import COLUMNS, Journal, claim
 from .records import Prompts, prompt_hash
@@ -64,25 +65,13 @@ class Tries:
         return self._tries[index]
 
 
-class Answer(NamedTuple):
-    """A `BatchResult` as `answer` gave it, and where it belongs.
-
-    `index` is the prompt's place among all, `kept` what was kept of the prompt, `tries`
-    how often it was asked.
-    """
-
-    result: Any
-    index: int
-    kept: Any
-    tries: int
-
-
 def answer_all(
     answer: Run, prompts: Iterable[Any], tries: Tries, keep: Callable[[Any], Any]
-) -> Iterator[Answer]:
+) -> Iterator[tuple[Any, Any]]:
     """Answer what is open, in as many rounds as it takes.
 
-    Of prompts that are being answered only what `keep` makes of them is held here.
+    Gives each `BatchResult` with its place among all prompts, and with what `keep`
+    makes of the prompt, which is all that is held here meanwhile.
     """
     asked: dict[int, tuple[int, Any]] = {}
 
@@ -101,7 +90,7 @@ def answer_all(
                 count = tries.asked(index) + result.tries
                 cut = result.finish_reason == "length" and result.response is None
                 tries.note(index, count, cut, (result.prompt_tokens, result.tokens))
-                yield Answer(result, index, kept, count)
+                yield replace(result, index=index, tries=count), kept
 
 
 def run_job(
@@ -125,20 +114,15 @@ def run_job(
             tries.note(record["index"], record["tries"], cut, tokens)
         answers = answer_all(answer, prompts, tries, prompt_hash)
         with progress.over(tries) as bar, closing(answers):
-            for one in answers:
-                journal.append(as_record(one))
-                bar.add(one.result)
+            for result, hashed in answers:
+                journal.append(as_record(result, hashed))
+                bar.add(result)
         journal.finish()
 
 
-def as_record(answer: Answer) -> dict[str, Any]:
-    """What stands in the file for an answer; `time` is in seconds since 1970."""
-    result = answer.result
+def as_record(result: Any, hashed: str) -> dict[str, Any]:
+    """What stands in the file for a result; `time` is in seconds since 1970."""
     record = {name: getattr(result, name, None) for name in COLUMNS}
-    return record | {
-        "index": answer.index,
-        "prompt_hash": answer.kept,
-        "completion_tokens": result.tokens,
-        "tries": answer.tries,
-        "time": round(time.time(), 3),
-    }
+    now = round(time.time(), 3)
+    own = {"prompt_hash": hashed, "completion_tokens": result.tokens, "time": now}
+    return record | own

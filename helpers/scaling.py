@@ -179,10 +179,10 @@ class Worker:
         tries = Tries(len(prompts), self._retries, self._runner.room)
         answers = answer_all(self._runner.run, prompts, tries, lambda prompt: None)
         with contextlib.closing(answers):
-            last = {answer.index: answer for answer in answers}
+            last = {result.index: result for result, _ in answers}
         done = (
-            replace(one.result, index=places[index], prompt=None, tries=one.tries)
-            for index, one in last.items()
+            replace(result, index=places[index], prompt=None)
+            for index, result in last.items()
         )
         return {"result": [pickle.dumps(result) for result in done]}
 
