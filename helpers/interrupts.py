@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 from .devices import current_gpu
@@ -55,12 +56,6 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
 _USE = "_used_by"  # the engine's attribute that says who generates with it
 
 
-class _Use:
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
-        self.interrupted = threading.Event()
-
-
 @contextmanager
 def stoppable(core: Any) -> Iterator[None]:
     """Let a Ctrl-C end this block between two steps of the engine `core`.
@@ -71,7 +66,8 @@ def stoppable(core: Any) -> Iterator[None]:
     Raises `RuntimeError` where the engine is in such a block already, and
     `NotEnoughMemoryError` when the generation runs out of memory.
     """
-    use = _Use()
+    interrupted = threading.Event()
+    use = SimpleNamespace(thread=threading.get_ident())
     if vars(core).setdefault(_USE, use) is not use:
         raise RuntimeError(
             "this engine is generating already, in another thread or in a loop that "
@@ -80,13 +76,13 @@ def stoppable(core: Any) -> Iterator[None]:
     step, handled = core.step, sys.exception()
 
     def step_unless_interrupted() -> Any:
-        if use.interrupted.is_set():
+        if interrupted.is_set():
             raise KeyboardInterrupt
         return step()
 
     core.step = step_unless_interrupted
     try:
-        with _deferred_interrupt(use.interrupted):
+        with _deferred_interrupt(interrupted):
             yield
     except BaseException as error:
         # Left alone, the next call hangs, or returns these prompts' outputs.

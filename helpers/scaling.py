@@ -87,7 +87,15 @@ class RayRunner:
                 "each of Ray's workers loads the model itself: pass its name or path, "
                 f"not a {type(model).__name__}"
             )
-        _require_ray()
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray.data  # noqa: F401
+        except ImportError as error:
+            raise EngineUnavailableError(
+                f'engine="ray" needs Ray Data ({error}): `pip install "ray[data]"`, '
+                "here and on every host of the cluster."
+            ) from error
         load_settings().apply()
         # Checked here, so that bad parameters fail before any model is loaded.
         sampling = Sampling({}, None, bool, sampling_params)
@@ -206,18 +214,6 @@ def _load(model: str, engine: RayEngine) -> Any:
         tensor_parallel_size=engine.gpus_per_worker,
         **engine.load,
     )
-
-
-def _require_ray() -> None:
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray.data  # noqa: F401
-    except ImportError as error:
-        raise EngineUnavailableError(
-            f'engine="ray" needs Ray Data ({error}): `pip install "ray[data]"`, here '
-            "and on every host of the cluster."
-        ) from error
 
 
 @contextlib.contextmanager
