@@ -21,9 +21,7 @@ from .memory import measure_memory as measure_memory
 from .memory import memory_kind as memory_kind
 from .memory_panel import MemoryPanel as MemoryPanel
 from .models import MODELS as MODELS
-from .models import UnknownModelError as UnknownModelError
 from .models import estimate_memory as estimate_memory
-from .models import get_model as get_model
 from .notebook import set_up as set_up
 from .release import TOLERANCE_MIB as TOLERANCE_MIB
 from .release import release_model as release_model
