@@ -61,11 +61,13 @@ def run_batch(
 
     A prompt that can't be answered gets a result with an `error`. An interrupt leaves
     an engine that works; what was finished is in the output, or else in the exception's
-    `finished`, as it is for any other exception: `TypeError` for a wrong `model` or
-    `prompts`, `ValueError` for bad `sampling_params` or chat template, `RuntimeError`
-    for a model that generates in another thread, `NotEnoughMemoryError`;
-    `JobMismatchError` for an output of another job, `JobLockedError` for one that
-    another process writes, `OSError`; `EngineUnavailableError` where Ray is missing.
+    `finished`, as it is with any other exception on the way.
+
+    Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for bad
+    `sampling_params` or chat template, `RuntimeError` for a model that generates in
+    another thread, `NotEnoughMemoryError`; `JobMismatchError` for an output of another
+    job, `JobLockedError` for one that another process writes, `OSError`;
+    `EngineUnavailableError` where Ray is missing.
     """
     if not is_file(prompts):
         prompts = _as_prompts(prompts)

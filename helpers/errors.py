@@ -180,6 +180,7 @@ def _hub_error(
 def _no_way_to_the_hub(
     kinds: set[str], text: str, response: Any, status: int, first: BaseException
 ) -> str:
+    """Why the hub can't be asked; empty where that is not what failed."""
     proxies = urllib.request.getproxies()
     proxy = proxies.get("https") or proxies.get("http") or proxies.get("all") or ""
     proxy = proxy and " " + re.sub(r"//[^/@]*@", "//", proxy)  # without its password
