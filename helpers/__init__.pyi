@@ -38,7 +38,6 @@ from .speed import plot_throughput as plot_throughput
 from .tables import Chart as Chart
 from .tables import new_axes as new_axes
 from .tables import show_table as show_table
-from .thinking import INCOMPLETE_HINT as INCOMPLETE_HINT
 from .thinking import THINK_END_TOKEN_ID as THINK_END_TOKEN_ID
 from .thinking import ThinkingStream as ThinkingStream
 from .thinking import parse_thinking_response as parse_thinking_response

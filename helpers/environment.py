@@ -1,4 +1,4 @@
-"""Whether this machine and its packages can run the notebooks, and what to mend.
+"""Whether this machine and its packages can run the notebooks, and what to fix.
 
 `check_environment()` asks the packages for their versions without importing them, then
 imports the three that break in practice (torch, unsloth, vllm) in a child process

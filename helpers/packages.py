@@ -1,4 +1,4 @@
-"""The engines that are installed: their versions, what is wrong, and what mends it.
+"""The engines that are installed: their versions, what is wrong, and what fixes it.
 
 Versions and requirements are asked of the packages' own metadata. The files of pins in
 requirements/ hold the sets that were run.

@@ -10,7 +10,7 @@ from .tables import html_table
 
 @dataclass(frozen=True)
 class Check:
-    """One row: what was looked at, how it is, and what mends it if it is not ok."""
+    """One row: what was looked at, how it is, and what fixes it if it is not ok."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
@@ -52,7 +52,7 @@ class EnvironmentReport:
         return f"{len(self.rows)} checks: {bad or 'all ok'}."
 
     def _repr_html_(self) -> str:
-        heads = ["check", "status", "found, and what mends it"]
+        heads = ["check", "status", "found, and what fixes it"]
         rows = [
             (
                 escape(row.name),
@@ -65,6 +65,6 @@ class EnvironmentReport:
 
 
 def _found(row: Check) -> str:
-    """What mends it stands below: a narrow window has no room for one more column."""
+    """What fixes it stands below: a narrow window has no room for one more column."""
     lines = "<br>&rarr; ".join(escape(text) for text in (row.detail, row.fix) if text)
     return f'<span style="overflow-wrap:anywhere">{lines}</span>'

@@ -352,7 +352,7 @@ def test_jupyter(missing, names, status):
     assert row.detail.count("missing") == len(names)
 
 
-def test_commands_that_mend_exist():
+def test_commands_that_repair_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for device in ("cpu", "cuda"):
         command = packages.rebuild_command(device)

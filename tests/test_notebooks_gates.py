@@ -62,6 +62,16 @@ def test_readme_has_the_figures_of_the_run(path):
     assert row.endswith(f"| {stamp['seconds']} s | {gb} GB |")
 
 
+def test_readme_names_the_sections_of_the_recipes():
+    links = re.findall(
+        r"\[\d\d, section (\d+)\]\(([^)]+)\)", (ROOT / "README.md").read_text()
+    )
+    assert links
+    for section, path in links:
+        titles = [title for _, title in headings(ROOT / path)]
+        assert f"{section} Take it with you" in titles, path
+
+
 @each_notebook
 def test_take_away_runs(path):
     assert check_take_away_runs(path) == []
@@ -98,7 +108,9 @@ def small_notebook() -> NotebookNode:
             new_markdown_cell(f"# 01 Small lesson\n\nWhy.\n\n{opening}"),
             new_markdown_cell("## 1 Setup\n\nUnsloth first."),
             new_code_cell(f"{IMPORT}\n\nprint(FastLanguageModel)"),
-            new_markdown_cell("### Values you may change\n\nHow far to count."),
+            new_markdown_cell(
+                "### Values you may change\n\nHow many [tokens](glossary.md#token)."
+            ),
             new_code_cell("COUNT = 2\nassert sum(range(COUNT)) == 1"),
             new_markdown_cell("## 2 Take it with you\n\nOne line."),
             new_code_cell("print(2 + 2)", metadata={"tags": ["take-away"]}),
@@ -124,6 +136,7 @@ def write(folder: Path, content: bytes, name: str = "01_small_lesson.ipynb") -> 
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
     (folder / "README.md").touch()
+    (path.parent / "glossary.md").write_text("## token\n\nA part of a text.\n")
     return path
 
 
@@ -246,6 +259,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("links", "gone.md leads", append(3, " [x][y]\n\n[y]: gone.md")),
     ("links", "etc/hosts leads", append(3, " [x](/etc/hosts)")),
     ("links", "names no heading", append(3, " [x](#1-Set-up)")),
+    ("links", "no word", source(3, "### Values you may change\n\nHow far.")),
     ("links", "names no heading", append(3, " [x](../README.md#one)")),
     ("links", "names no heading", append(3, " [x](01_small_lesson.ipynb#2-Take)")),
     ("stamp", "no stamp", lambda n: n.metadata.pop(STAMP)),

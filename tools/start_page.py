@@ -19,7 +19,7 @@ toolbar stops what is running. The contents of what you read stand on the right.
 
 {table}
 
-[01](01_environment_verification.ipynb) says what this machine can do and what to mend.
+[01](01_environment_verification.ipynb) says what this machine can do and what to fix.
 The [glossary](glossary.md) explains the words of the field. The rest is in the
 [README](../README.md): choosing a model, recipes to copy, and what to do when something
 goes wrong. `make notebooks` makes web pages of all that is here: `_build/index.html`.
