@@ -122,15 +122,21 @@ def last_look(
 class Notebook:
     """One notebook in a window of its own, with the reader's hands."""
 
-    def __init__(self, browser: "playwright.Browser", lab: Lab, name: str) -> None:
+    def __init__(
+        self,
+        browser: "playwright.Browser",
+        lab: Lab,
+        name: str,
+        front_end: str = "lab/workspaces/{stem}/tree",
+    ) -> None:
         self.lab = lab
         self.name = name
         self.path = lab.folder / "notebooks" / name
         self.page = browser.new_page(viewport={"width": 1400, "height": 900})
         self.page.set_default_timeout(START_SECONDS * 1000)
         # A workspace of its own, or two windows would open each other's notebooks.
-        workspace = f"lab/workspaces/{self.path.stem}/tree/notebooks/{name}"
-        self.page.goto(f"{lab.url}{workspace}?token={lab.token}")
+        place = f"{front_end.format(stem=self.path.stem)}/notebooks/{name}"
+        self.page.goto(f"{lab.url}{place}?token={lab.token}")
         self.wait_until("idle")
 
     def wait_until(self, status: str, seconds: float = START_SECONDS) -> None:
@@ -340,21 +346,86 @@ def test_the_stop_button_stops_and_a_closed_tab_leaves_nothing(browser, lab) -> 
     page = notebook.page
     for cell in range(3):
         notebook.run_cell(cell)
-    live = notebook.output(2)
-    live.get_by_text("of at most 4,000 tokens").wait_for(timeout=1000 * RUN_SECONDS)
-    live.locator(".jupyter-widget-Collapse-header").click()
-    live.locator(".jupyter-widget-Collapse-open").get_by_text("ones:").first.wait_for()
-    notebook.screenshot("live")
-    live.locator("button", has_text="Stop").click()
-    live.get_by_text("abort True").wait_for()
-    notebook.wait_until("idle")
-    thinking = live.locator("details").get_by_text("ones:").first
+    watch_and_stop(notebook, 2)
+    thinking = notebook.output(2).locator("details").get_by_text("ones:").first
     was_open = thinking.is_visible()  # Where it was stopped in mid-thought.
-    live.locator("summary").click()
+    notebook.output(2).locator("summary").click()
     assert thinking.is_visible() is not was_open
     notebook.screenshot("stopped")
     notebook.run_cell(3)
-    notebook.output(3).get_by_text("of at most 4,000 tokens").wait_for()
+    watch_and_stop(notebook, 3)
+    notebook.run_cell(4)
+    notebook.output(4).get_by_text("Generating ... ").wait_for()
+    notebook.screenshot("generating")
+    notebook.menu("Kernel", "Interrupt Kernel")
+    notebook.output(4).get_by_text("KeyboardInterrupt").first.wait_for()
+    notebook.run_cell(5)
+    notebook.output(5).get_by_text("of at most 4,000 tokens").wait_for()
     page.close()
     assert lab.kernels()
     lab.end_kernels()
+
+
+def watch_and_stop(notebook: Notebook, cell: int) -> None:
+    """Unfold the thinking while it is written, and press the button."""
+    live = notebook.output(cell)
+    live.get_by_text("of at most 4,000 tokens").wait_for(timeout=1000 * RUN_SECONDS)
+    live.locator(".jupyter-widget-Collapse-header").click()
+    live.locator(".jupyter-widget-Collapse-open").get_by_text("ones:").first.wait_for()
+    notebook.screenshot(f"live_{cell}")
+    live.locator("button", has_text="Stop").click()
+    live.get_by_text("abort True").wait_for()
+    notebook.wait_until("idle")
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])  # The last one stays.
+@pytest.mark.parametrize("name", ["01_environment_verification", "05_batch_inference"])
+def test_a_narrow_window_shows_reports_and_tables_whole(
+    browser, lab, name, theme
+) -> None:
+    """As committed, so not trusted yet: the environment's report, models, a batch."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    notebook = Notebook(browser, lab, f"{name}.ipynb")
+    page = notebook.page
+    # A click on the tab of the files hides them, or they would leave no room.
+    page.locator('.jp-SideBar [data-id="filebrowser"]').click()
+    notebook.menu("Settings", "Theme")
+    page.get_by_text(f"JupyterLab {theme}", exact=True).click()
+    body = page.locator(f'body[data-jp-theme-name="JupyterLab {theme}"]')
+    body.wait_for(state="attached")
+    page.set_viewport_size({"width": 500, "height": 900})
+    page.locator(".jp-OutputArea-output table").first.scroll_into_view_if_needed()
+    wait_for(lambda: not too_wide(page), 10, lambda: too_wide(page))
+    notebook.screenshot(f"narrow_{name}_{theme.lower()}")
+    found = axe.run(page, ".jp-OutputArea-output table").response["violations"]
+    assert [v for v in found if v["impact"] in ("serious", "critical")] == []
+    page.close()
+    lab.end_kernels()
+
+
+def too_wide(page: "playwright.Page") -> list[str]:
+    return page.locator(".jp-OutputArea-output").evaluate_all(
+        "all => all.filter(one => one.scrollWidth > one.clientWidth + 1)"
+        ".map(one => `${one.scrollWidth} > ${one.clientWidth}: ${one.innerText}`)"
+    )
+
+
+def test_notebook_7_runs_to_its_end_and_says_kernel_dead(browser, lab) -> None:
+    name = write_notebook(lab.folder / "notebooks", "browser_widgets")
+    notebook = Notebook(browser, lab, name, front_end="notebooks")
+    page = notebook.page
+    notebook.run_all()
+    end = page.get_by_role("button", name="End now")
+    end.wait_for()
+    notebook.cell(1).locator(".jp-InputPrompt").click()  # Or it would take the focus.
+    notebook.output(2).get_by_text("block: +100 MiB").wait_for()
+    page.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
+    notebook.output(1).get_by_text("temperature 1.05,").wait_for()
+    end.click()
+    page.get_by_text("The kernel has ended").wait_for()
+    page.locator(".jp-NotebookKernelStatus", has_text="Kernel Dead").wait_for()
+    notebook.check_no_dialog()
+    notebook.screenshot("notebook_7_end")
+    for output in outputs(notebook.save()):
+        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    wait_for(lambda: not lab.kernels(), GONE_SECONDS, lambda: str(lab.kernels()))

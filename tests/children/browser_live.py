@@ -18,4 +18,16 @@ endless = preset("thinking", max_tokens=4000, ignore_eos=True)
 result = stream_response(model, tokenizer, prompt, endless)
 print(result.finish_reason, result.thinking_tokens + result.response_tokens < 3900)
 # %%
+plain, _ = helpers.loading.FastLanguageModel.from_pretrained(
+    "tiny-thinker", load_in_4bit=False
+)
+endless_plain = preset("thinking", for_generate=True) | {
+    "min_new_tokens": 4000,
+    "max_new_tokens": 4000,
+}
+result = stream_response(plain, tokenizer, prompt, endless_plain)
+print(result.finish_reason, result.thinking_tokens + result.response_tokens < 3900)
+# %%
+plain.generate(**tokenizer(text=prompt, return_tensors="pt"), **endless_plain)
+# %%
 stream_response(model, tokenizer, prompt, endless)
