@@ -66,5 +66,5 @@ class EnvironmentReport:
 
 def _found(row: Check) -> str:
     """What fixes it stands below: a narrow window has no room for one more column."""
-    lines = "<br>&rarr; ".join(escape(text) for text in (row.detail, row.fix) if text)
-    return f'<span style="overflow-wrap:anywhere">{lines}</span>'
+    texts = [escape(text) for text in (row.detail, row.fix) if text]
+    return "<br>&rarr; ".join(texts).replace("/", "/<wbr>")  # Where a path may break.

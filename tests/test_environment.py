@@ -671,7 +671,7 @@ def test_html_is_escaped_and_names_each_status():
     assert page.count("<tr>") == len(ROWS) + 1
     for row in ROWS:
         assert f">{row.status}</" in page
-    assert "none<br>&rarr; correct MODEL_NAME</span>" in page
+    assert "none<br>&rarr; correct MODEL_NAME</td>" in page
 
 
 def test_json():
