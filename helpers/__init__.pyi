@@ -8,7 +8,6 @@ from .errors import ModelNotCachedError as ModelNotCachedError
 from .explorer import DistributionExplorer as DistributionExplorer
 from .explorer import describe as describe
 from .explorer import entropy as entropy
-from .explorer import plot_distributions as plot_distributions
 from .explorer import reshape as reshape
 from .kernel import shutdown_kernel as shutdown_kernel
 from .live import LiveResponse as LiveResponse

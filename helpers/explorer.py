@@ -1,17 +1,14 @@
-"""Look at what sampling parameters make of answers, and of one next-token distribution.
+"""Look at what sampling parameters make of a next-token distribution.
 
 `reshape` computes what vLLM's sampler computes, so that a picture shows what the engine
 will do; a test holds it against vLLM's own code and against transformers'.
 """
 
-import itertools
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from .display import show_thinking
-from .tables import Chart, Panel, html_table
-from .thinking import ThinkingResult
+from .tables import COLOURS, Panel, html_table
 from .widgets import action_button, control_rows, parameter_controls, show_controls
 
 if TYPE_CHECKING:
@@ -25,7 +22,8 @@ NEUTRAL: Mapping[str, float] = {
     "min_p": 0.0,
 }
 _GREEDY_BELOW = 1e-5  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
-_BEFORE, _AFTER = "#999999", "#1F84C4"
+# The colours and names of the two bars of each token.
+_BARS = {"the model's": "#999999", "drawn from": COLOURS[0]}
 
 
 def reshape(
@@ -97,117 +95,6 @@ def describe(probabilities: "ndarray") -> str:
     )
 
 
-def token_label(text: str) -> str:
-    """A token's text with its spaces and line ends visible; bytes that are no text."""
-    return text.replace(" ", "␣").replace("\n", "⏎") or "(empty)"
-
-
-def plot_distributions(
-    logprobs: "ndarray",
-    decode: Callable[[list[int]], str],
-    settings: Mapping[str, Mapping[str, float]],
-    *,
-    tokens: int = 12,
-    title: str = "",
-) -> Chart:
-    """One picture per setting: its probabilities as bars, the model's own as outlines.
-
-    `settings` has the arguments of `reshape` under the name of each picture; `decode`
-    is the tokenizer's. Shown are the model's most likely `tokens`.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    before = reshape(logprobs)
-    shown = np.argsort(-before, kind="stable")[:tokens]
-    labels = [token_label(decode([int(token)])) for token in shown]
-    height = 0.9 + 0.24 * len(shown)
-    figure = Figure(
-        figsize=(1.2 + 2.5 * len(settings), height),
-        facecolor="white",
-        layout="constrained",
-    )
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    places = np.arange(len(shown))
-    facts = []
-    all_axes = figure.subplots(
-        1, len(settings), sharex=True, sharey=True, squeeze=False
-    )
-    for axes, (name, parameters) in zip(all_axes.flat, settings.items(), strict=True):
-        after = reshape(logprobs, **parameters)
-        facts.append(f"{name}: {describe(after)}.")
-        axes.barh(places, after[shown], color=_AFTER, label="drawn from")
-        axes.barh(
-            places, before[shown], fill=False, edgecolor=_BEFORE, label="the model's"
-        )
-        axes.set_title(name, fontsize=10)
-        axes.set_yticks(places, labels, fontsize=9, parse_math=False)
-        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.tick_params(axis="x", labelsize=8)
-        axes.grid(axis="x", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0, 0].invert_yaxis()  # Shared: the likeliest on top of each.
-    all_axes[0, -1].legend(frameon=False, fontsize=8, loc="lower right")
-    return Chart(figure, "\n".join([title, *facts] if title else facts))
-
-
-class SamplingExplorer:
-    """Sampling parameters side by side, with sliders where JavaScript runs.
-
-    `generate(parameters)` gets a dict such as {"temperature": 0.6, "top_p": 0.95} and
-    returns a `ThinkingResult`. The presets that it is opened with are generated at
-    once and stay in the saved notebook; each press of the button adds one more.
-    """
-
-    def __init__(
-        self,
-        generate: Callable[[dict[str, float]], ThinkingResult],
-        presets: Mapping[str, Mapping[str, float]],
-        *,
-        prompt: str | None = None,
-    ) -> None:
-        self.generate = generate
-        self.prompt = prompt
-        self.results: dict[str, ThinkingResult] = {}
-        for name, values in presets.items():
-            self.run(dict(values), title=name)
-
-    def run(self, values: dict[str, float], title: str | None = None) -> ThinkingResult:
-        """Generate with `values`, keep the result under `title` (numbered if taken)."""
-        name = title or ", ".join(f"{key} {value:g}" for key, value in values.items())
-        names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
-        name = next(name for name in names if name not in self.results)
-        self.results[name] = self.generate(values)
-        return self.results[name]
-
-    def panel(self) -> Panel:
-        """All results so far beside each other."""
-        return show_thinking(
-            self.results.values(), prompt=self.prompt, titles=list(self.results)
-        )
-
-    def box(self) -> Any:
-        """The controls, the button that adds an answer, and all answers below."""
-        import ipywidgets
-
-        controls = parameter_controls({"temperature": 0.6, "top_p": 0.95, "top_k": 20})
-        answers = ipywidgets.HTML(self.panel().html)
-
-        def generate() -> str:
-            self.run({name: box.value for name, (box, _) in controls.items()})
-            answers.value = self.panel().html
-            return ""
-
-        button, status = action_button(
-            "Generate", "Add an answer with these parameters", generate
-        )
-        return ipywidgets.VBox([*control_rows(controls), button, status, answers])
-
-    def _ipython_display_(self) -> None:
-        show_controls(self.box(), self.panel)
-
-
 class DistributionExplorer:
     """A next-token distribution under the reader's hands.
 
@@ -236,9 +123,7 @@ class DistributionExplorer:
         import ipywidgets
 
         self.controls = parameter_controls({**NEUTRAL, **(parameters or {})})
-        self.numbers = {name: box for name, (box, _) in self.controls.items()}
-        self.sliders = {name: slider for name, (_, slider) in self.controls.items()}
-        for box in self.numbers.values():
+        for box, _ in self.controls.values():
             box.observe(self._redraw, "value")
         self.logprobs = logprobs
         self.decode = decode
@@ -254,7 +139,7 @@ class DistributionExplorer:
     @property
     def parameters(self) -> dict[str, float]:
         """The values of the controls, as `reshape` and `SamplingParams` name them."""
-        return {name: box.value for name, box in self.numbers.items()}
+        return {name: box.value for name, (box, _) in self.controls.items()}
 
     def panel(self) -> Panel:
         """The distribution under the present parameters: a table with bars."""
@@ -263,11 +148,8 @@ class DistributionExplorer:
         before = reshape(self.logprobs)
         after = reshape(self.logprobs, **self.parameters)
         shown = np.argsort(-before, kind="stable")[: self.tokens]
-        rows = [
-            (token_label(self.decode([int(i)])), float(before[i]), float(after[i]))
-            for i in shown
-        ]
-        rest = max(0.0, 1 - before[shown].sum()), max(0.0, 1 - after[shown].sum())
+        rows = [(repr(self.decode([int(i)])), before[i], after[i]) for i in shown]
+        rest = [max(0.0, 1 - some[shown].sum()) for some in (before, after)]
         rows.append((f"{before.size - len(shown):,} others", *rest))
         values = ", ".join(f"{k} {v:g}" for k, v in self.parameters.items())
         caption = f"{self.title}. {values}: {describe(after)}."
@@ -292,34 +174,31 @@ class DistributionExplorer:
 
 
 def _html_bars(caption: str, rows: list[tuple[str, float, float]]) -> str:
-    widest = max(max(before, after) for _, before, after in rows) or 1.0
+    widest = max(max(shares) for _, *shares in rows)
+    bar = (
+        '<div aria-hidden="true" style="width:{:.2f}em;min-width:{}px;max-width:100%;'
+        'height:0.45em;background:{}"></div>'
+    )
     cells = [
         (
             f"<code>{escape(label)}</code>",
-            f"{before:.1%}",
-            f"{after:.1%}",
-            _bar(before / widest, _BEFORE) + _bar(after / widest, _AFTER),
+            *(f"{share:.1%}" for share in shares),
+            "".join(
+                bar.format(18 * share / widest, int(share > 0), colour)
+                for share, colour in zip(shares, _BARS.values(), strict=True)
+            ),
         )
-        for label, before, after in rows
+        for label, *shares in rows
     ]
-    key = f"{_swatch(_BEFORE)} the model's, {_swatch(_AFTER)} drawn from"
-    heads = ["token", "the model's", "drawn from", key]
-    right = [False, True, True, False]
-    return html_table(heads, cells, right=right, caption=escape(caption))
-
-
-def _bar(share: float, colour: str) -> str:
-    return (
-        f'<div aria-hidden="true" style="width:{18 * share:.2f}em;'
-        f"min-width:{int(share > 0)}px;max-width:100%;height:0.45em;"
-        f'background:{colour}"></div>'
+    key = ", ".join(
+        f'{place} bar <span aria-hidden="true" style="color:{colour}">■</span> {name}'
+        for place, (name, colour) in zip(("upper", "lower"), _BARS.items(), strict=True)
     )
-
-
-def _swatch(colour: str) -> str:
-    return (
-        f'<span aria-hidden="true" style="display:inline-block;width:1.2em;'
-        f'height:0.45em;background:{colour}"></span>'
+    return html_table(
+        ["token", *_BARS, "compared"],
+        cells,
+        right=[False, True, True, False],
+        caption=f"{escape(caption)}<br>Key: {key}",
     )
 
 

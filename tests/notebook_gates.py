@@ -48,9 +48,7 @@ SWITCHES = {"NOISE", "is_noise", "on_gpu"}
 # A notebook that is longer is two.
 MOST_CELLS = 65
 # Not yet cut, or without cells to try in.
-TO_COME = ("09", "11")
-# Numbers that are kept for lessons to come, so that no notebook is ever renamed.
-KEPT = ("10",)
+TO_COME = ("11",)
 SECTIONS = ("Values you may change", "Take it with you", "Exercises", "Troubleshooting")
 PROMISES = ("**You will be able to**", "**Time and memory:**")
 
@@ -136,7 +134,7 @@ def check_format(path: Path) -> list[str]:
 
 
 def check_numbering(paths: Sequence[Path]) -> list[str]:
-    """File names `NN_snake_case.ipynb`, numbered from 01 with no gap but for `KEPT`."""
+    """File names `NN_snake_case.ipynb`, numbered from 01 with no gap."""
     complaints = [
         f"{path.name} is not NN_snake_case.ipynb"
         for path in paths
@@ -145,7 +143,6 @@ def check_numbering(paths: Sequence[Path]) -> list[str]:
     found = [path.name[:2] for path in sorted(paths)]
     last = max((int(number) for number in found if number.isdecimal()), default=0)
     wanted = [f"{number:02}" for number in range(1, last + 1)]
-    wanted = [number for number in wanted if number not in KEPT or number in found]
     if found != wanted:
         complaints.append(f"numbers are {found}, not {wanted}")
     return complaints

@@ -1,24 +1,19 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from child import run_child
 from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.explorer import (
     NEUTRAL,
     DistributionExplorer,
-    SamplingExplorer,
     describe,
     entropy,
-    plot_distributions,
     reshape,
-    token_label,
 )
 from helpers.tables import Panel
-from helpers.thinking import ThinkingResult
 
 SETTINGS = [
     {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
@@ -86,45 +81,10 @@ def test_probabilities_sum_to_one_and_keep_a_likeliest(
     assert logprobs[after.argmax()] == pytest.approx(logprobs.max())
 
 
-VLLM_CHECK = """
-import json, sys, types
-from helpers.settings import load_settings
-load_settings().apply()
-import torch
-from vllm import SamplingParams
-from vllm.v1.sample.logits_processor.builtin import MinPLogitsProcessor
-from vllm.v1.sample.logits_processor.interface import BatchUpdate
-from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p_pytorch
-
-logprobs, settings = json.load(sys.stdin)
-scheduler = types.SimpleNamespace(max_num_seqs=1)
-config = types.SimpleNamespace(scheduler_config=scheduler)
-results = []
-for values in settings:
-    params = SamplingParams(**values)
-    logits = torch.tensor([logprobs]) / params.temperature
-    processor = MinPLogitsProcessor(config, torch.device("cpu"), False)
-    processor.update_state(BatchUpdate(1, [], [(0, params, [], [])], []))
-    logits = processor.apply(logits)
-    k = torch.tensor([params.top_k]) if params.top_k > 0 else None
-    p = torch.tensor([params.top_p]) if params.top_p < 1 else None
-    logits = apply_top_k_top_p_pytorch(logits, k, p)
-    results.append(logits.softmax(-1)[0].tolist())
-print("RESULT" + json.dumps(results))
-"""
-
-
 def test_vllm_draws_from_the_same_probabilities() -> None:
     logprobs = logprobs_of(3)
-    child = subprocess.run(
-        [sys.executable, "-c", VLLM_CHECK],
-        input=json.dumps([logprobs.tolist(), SETTINGS]),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert child.returncode == 0, child.stderr[-2000:]
-    results = json.loads(child.stdout.partition("RESULT")[2])
+    arguments = json.dumps(logprobs.tolist()), json.dumps(SETTINGS)
+    results = run_child("vllm_probabilities", *arguments)["probabilities"]
     for values, theirs in zip(SETTINGS, results, strict=True):
         ours = reshape(logprobs, **values)
         assert (np.array(theirs) > 0).sum() == (ours > 0).sum(), values
@@ -157,40 +117,6 @@ def test_entropy_is_in_bits() -> None:
     assert describe(np.array([1.0, 0.0])).startswith("1 token can be drawn")
 
 
-def test_white_space_and_nothing_are_visible_in_a_label() -> None:
-    assert [token_label(text) for text in (" a", "\n", "")] == ["␣a", "⏎", "(empty)"]
-
-
-def test_a_chart_is_a_picture_and_says_the_same_in_words() -> None:
-    settings = {"as it is": {}, "one": {"top_k": 1}}
-    chart = plot_distributions(small(), decode, settings, title="Four tokens")
-    assert chart.png().startswith(b"\x89PNG")
-    assert repr(chart).splitlines()[0] == "Four tokens"
-    assert "one: 1 token can be drawn, the likeliest with 100.0%" in repr(chart)
-
-
-def test_the_explorer_keeps_the_presets_and_adds_what_the_sliders_say() -> None:
-    asked = []
-
-    def generate(values: dict[str, float]) -> ThinkingResult:
-        asked.append(values)
-        return ThinkingResult("5 + 7 = 12", "It is 12.", 9, 4)
-
-    explorer = SamplingExplorer(generate, {"balanced": {"temperature": 0.6}})
-    *pairs, button, _, answers = explorer.box().children
-    pairs[0].children[1].value = 1.5  # The slider beside the temperature's number.
-    button.click()
-    assert asked == [
-        {"temperature": 0.6},
-        {"temperature": 1.5, "top_p": 0.95, "top_k": 20},
-    ]
-    assert list(explorer.results)[0] == "balanced"
-    assert "temperature 1.5, top_p 0.95, top_k 20" in repr(explorer.panel())
-    assert "temperature 1.5, top_p 0.95, top_k 20" in answers.value
-    button.click()  # Chance may answer differently: both stay.
-    assert list(explorer.results)[2] == "temperature 1.5, top_p 0.95, top_k 20 (2)"
-
-
 def explorer(sample=lambda parameters: "text", **kwargs) -> DistributionExplorer:
     return DistributionExplorer(small(), decode, sample, tokens=2, **kwargs)
 
@@ -198,12 +124,13 @@ def explorer(sample=lambda parameters: "text", **kwargs) -> DistributionExplorer
 def test_moving_a_slider_redraws_the_chart_and_moves_the_number() -> None:
     it = explorer()
     before = it.chart.value
-    it.sliders["top_k"].value = 1
-    assert it.numbers["top_k"].value == it.parameters["top_k"] == 1
+    number, slider = it.controls["top_k"]
+    slider.value = 1
+    assert number.value == it.parameters["top_k"] == 1
     assert it.chart.value != before
     assert "1 token can be drawn" in it.chart.value
-    it.numbers["top_k"].value = 0
-    assert it.sliders["top_k"].value == 0
+    number.value = 0
+    assert slider.value == 0
     assert it.chart.value == before
 
 
@@ -223,7 +150,7 @@ def test_the_button_samples_with_the_present_parameters() -> None:
         return Panel("<b>drawn</b>", "drawn")
 
     it = explorer(sample)
-    it.sliders["temperature"].value = 1.5
+    it.controls["temperature"][0].value = 1.5
     it.button.click()
     assert asked == [{**NEUTRAL, "temperature": 1.5}]
     assert "<b>drawn</b>" in it.output.value
@@ -242,10 +169,11 @@ def test_a_failed_sample_is_shown_and_the_button_lives() -> None:
 
 def test_the_static_view_is_a_table_that_escapes_its_tokens() -> None:
     panel = explorer(parameters={"top_k": 1}).panel()
-    assert "<code>&lt;b&gt;</code>" in panel.html
+    assert "<code>&#x27;&lt;b&gt;&#x27;</code>" in panel.html
+    assert "upper bar" in panel.html and "lower bar" in panel.html
     assert '<th scope="row"' in panel.html and "<caption" in panel.html
     lines = panel.text.splitlines()
-    assert lines[1].split() == ["<b>", "50.0%", "->", "100.0%", "#" * 30]
+    assert lines[1].split() == ["'<b>'", "50.0%", "->", "100.0%", "#" * 30]
     assert lines[-1].split() == ["2", "others", "25.0%", "->", "0.0%"]
 
 
@@ -260,7 +188,7 @@ from IPython.display import display
 from helpers.explorer import DistributionExplorer
 it = DistributionExplorer(np.log([.75, .25]), str, lambda parameters: parameters)
 display(it)
-it.sliders["top_k"].value = 1
+it.controls["top_k"][1].value = 1
 it.button.click()
 print("VALUE", it.output.value)
 """
