@@ -148,7 +148,10 @@ def _card(run: Run, source: Path) -> str:
     picture = ""
     if data := _first_picture(run.notebook):
         (source / f"{run.path.stem}.png").write_bytes(base64.b64decode(data))
-        picture = f":img-top: {run.path.stem}.png\n:img-alt: A picture from it"
+        picture = (
+            f":img-top: {run.path.stem}.png\n:img-alt: A picture from it\n"
+            ":class-img-top: dark-light"  # It suits dark pages too: see Chart.
+        )
     first = run.notebook.cells[0].source if run.notebook.cells else ""
     found = _LEARN.search(first)
     learn = found[1] if found else run.summary
