@@ -538,11 +538,12 @@ def check_take_away(path: Path) -> list[str]:
     return [f"the take-away imports {module}" for module in own]
 
 
-# PyTorch's lines begin with a letter for the level, and month and day; those of Ray's
+# PyTorch's lines begin with a letter for the level, and month and day, those of its C++
+# with a bracket before it (which CPUs vLLM bound its threads to is one); those of Ray's
 # core with the time, the letter and two process ids. bitsandbytes says on processors
 # with AVX-512 which package would make it faster.
 _LIBRARY_LOG = re.compile(
-    r"[VIWE]\d{4} |\[[\d:, -]+ [IWE] \d+ \d+\] |\[bitsandbytes[\w.]*\|WARNING\]"
+    r"\[?[VIWE]\d{4} |\[[\d:, -]+ [IWE] \d+ \d+\] |\[bitsandbytes[\w.]*\|WARNING\]"
 )
 
 
