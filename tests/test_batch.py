@@ -78,11 +78,13 @@ def test_a_tokenizer_of_mistral_common_writes_the_chat_itself(child: dict) -> No
 
 
 def test_an_assistants_beginning_is_continued(child: dict) -> None:
-    assert child["kinds"]["texts"][6].endswith("</think>\n\nThe answer")
+    assert child["kinds"]["texts"][6].endswith("<|im_start|>assistant\nThe answer")
 
 
 def test_a_call_of_a_tool_needs_no_content(child: dict) -> None:
-    assert "12<|im_end|>\n<|im_start|>assistant" in child["kinds"]["texts"][7]
+    text = child["kinds"]["texts"][7]
+    assert '<tool_call>\n{"name": "add", "arguments": {"a": 7}}\n</tool_call>' in text
+    assert "\n12\n</tool_response><|im_end|>\n<|im_start|>assistant" in text
 
 
 def test_a_formatted_prompt_is_warned_of_once(child: dict) -> None:
