@@ -35,7 +35,7 @@ for seed, adapter in enumerate(adapters):
     )
     # Random matrices on both sides, and a large alpha: as it starts it has no effect.
     model = FastLanguageModel.get_peft_model(
-        model, r=8, lora_alpha=64, init_lora_weights=False, random_state=seed
+        model, r=8, lora_alpha=256, init_lora_weights=False, random_state=seed
     )
     model.save_pretrained(adapter)
     FastLanguageModel.for_inference(model)
