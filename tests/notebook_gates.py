@@ -47,8 +47,6 @@ GUARDS = ('"vllm._C"', "torch.cuda.is_available()")
 SWITCHES = {"NOISE", "is_noise", "on_gpu"}
 # A notebook that is longer is two.
 MOST_CELLS = 65
-# Not yet cut, or without cells to try in.
-TO_COME = ("11",)
 SECTIONS = ("Values you may change", "Take it with you", "Exercises", "Troubleshooting")
 PROMISES = ("**You will be able to**", "**Time and memory:**")
 
@@ -316,7 +314,7 @@ def check_lengths(path: Path) -> list[str]:
         for place, cell in code
         if place - 1 not in places and "solution" not in tags(cell)
     ]
-    if len(code) + len(text) > MOST_CELLS and path.name[:2] not in TO_COME:
+    if len(code) + len(text) > MOST_CELLS:
         complaints.append(f"{len(code) + len(text)} cells, more than {MOST_CELLS}")
     code = [(place, cell) for place, cell in code if "exercise" not in tags(cell)]
     lengths = sorted(len(cell.source.splitlines()) for _, cell in code)
@@ -358,8 +356,6 @@ def check_solutions(path: Path) -> list[str]:
 
     JupyterLab folds by `source_hidden` and `outputs_hidden`, the gallery by the tag.
     """
-    if path.name[:2] in TO_COME:
-        return []
     complaints, solved, before = [], 0, None
     for place, cell in cells(path, "code"):
         solution = "solution" in tags(cell)
@@ -392,7 +388,7 @@ def check_links(path: Path) -> list[str]:
     """
     complaints = []
     linked = any("](glossary.md#" in c.source for _, c in cells(path, "markdown"))
-    if path.suffix == ".ipynb" and path.name[:2] not in TO_COME and not linked:
+    if path.suffix == ".ipynb" and not linked:
         complaints.append("no word leads to the glossary")
     for place, cell in cells(path, "markdown"):
         text = prose(cell.source)
