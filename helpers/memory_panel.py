@@ -34,9 +34,11 @@ class MemoryPanel(MemoryMonitor):
         return self
 
     def stop(self) -> None:
+        steps = self._steps()
         super().stop()
         if self._handle:  # None outside a notebook.
-            self._handle.update(self.plot())
+            chart = self.plot()
+            self._handle.update(Panel(chart._repr_html_() + steps, chart.text))
 
     def _sample(self, label: str = "") -> int:
         mib = super()._sample(label)
@@ -55,9 +57,6 @@ class MemoryPanel(MemoryMonitor):
             f'<path d="M{mark.seconds * x:.1f},0v{-0.9 * _HEIGHT}" stroke="#777"/>'
             for number, mark in enumerate(self.marks[1:], start=1)
         )
-        steps = "".join(
-            f"<li>{escape(label)}: {mib:+,} MiB</li>" for label, mib in self.steps()
-        )
         kind = self.kind[0].upper() + self.kind[1:]
         words = f"{kind}: {last.mib:,} MiB after {last.seconds:.0f} s"
         return (
@@ -68,5 +67,9 @@ class MemoryPanel(MemoryMonitor):
             f'<path d="M0,0L{points}V0z" fill="#1F84C4" fill-opacity="0.3"/>'
             f'<polyline points="{points}" fill="none" stroke="#1F84C4" '
             'stroke-width="2"/></svg>'
-            f'<ol style="margin:0;line-height:1.4">{steps}</ol>'
+            f"{self._steps()}"
         )
+
+    def _steps(self) -> str:
+        items = [f"<li>{escape(name)}: {mib:+,} MiB</li>" for name, mib in self.steps()]
+        return f'<ol style="margin:0;line-height:1.4">{"".join(items)}</ol>'
