@@ -376,3 +376,57 @@ def watch_and_stop(notebook: Notebook, cell: int) -> None:
     live.locator("button", has_text="Stop").click()
     live.get_by_text("abort True").wait_for()
     notebook.wait_until("idle")
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])  # The last one stays.
+@pytest.mark.parametrize("name", ["01_environment_verification", "05_batch_inference"])
+def test_a_narrow_window_shows_reports_and_tables_whole(
+    browser, lab, name, theme
+) -> None:
+    """As committed, so not trusted yet: the environment's report, models, a batch."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    notebook = Notebook(browser, lab, f"{name}.ipynb")
+    page = notebook.page
+    if page.locator("#filebrowser").is_visible():  # It would leave no room.
+        page.locator('.jp-SideBar [data-id="filebrowser"]').click()
+    notebook.menu("Settings", "Theme")
+    page.get_by_text(f"JupyterLab {theme}", exact=True).click()
+    body = page.locator(f'body[data-jp-theme-name="JupyterLab {theme}"]')
+    body.wait_for(state="attached")
+    page.set_viewport_size({"width": 500, "height": 900})
+    page.locator(".jp-OutputArea-output table").first.scroll_into_view_if_needed()
+    wait_for(lambda: not too_wide(page), 10, lambda: too_wide(page))
+    notebook.screenshot(f"narrow_{name}_{theme.lower()}")
+    found = axe.run(page, ".jp-OutputArea-output table").response["violations"]
+    assert [v for v in found if v["impact"] in ("serious", "critical")] == []
+    page.close()
+    lab.end_kernels()
+
+
+def too_wide(page: "playwright.Page") -> list[str]:
+    return page.locator(".jp-OutputArea-output").evaluate_all(
+        "all => all.filter(one => one.scrollWidth > one.clientWidth + 1)"
+        ".map(one => `${one.scrollWidth} > ${one.clientWidth}: ${one.innerText}`)"
+    )
+
+
+def test_notebook_7_runs_to_its_end_and_says_kernel_dead(browser, lab) -> None:
+    name = write_notebook(lab.folder / "notebooks", "browser_widgets")
+    notebook = Notebook(browser, lab, name, front_end="notebooks")
+    page = notebook.page
+    notebook.run_all()
+    end = page.get_by_role("button", name="End now")
+    end.wait_for()
+    notebook.output(2).get_by_text("block: +100 MiB").wait_for()
+    number = page.get_by_label("temperature")
+    number.fill("1.05")
+    number.press("Enter")
+    notebook.output(1).get_by_text("temperature 1.05,").wait_for()
+    end.click()
+    page.get_by_text("The kernel has ended").wait_for()
+    page.locator(".jp-NotebookKernelStatus", has_text="Kernel Dead").wait_for()
+    notebook.check_no_dialog()
+    notebook.screenshot("notebook_7_end")
+    for output in outputs(notebook.save()):
+        assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    wait_for(lambda: not lab.kernels(), GONE_SECONDS, lambda: str(lab.kernels()))
