@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 from child import run_child
@@ -10,6 +11,8 @@ from child import run_child
 from helpers.tiny_thinker import MODEL_DIR
 from tools.tiny_thinker import agreement, chat, curriculum, evaluate, mix, skills
 from tools.tiny_thinker.train import Muon
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +195,7 @@ def test_thinking_lengths_span_ten_to_six_hundred_tokens(tokenizer):
 
 def test_model_is_right_on_held_out_problems():
     """A sample of what the model card measures in full."""
-    result = run_child("evaluate_model")
+    result = run_child("evaluate_model", PYTHONPATH=str(ROOT))
     for kind in (*evaluate.ARITHMETIC, *evaluate.SKILLS, "known", "JSON with a schema"):
         assert result[kind] >= 0.88, kind
     assert result["exactly one </think>"] >= 0.99
