@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import ModelLoadError, ModelNotFoundError
-from .models import MODELS, TINY_THINKER, cached_name, get_model, whole_name
+from .models import (
+    MODELS,
+    TINY_THINKER,
+    UnknownModelError,
+    cached_name,
+    get_model,
+    whole_name,
+)
 
 # A hub name as people paste it: a whole address, perhaps of a file.
 _ADDRESS = re.compile(
@@ -50,7 +57,7 @@ def resolve_model_path(model_name: str | os.PathLike) -> str:
     name = name.rstrip("/")
     try:
         path = get_model(name).path
-    except KeyError:
+    except UnknownModelError:
         if _HUB_NAME.fullmatch(name):
             return name  # Not in our table, but perhaps on the hub.
         raise

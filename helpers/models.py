@@ -37,11 +37,8 @@ MOST_OF_A_GPU = 0.9
 CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.
 
 
-class UnknownModelError(KeyError):
+class UnknownModelError(ValueError):
     """A model name that is not in `MODELS`; the message names the nearest ones."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show the repr, with quotes.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,6 @@ class ModelSpec:
     """
 
     name: str
-    use_case: str
     licence: str
     parameters: int
     thinking: bool
@@ -100,15 +96,6 @@ class ModelSpec:
         quantised = self.parameters - whole
         return round(whole * self.bytes_per_value + quantised * NF4_BYTES_PER_WEIGHT)
 
-    @property
-    def weights_gb(self) -> dict[str, float]:
-        """Weights in GB (10^9 bytes) by precision: "4bit" and "16bit" ("32bit")."""
-        full = f"{8 * self.bytes_per_value}bit"
-        return {
-            "4bit": self.weight_bytes(load_in_4bit=True) / 1e9,
-            full: self.weight_bytes(load_in_4bit=False) / 1e9,
-        }
-
 
 QWEN3_THINKING_SAMPLING = MappingProxyType(
     {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
@@ -128,7 +115,6 @@ _QWEN3_4B = {
 _SPECS = (
     ModelSpec(
         name=TINY_THINKER,
-        use_case="Learning and testing with no GPU and no download",
         licence="Apache-2.0",
         # tools/tiny_thinker/train.py; a test holds these against the model's files.
         parameters=1_148_544,
@@ -145,7 +131,6 @@ _SPECS = (
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
-        use_case="Reasoning, chain of thought",
         thinking=True,
         context_length=262_144,
         sampling=QWEN3_THINKING_SAMPLING,
@@ -154,7 +139,6 @@ _SPECS = (
     ),
     ModelSpec(
         name="unsloth/Ministral-3-3B-Reasoning-2512",
-        use_case="Fast reasoning",
         licence="Apache-2.0",
         # huggingface.co/mistralai/Ministral-3-3B-Reasoning-2512, config.json: language
         # model of 3.4 billion, vision encoder and its projector of 0.4 billion.
@@ -172,7 +156,6 @@ _SPECS = (
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
-        use_case="General instruction following",
         thinking=False,  # With enable_thinking=False; else it thinks.
         context_length=32_768,
         sampling=MappingProxyType(
@@ -184,7 +167,6 @@ _SPECS = (
     ),
     ModelSpec(
         name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
-        use_case="General instruction following",
         licence="Llama 3.2 Community License",
         # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
         parameters=3_212_749_824,
@@ -206,7 +188,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType({s.name: s for s in _SPECS})
 def get_model(name: str) -> ModelSpec:
     """The spec of a supported model; upper and lower case do not matter.
 
-    Raises `UnknownModelError` (a `KeyError`) with the nearest supported names.
+    Raises `UnknownModelError` with the nearest supported names.
     """
     wanted = str(name).strip().lower()
     for known, spec in MODELS.items():

@@ -5,9 +5,7 @@ is in `helpers.models.MODELS[...].sampling`.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -30,28 +28,17 @@ PRESETS: Mapping[str, Mapping[str, float | int]] = _fixed(
     thinking=_fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=2048),
 )
 
-# vLLM's name -> the name of the same thing in transformers' GenerationConfig, and the
-# range that vLLM allows: sampling_params.py, SamplingParams._verify_args.
-_GENERATE: Mapping[str, tuple[str, float, float, type]] = _fixed(
-    max_tokens=("max_new_tokens", 1, math.inf, Integral),
-    min_tokens=("min_new_tokens", 0, math.inf, Integral),
-    temperature=("temperature", 0, 2, Real),
-    top_p=("top_p", 0, 1, Real),
-    top_k=("top_k", -1, math.inf, Integral),
-    min_p=("min_p", 0, 1, Real),
-    repetition_penalty=("repetition_penalty", 0, math.inf, Real),
-    n=("num_return_sequences", 1, math.inf, Integral),
+# vLLM's names for what transformers' GenerationConfig has as well, and its names.
+_GENERATE: Mapping[str, str] = _fixed(
+    max_tokens="max_new_tokens",
+    min_tokens="min_new_tokens",
+    n="num_return_sequences",
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p")},
+    repetition_penalty="repetition_penalty",
 )
 # vLLM has these off by default; `generate` must be told, or it takes the values of the
 # model's generation_config.json.
 _OFF = _fixed(top_p=1.0, top_k=0, min_p=0.0)
-
-
-class UnknownPresetError(KeyError):
-    """A preset name that is not in `PRESETS`."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show the repr, with quotes.
 
 
 def preset(
@@ -63,16 +50,14 @@ def preset(
     and win over the preset. With `for_generate=True` no engine is imported, and
     `temperature=0` gives greedy decoding, as it does in vLLM.
 
-    Raises `UnknownPresetError` for an unknown name; `TypeError` for an override that
-    the chosen side does not know; `ValueError` for one out of its range;
-    `ImportError` where vLLM is not installed.
+    Raises `ValueError` for an unknown name and `TypeError` for an override that the
+    chosen side does not know. For vLLM also `ValueError` for a value out of its range
+    (`generate` checks most of them itself), and `ImportError` without vLLM.
     """
-    try:
-        values = {**PRESETS[name], **overrides}
-    except KeyError:
-        raise UnknownPresetError(
-            f"no preset is called {name!r}; there are {', '.join(PRESETS)}"
-        ) from None
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise ValueError(f"no preset is called {name!r}; there are {known}")
+    values = {**PRESETS[name], **overrides}
     if for_generate:
         return _generate_arguments(values)
     try:
@@ -133,27 +118,13 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
             f"generate has nothing for {', '.join(unknown)}; it takes "
             f"{', '.join(_GENERATE)}"
         )
-    values = {**_OFF, **values}
-    for name, value in values.items():
-        _, least, most, kind = _GENERATE[name]
-        # bool is a subclass of int, but a mistake here.
-        if isinstance(value, bool) or not isinstance(value, kind):
-            what = "an integer" if kind is Integral else "a number"
-            raise ValueError(f"{name} must be {what}, not {value!r}")
-        if not least <= value <= most or not math.isfinite(value):
-            raise ValueError(f"{name} must be from {least} to {most}, not {value}")
-        if value == 0 and name in ("top_p", "repetition_penalty"):
-            raise ValueError(f"{name} must be above 0")
-    greedy = values["temperature"] == 0
-    if values.get("min_tokens", 0) > values["max_tokens"]:
-        raise ValueError("min_tokens must be at most max_tokens")
-    if greedy and values.get("n", 1) > 1:
-        raise ValueError("n must be 1 with temperature=0: greedy answers are all alike")
-    values["top_k"] = max(values["top_k"], 0)  # vLLM also takes -1 for off.
-    for sampled in ("temperature", *_OFF) if greedy else ():
-        del values[sampled]
-    renamed = {_GENERATE[name][0]: value for name, value in values.items()}
-    return {"do_sample": not greedy, **renamed}
+    sample = values["temperature"] != 0
+    if sample:
+        values = {**_OFF, **values}
+        values["top_k"] = max(values["top_k"], 0)  # vLLM also takes -1 for off.
+    else:
+        values = {k: v for k, v in values.items() if k not in ("temperature", *_OFF)}
+    return {"do_sample": sample, **{_GENERATE[k]: v for k, v in values.items()}}
 
 
 # Fields of SamplingParams about the output, not about sampling.

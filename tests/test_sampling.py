@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from helpers.sampling import PRESETS, UnknownPresetError, preset, sampling_params
+from helpers.sampling import PRESETS, preset, sampling_params
 
 VALUES = {
     "conservative": (0.3, 0.9, None, 512),
@@ -50,7 +50,7 @@ def test_an_override_does_not_change_the_preset() -> None:
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(UnknownPresetError, match="conservative, balanced"):
+    with pytest.raises(ValueError, match="conservative, balanced"):
         preset("precise")
 
 
@@ -60,18 +60,6 @@ def test_unknown_names_are_answered_with_the_known_ones() -> None:
 )
 def test_what_generate_can_not_do_is_said(override: dict, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        preset("balanced", for_generate=True, **override)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [{"temperature": -1}, {"max_tokens": 0}, {"top_p": 5}, {"top_p": 0}]
-    + [{"min_p": -0.1}, {"top_k": -2}, {"top_k": 0.5}, {"repetition_penalty": 0}]
-    + [{name: float("nan")} for name in ("temperature", "top_p", "min_p")]
-    + [{"min_tokens": 2000}, {"n": 2, "temperature": 0}, {"max_tokens": True}],
-)
-def test_values_out_of_range_are_refused(override: dict) -> None:
-    with pytest.raises(ValueError):
         preset("balanced", for_generate=True, **override)
 
 
