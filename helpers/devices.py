@@ -126,20 +126,16 @@ def _read_cards() -> tuple[list[_Card], list[str]]:
 
 
 def _read_card(index: int) -> _Card:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    parts = _slices(handle)
-    mode = _ask("MigMode", handle)
-    if not parts and (not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE):
-        parts = [handle]
-    gpus = [_describe(part, handle, index) for part in parts]
-    return _Card(pynvml.nvmlDeviceGetUUID(handle), gpus)
-
-
-def _slices(card: Any) -> list[Any]:
-    """The handles of a card's MIG slices; in a container some are out of reach."""
+    card = pynvml.nvmlDeviceGetHandleByIndex(index)
     places = range(_ask("MaxMigDeviceCount", card) or 0)
-    found = [_ask("MigDeviceHandleByIndex", card, place) for place in places]
-    return [handle for handle in found if handle is not None]
+    slices = [_ask("MigDeviceHandleByIndex", card, place) for place in places]
+    # In a container some are out of reach, which are None here.
+    parts = [part for part in slices if part is not None]
+    mode = _ask("MigMode", card)
+    if not parts and (not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE):
+        parts = [card]
+    gpus = [_describe(part, card, index) for part in parts]
+    return _Card(pynvml.nvmlDeviceGetUUID(card), gpus)
 
 
 def _ask(what: str, *arguments: Any) -> Any:
@@ -154,22 +150,10 @@ def _describe(handle: Any, card: Any, index: int) -> Gpu:
     capability = _ask("CudaComputeCapability", card)
     name = _ask("Name", handle) or "NVIDIA GPU"
     uuid = pynvml.nvmlDeviceGetUUID(handle)
-    return Gpu(index, uuid, name, *_memory(handle), capability and tuple(capability))
-
-
-def _memory(handle: Any) -> tuple[int, int]:
-    """Total and used MiB."""
     # Like nvidia-smi, version 2 does not count what the driver reserves.
-    for options in ({"version": pynvml.nvmlMemory_v2}, {}):
-        with contextlib.suppress(
-            pynvml.NVMLError_FunctionNotFound,
-            pynvml.NVMLError_ArgumentVersionMismatch,
-            pynvml.NVMLError_NotSupported,
-        ):
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle, **options)
-            return memory.total // MIB, memory.used // MIB
-    main = main_memory()  # An integrated GPU shares it.
-    return main.total_mib, main.total_mib - main.available_mib
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+    total, used = memory.total // MIB, memory.used // MIB
+    return Gpu(index, uuid, name, total, used, capability and tuple(capability))
 
 
 def _visible(cards: list[_Card]) -> list[Gpu]:

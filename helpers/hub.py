@@ -200,13 +200,6 @@ def check_files(folder: Path) -> None:
 # --- What the hub says ----------------------------------------------------------------
 
 
-def is_offline() -> bool:
-    """Whether the hub is switched off (HF_HUB_OFFLINE, read as it is imported)."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
-
-
 @contextmanager
 def hub_switched_off() -> Iterator[None]:
     """Let nothing ask the hub meanwhile: not even who is there, or for a newer file."""
@@ -228,12 +221,9 @@ def ask_hub(
     The libraries that load models ask for one file after the other, several times each
     and with longer and longer pauses, before they say anything.
     """
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(repository, "config.json", revision=revision)
-    headers = build_hf_headers(token=token)
-    answer = get_session().head(url, headers=headers, timeout=_ANSWER_TIMEOUT_S)
     with contextlib.suppress(EntryNotFoundError):  # As of a repository of an adapter.
-        hf_raise_for_status(answer)
+        get_hf_file_metadata(url, token=token, timeout=_ANSWER_TIMEOUT_S)

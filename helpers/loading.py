@@ -52,7 +52,6 @@ from .hub import (
     find_folder,
     find_snapshot,
     hub_switched_off,
-    is_offline,
     remember_cache,
     resolve_model_path,
 )
@@ -107,14 +106,6 @@ def _fast_language_model() -> type:
     return FastLanguageModel
 
 
-def _level_of_the_import() -> int:
-    """How many frames up the reader's own import is, seen from the caller."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_globals["__name__"] in (__name__, "lazy_loader"):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def _import_unsloth(settings: Settings) -> types.ModuleType:
     if "unsloth" not in sys.modules:
         early = [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]
@@ -124,7 +115,7 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
                 "it up. Restart the kernel and make "
                 '"from helpers import FastLanguageModel" the first import.',
                 ImportOrderWarning,
-                stacklevel=_level_of_the_import(),
+                stacklevel=2,
             )
         settings.apply()
         remember_cache()
@@ -185,7 +176,7 @@ def _from_pretrained(
     require_packages(fast_inference, load_in_4bit)
     if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
         dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
-    only_here = kwargs.pop("local_files_only", False) or is_offline()
+    only_here = kwargs.pop("local_files_only", False)
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
 
@@ -230,6 +221,10 @@ def _from_here_or_hub(
     **which: str | None,
 ) -> tuple[Any, Any]:
     """Load what is on this machine without a question, else ask the hub, once."""
+    from huggingface_hub import is_offline_mode
+
+    why = "HF_HUB_OFFLINE" if is_offline_mode() else "local_files_only=True"
+    only_here = only_here or is_offline_mode()
     base = adapter_base(path)
     if base is not None:
         check_files(Path(path))
@@ -247,8 +242,7 @@ def _from_here_or_hub(
             if only_here:
                 raise  # Else Unsloth wants another repository: download.
     elif only_here:
-        reason = "HF_HUB_OFFLINE" if is_offline() else "local_files_only=True"
-        raise not_cached(path, f"{reason} forbids to ask the hub")
+        raise not_cached(path, f"{why} forbids to ask the hub")
     print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
     with explain():
         ask_hub(path, which.get("revision"), token)
@@ -276,12 +270,8 @@ def resolve_settings(settings: Settings) -> Settings:
         name = GPU_MODEL if device == "cuda" else TINY_THINKER
     in_4bit = settings.load_in_4bit
     if in_4bit is None:
-        in_4bit = not _is_tiny(name)
+        in_4bit = True
+        # What is wrong with the name is said where the model is loaded.
+        with contextlib.suppress(UnknownModelError, ModelLoadError):
+            in_4bit = resolve_model_path(name) != MODELS[TINY_THINKER].path
     return replace(settings, device=device, model_name=name, load_in_4bit=in_4bit)
-
-
-def _is_tiny(name: str) -> bool:
-    # A missing embedded model is reported elsewhere.
-    with contextlib.suppress(UnknownModelError, ModelLoadError):
-        return resolve_model_path(name) == MODELS[TINY_THINKER].path
-    return False

@@ -132,25 +132,6 @@ def test_a_lost_card_leaves_the_others(nvml, monkeypatch, function):
     assert [gpu.index for gpu in list_gpus()] == [2]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        pynvml.NVML_ERROR_NOT_SUPPORTED,
-        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    ],
-)
-def test_memory_of_a_driver_without_version_2(nvml, error):
-    nvml.cards[0].errors["version 2"] = error
-    assert (list_gpus()[0].total_mib, list_gpus()[0].used_mib) == (24_000, 1000)
-
-
-def test_memory_of_a_gpu_that_shares_main_memory(nvml):
-    not_supported = pynvml.NVML_ERROR_NOT_SUPPORTED
-    nvml.cards[0].errors["nvmlDeviceGetMemoryInfo"] = not_supported
-    assert list_gpus()[0].total_mib == main_memory().total_mib
-
-
 def test_a_card_without_name_and_compute_capability_stays(nvml):
     for function in ("nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetName"):
         nvml.cards[0].errors[function] = pynvml.NVML_ERROR_NOT_SUPPORTED

@@ -263,7 +263,6 @@ def test_importing_transformers_first_is_warned_of_once(
 ) -> None:
     assert len(transformers_first["messages"]) == 1
     assert "transformers" in transformers_first["messages"][0]
-    assert transformers_first["own_line"] == [True]  # The reader's, not ours.
     assert transformers_first["same"] and transformers_first["unsloth"]
 
 

@@ -14,7 +14,6 @@ with warnings.catch_warnings(record=True) as caught:
 told = [w for w in caught if w.category.__name__ == "ImportOrderWarning"]
 result = {
     "messages": [str(warning.message) for warning in told],
-    "own_line": [warning.filename == __file__ for warning in told],
     "same": FastLanguageModel is again,
     "unsloth": "unsloth" in sys.modules,
 }
