@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import redirect_stdout
 
-from helpers.live import stream_response
+from helpers.live import LiveResponse
 from helpers.loading import FastLanguageModel
 from helpers.thinking import parse_thinking_response
 
@@ -19,12 +19,12 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 )
 FastLanguageModel.for_inference(model)
 ids = tokenizer("one", return_tensors="pt")
-new = model.generate(**ids, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+live = LiveResponse(tokenizer)
 sampling = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 with redirect_stdout(io.StringIO()) as printed:
-    live = stream_response(model, tokenizer, ids.input_ids[0].tolist(), sampling)
+    new = model.generate(**ids, **sampling, streamer=live)
 result = {
-    "live": [live.thinking, live.response],
+    "live": live.result,
     "parsed": parse_thinking_response(
         new[0, ids.input_ids.shape[1] :],
         tokenizer,
