@@ -11,18 +11,13 @@ be the one to end it.
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
 import secrets
-import ssl
 import sys
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +29,6 @@ REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
 REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
 EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
 ALONE_SECONDS = 1.0  # after the cell before, as when this one is run by itself
-_NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 _last_actions: list[Callable[[], None]] = []
 
 
@@ -229,23 +223,37 @@ def _end_kernel(app: Any) -> None:
 
 
 def _shut_down_by_server(connection_file: Path) -> bool:
-    """Ask the Jupyter server that owns the kernel to end it; False if there is none."""
+    """Have the Jupyter server that owns the kernel end it; False if there is none.
+
+    Each server that left a file beside the kernel's is asked (REST API, api/kernels):
+    those that do not own the kernel answer 404, and those that are gone not at all.
+    """
+    import httpx
+
     kernel_id = connection_file.stem.removeprefix("kernel-")
+    asked = False
     for server in _servers(connection_file.parent):
+        # A server whose token is empty wants the pair that a browser's page would send.
+        xsrf = secrets.token_hex(16)
+        headers = {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf}
+        if server.get("token"):
+            headers["Authorization"] = f"token {server['token']}"
         try:
-            answer = json.loads(_request(server, "GET", kernel_id))
-        except _NO_ANSWER:
-            continue  # a server that is gone, or one that has no such kernel
-        if not isinstance(answer, dict) or answer.get("id") != kernel_id:
-            continue
-        try:
-            _request(server, "DELETE", kernel_id)
-        except urllib.error.HTTPError:
-            return False
-        except _NO_ANSWER:
-            pass  # it is at work, and may be waiting for this very process to end
-        return True
-    return False
+            answer = httpx.delete(
+                f"{server['url'].rstrip('/')}/api/kernels/{kernel_id}",
+                headers=headers,
+                timeout=REQUEST_SECONDS,
+                trust_env=False,  # past any proxy
+                verify=False,  # its certificate is made for a name, not an address
+            )
+        except httpx.ReadTimeout:
+            asked = True  # it may be waiting for this very process to end
+        except (httpx.HTTPError, httpx.InvalidURL):
+            continue  # a server that is gone
+        else:
+            if answer.is_success:
+                return True
+    return asked
 
 
 def _servers(runtime_dir: Path) -> Iterator[dict[str, Any]]:
@@ -255,27 +263,3 @@ def _servers(runtime_dir: Path) -> Iterator[dict[str, Any]]:
             server = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(server, dict) and isinstance(server.get("url"), str):
                 yield server
-
-
-def _request(server: dict[str, Any], method: str, kernel_id: str) -> bytes:
-    """One call of the server's REST API (api/kernels), past any proxy.
-
-    Raises:
-        OSError, http.client.HTTPException, ValueError: no answer, or not a good one.
-    """
-    # A server whose token is empty wants the pair that a browser's page would send.
-    xsrf = secrets.token_hex(16)
-    headers = {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf}
-    if server.get("token"):
-        headers["Authorization"] = f"token {server['token']}"
-    url = f"{server['url'].rstrip('/')}/api/kernels/{urllib.parse.quote(kernel_id)}"
-    request = urllib.request.Request(url, headers=headers, method=method)
-    # Its certificate is made for the name that browsers use, not for this address.
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-    )
-    with opener.open(request, timeout=REQUEST_SECONDS) as answer:
-        return answer.read()
