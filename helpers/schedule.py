@@ -8,26 +8,22 @@ A step of the engine is one pass through the model. A request waits, has its pro
 (prefill), then gets one token a step (decode), each step together with the others.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .engine import engine_of
-from .tables import Chart, new_axes
-
-__all__ = ["Schedule", "Step", "count_fixed_batches", "watch_schedule"]
+from .tables import COLOURS, Chart, new_axes
 
 Phase = Literal["waiting", "prefill", "decode", "idle"]
-# Okabe and Ito's colours, told apart with any colour vision; no work is hatched.
-_COLOURS = {
-    "waiting": "#999999",
-    "prefill": "#E69F00",
-    "decode": "#0072B2",
-    "idle": "#D55E00",
+# How each phase is drawn; no work is hatched.
+_STYLES = {
+    "waiting": {"facecolor": "none", "edgecolor": "#999999", "hatch": "////"},
+    "prefill": {"facecolor": COLOURS[1]},
+    "decode": {"facecolor": COLOURS[0]},
+    "idle": {"facecolor": "none", "edgecolor": COLOURS[3], "hatch": "...."},
 }
-_HATCHES = {"waiting": "////", "idle": "...."}
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,9 @@ class Schedule:
     @property
     def idle_slots(self) -> int:
         """Slots that no request used, over all steps, while some request still ran."""
-        return sum(self.slots - len(_at_work(step)) for step in self.steps)
+        phases = [phase for step in self.steps for phase in step.phases.values()]
+        at_work = phases.count("prefill") + phases.count("decode")
+        return self.slots * len(self.steps) - at_work
 
     @property
     def peak_blocks(self) -> int:
@@ -70,13 +68,18 @@ class Schedule:
         `steps` draws room for as many, so that two schedules can be compared.
         """
         axes = new_axes(8, 1.2 + 0.22 * self.requests)
-        for kind in _COLOURS:
-            label = kind
+        for phase, style in _STYLES.items():
+            label = phase
             for number in range(self.requests):
-                flags = [step.phases.get(number) == kind for step in self.steps]
-                if any(flags):
-                    _draw(axes, number, kind, _spans(flags), label)
-                    label = ""
+                cells = [
+                    (place, 1)
+                    for place, step in enumerate(self.steps)
+                    if step.phases.get(number) == phase
+                ]
+                if cells:
+                    bar = (number - 0.4, 0.8)
+                    axes.broken_barh(cells, bar, linewidth=0, label=label, **style)
+                    label = ""  # Once in the legend.
         axes.set(ylabel="request", ylim=(self.requests - 0.5, -0.5))
         return self._chart(
             axes,
@@ -90,10 +93,9 @@ class Schedule:
         """The blocks of the KV cache in use at each step, and a line at `reserved`."""
         axes = new_axes(8, 3.6)
         used = [step.blocks_used for step in self.steps]
-        label = "in use"
-        axes.stairs(used, fill=True, color=_COLOURS["decode"], label=label)
+        axes.stairs(used, fill=True, color=COLOURS[0], label="in use")
         label = "room for the longest"
-        axes.axhline(reserved, color=_COLOURS["idle"], linestyle="--", label=label)
+        axes.axhline(reserved, color=COLOURS[3], linestyle="--", label=label)
         axes.set(ylabel="blocks of the KV cache", ylim=(0, None))
         return self._chart(
             axes,
@@ -183,38 +185,3 @@ def _phase(scheduled: bool, done: int, prompt: int) -> Phase:
     if not scheduled:
         return "waiting"
     return "prefill" if done < prompt else "decode"
-
-
-def _at_work(step: Step) -> list[int]:
-    return [
-        number
-        for number, phase in step.phases.items()
-        if phase in ("prefill", "decode")
-    ]
-
-
-def _spans(flags: list[bool]) -> list[tuple[int, int]]:
-    """(first, length) of each run of true flags."""
-    spans, place = [], 0
-    for flag, run in itertools.groupby(flags):
-        length = len(list(run))
-        if flag:
-            spans.append((place, length))
-        place += length
-    return spans
-
-
-def _draw(
-    axes: Any, row: int, kind: str, spans: list[tuple[int, int]], label: str
-) -> None:
-    """Bars of one kind in a row, from (first step, number of steps) each."""
-    hatch = _HATCHES.get(kind)
-    axes.broken_barh(
-        spans,
-        (row - 0.4, 0.8),
-        facecolor="none" if hatch else _COLOURS[kind],
-        edgecolor=_COLOURS[kind] if hatch else "none",
-        hatch=hatch,
-        linewidth=0,
-        label=label,
-    )
