@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 
 import psutil
 
@@ -69,27 +69,24 @@ def measure_memory() -> int:
     return gpu.used_mib if gpu else measure_resident_memory()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CleanupReport:
-    """What a cleanup gave back, in MiB of `kind`, and the objects it collected."""
+    """What a cleanup gave back, in MiB of `kind`."""
 
     kind: str
     before_mib: int
     after_mib: int
-    collected: int
 
     @property
     def freed_mib(self) -> int:
         """MiB given back; negative where something else took memory meanwhile."""
         return self.before_mib - self.after_mib
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"Freed {self.freed_mib} MiB of {self.kind} "
             f"({self.before_mib} -> {self.after_mib} MiB)."
         )
-
-    __repr__ = __str__
 
 
 def cleanup_memory() -> CleanupReport:
@@ -100,7 +97,9 @@ def cleanup_memory() -> CleanupReport:
     """
     kind, before = memory_kind(), measure_memory()
     # A tensor that another one is a view of is seen as garbage only once that is gone.
-    collected = sum(takewhile(bool, (gc.collect() for _ in range(5))))
+    for _ in range(5):
+        if not gc.collect():
+            break
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -108,7 +107,7 @@ def cleanup_memory() -> CleanupReport:
         torch.cuda.ipc_collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return CleanupReport(kind, before, measure_memory(), collected)
+    return CleanupReport(kind, before, measure_memory())
 
 
 @dataclass(frozen=True)

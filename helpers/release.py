@@ -13,16 +13,14 @@ from typing import Any
 
 from .engine import engine_of, parts_of
 from .interrupts import abort_all
-from .memory import cleanup_memory, measure_memory, memory_kind
+from .memory import CleanupReport, cleanup_memory, measure_memory, memory_kind
 
 # A smaller difference is due to CUDA's caches and rounding.
 TOLERANCE_MIB = 64
-# The garbage collector can't see local variables of running functions.
-UNSEEN_HOLDER = "a local variable of a function that is still running"
 
 
-@dataclass(frozen=True)
-class ReleaseReport:
+@dataclass(frozen=True, repr=False)
+class ReleaseReport(CleanupReport):
     """What `release_model` gave back, in MiB of `kind`, and what it could not.
 
     `alive_parameters` of the model's `parameters` could not be freed because of what
@@ -30,18 +28,10 @@ class ReleaseReport:
     load, where that was given.
     """
 
-    kind: str
-    before_mib: int
-    after_mib: int
     parameters: int
     alive_parameters: int
     holders: tuple[str, ...]
     kept_mib: int | None = None
-
-    @property
-    def freed_mib(self) -> int:
-        """MiB given back."""
-        return self.before_mib - self.after_mib
 
     @property
     def complete(self) -> bool:
@@ -49,11 +39,11 @@ class ReleaseReport:
         back = self.kept_mib is None or self.kept_mib <= TOLERANCE_MIB
         return not self.holders and not self.alive_parameters and back
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        gone = self.parameters - self.alive_parameters
         text = (
-            f"Freed {self.freed_mib} MiB of {self.kind} ({self.before_mib} -> "
-            f"{self.after_mib} MiB); {self.parameters - self.alive_parameters} of "
-            f"{self.parameters} parameters are gone."
+            f"{super().__repr__().removesuffix('.')}; {gone} of {self.parameters} "
+            "parameters are gone."
         )
         if self.holders:
             held = ", ".join(self.holders)
@@ -66,8 +56,6 @@ class ReleaseReport:
                 "libraries, their caches, or another process."
             )
         return text
-
-    __repr__ = __str__
 
 
 def release_model(
@@ -156,9 +144,9 @@ def _survivors(
     holders: dict[str, None] = {}  # In their order, each once.
     for target in alive or alive_parameters[:1]:
         holders |= dict.fromkeys(_holders(target, namespace, (alive, alive_parameters)))
-    if alive and not holders:
-        holders[UNSEEN_HOLDER] = None
-    return len(alive_parameters), tuple(holders)
+    # The garbage collector can't see local variables of running functions.
+    unseen = ("a local variable of a function that is still running",) if alive else ()
+    return len(alive_parameters), tuple(holders) or unseen
 
 
 def _drop_bytecode_hooks() -> None:
