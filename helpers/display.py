@@ -15,46 +15,34 @@ def show_thinking(
     *,
     prompt: str | None = None,
     titles: Sequence[str] | None = None,
-    unfold: bool = False,
 ) -> Panel:
     """Parsed completions beside each other, each with its thinking folded away.
 
-    `results` is one `ThinkingResult` or several of them; `titles` names each.
-    `unfold=True` opens the thinking. Raises `ValueError` if the titles are not as many
-    as the results.
+    `results` is one `ThinkingResult` or several of them; `titles` names each. Raises
+    `ValueError` if they are not as many as the results.
     """
     # A ThinkingResult is a tuple itself.
     several = [results] if isinstance(results, ThinkingResult) else list(results)
     names = [""] * len(several) if titles is None else list(titles)
     if len(names) != len(several):
         raise ValueError(f"{len(names)} titles for {len(several)} results")
-    cards = [
-        _html_card(result, name, unfold)
-        for result, name in zip(several, names, strict=True)
-    ]
-    texts = [
-        _text_card(result, name) for result, name in zip(several, names, strict=True)
-    ]
+    cards = "".join(map(_html_card, several, names))
     question = f"<p><b>{escape(prompt)}</b></p>" if prompt else ""
-    html = f'{question}<div style="display:flex;flex-wrap:wrap;gap:0.8em">'
-    text = [prompt] if prompt else []
-    return Panel(html + "".join(cards) + "</div>", "\n\n".join(text + texts))
+    html = f'{question}<div style="display:flex;flex-wrap:wrap;gap:0.8em">{cards}</div>'
+    texts = [prompt] if prompt else []
+    return Panel(html, "\n\n".join([*texts, *map(_text_card, several, names)]))
 
 
 def _answer(result: ThinkingResult) -> str:
     if result.response is None:
         return f"(no answer) {result.hint}"
-    return f"{result.response} (stopped)" if _stopped(result) else result.response
+    stopped = result.finish_reason == "abort"  # vLLM's word for it
+    return f"{result.response} (stopped)" if stopped else result.response
 
 
-def _stopped(result: ThinkingResult) -> bool:
-    return result.finish_reason == "abort"  # vLLM's word for it
-
-
-def _html_card(result: ThinkingResult, title: str, unfold: bool) -> str:
+def _html_card(result: ThinkingResult, title: str) -> str:
     heading = f"<b>{escape(title)}</b>" if title else ""
-    opened = " open" if unfold or result.response is None else ""
-    state = "" if result.complete else ", unfinished"
+    opened, state = ("", "") if result.complete else (" open", ", unfinished")
     thinking = (
         f'<details{opened}><summary style="cursor:pointer;opacity:0.75">Thinking '
         f"({result.thinking_tokens} tokens{state})</summary>"

@@ -226,14 +226,13 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
     single prompt as there are prompts, and where it is known `EngineFigures.limit`.
     Each device has a row of its own, with the same axes.
     """
-    from matplotlib.figure import Figure
-
     devices = dict.fromkeys(one.device for one in engines)
-    figure = Figure(figsize=(10, 0.4 + 3.8 * len(devices)), layout="constrained")
+    grid = {"nrows": len(devices), "squeeze": False, "width_ratios": [3, 2]}
+    shared = {"sharex": "all", "sharey": "col"}
+    rows = new_axes(10, 0.4 + 3.8 * len(devices), columns=2, **grid, **shared)
+    figure = rows[0, 0].figure
     title = "\n".join(textwrap.fill(f"Measured on {one}", 120) for one in devices)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-    shape = {"sharex": "all", "sharey": "col", "width_ratios": [3, 2]}
-    rows = figure.subplots(len(devices), 2, squeeze=False, **shape)
     names = dict.fromkeys(one.engine for one in engines)
     colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     sizes = _sizes(one.tokens_per_second for one in engines)
@@ -270,8 +269,6 @@ def _finish(axes: Any, title: str, xlabel: str, sizes: Sequence[int]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw(

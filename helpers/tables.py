@@ -31,15 +31,16 @@ class Panel:
         return self.text
 
 
-def new_axes(width: float, height: float, columns: int = 1) -> Any:
+def new_axes(width: float, height: float, columns: int = 1, **grid: Any) -> Any:
     """Empty axes for a `Chart`, all in one style; an array of them for `columns`.
 
-    The size in inches is that of the whole picture, which is `axes.figure`.
+    The size in inches is that of the whole picture, which is `axes.figure`; `grid` goes
+    to `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
+    axes = figure.subplots(ncols=columns, **grid)
     for one in figure.axes:
         one.set_prop_cycle(color=COLOURS)
         one.spines[["top", "right"]].set_visible(False)
@@ -103,13 +104,11 @@ def show_table(
 ) -> Panel:
     """A table of rows that share their keys; numbers go to the right.
 
-    `rows` may be a DataFrame (of pandas or Polars) as well.
+    `rows` may be a DataFrame of pandas as well.
 
     Raises `ValueError` for no rows and `KeyError` for a row that lacks a column.
     """
-    if hasattr(rows, "to_dicts"):
-        rows = rows.to_dicts()
-    elif hasattr(rows, "to_dict"):
+    if hasattr(rows, "to_dict"):
         rows = rows.to_dict("records")
     rows = list(rows)
     if not rows:
