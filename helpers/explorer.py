@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+import ipywidgets
+
 from .tables import COLOURS, Panel, html_table
-from .widgets import action_button, control_rows, parameter_controls, show_controls
+from .widgets import action_button, parameter_controls, show_controls
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -120,8 +122,6 @@ class DistributionExplorer:
 
         Raises `ValueError` for a parameter that there is no control for.
         """
-        import ipywidgets
-
         self.controls = parameter_controls({**NEUTRAL, **(parameters or {})})
         for box, _ in self.controls.values():
             box.observe(self._redraw, "value")
@@ -155,11 +155,11 @@ class DistributionExplorer:
         caption = f"{self.title}. {values}: {describe(after)}."
         return Panel(_html_bars(caption, rows), _text_bars(caption, rows))
 
-    def box(self) -> Any:
+    def box(self) -> ipywidgets.Widget:
         """The controls, the chart, the button and what it gave, as one widget."""
-        import ipywidgets
-
-        rows = control_rows(self.controls)
+        wrapped = {"flex_flow": "row wrap"}  # Below each other where it is narrow.
+        pairs = self.controls.values()
+        rows = [ipywidgets.HBox(pair, layout=wrapped) for pair in pairs]
         return ipywidgets.VBox([*rows, self.chart, self.button, self.output])
 
     def _redraw(self, _: object = None) -> None:

@@ -5,6 +5,9 @@ import time
 from html import escape
 from typing import Any
 
+import ipywidgets
+from IPython import get_ipython
+
 from .display import TEXT_STYLE, show_thinking
 from .markers import unwrap_tokenizer
 from .tables import Panel
@@ -89,13 +92,9 @@ class _View:
     @classmethod
     def open(cls, stop: threading.Event) -> "_View | None":
         """Show it, or None where no notebook runs this."""
-        from IPython import get_ipython
-
         return cls(stop) if hasattr(get_ipython(), "kernel") else None
 
     def __init__(self, stop: threading.Event) -> None:
-        import ipywidgets
-
         self.status = ipywidgets.HTML()
         self.thinking = ipywidgets.HTML()
         self.folded = ipywidgets.Accordion([self.thinking], titles=["Thinking"])

@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any
 
+import ipywidgets
+
 from .kernel import at_shutdown
 from .memory import MemoryMonitor
 from .tables import Panel
@@ -25,8 +27,6 @@ class MemoryPanel(MemoryMonitor):
         self._handle: Any = None
 
     def start(self) -> "MemoryPanel":
-        import ipywidgets
-
         self._view = ipywidgets.HTML(layout={"width": "100%"})
         super().start()
         self._handle = show_widget(self._view, Panel("<p>Watching.</p>", "Watching."))

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
+import ipywidgets
+from IPython.display import display
+
 from .kernel import at_shutdown
 from .tables import Panel
 
@@ -17,22 +20,18 @@ _RANGES = {
 _ENDED = "The kernel has ended: run the notebook again to use the controls."
 
 
-def show_widget(widget: Any, fallback: Panel) -> Any:
+def show_widget(widget: ipywidgets.Widget, fallback: Panel) -> Any:
     """Display `widget`, with `fallback` where no widgets run; returns the handle.
 
     Update it as soon as there is nothing more to control: where JupyterLab finds a
     widget without its kernel, it shows an error and not the fallback.
     """
-    from IPython.display import display
-
     texts = {"text/html": fallback._repr_html_(), "text/plain": fallback.text}
     return display({**widget._repr_mimebundle_(), **texts}, raw=True, display_id=True)
 
 
-def close_widget(widget: Any) -> None:
+def close_widget(widget: ipywidgets.Widget) -> None:
     """Close it and all that it is made of: a kernel keeps each widget until then."""
-    import ipywidgets
-
     for value in widget.trait_values().values():
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, ipywidgets.Widget):
@@ -40,7 +39,7 @@ def close_widget(widget: Any) -> None:
     widget.close()
 
 
-def show_controls(widget: Any, panel: Callable[[], Panel]) -> None:
+def show_controls(widget: ipywidgets.Widget, panel: Callable[[], Panel]) -> None:
     """Display `widget`, with `panel()` where no widgets run and as the kernel ends."""
     handle = show_widget(widget, panel())
 
@@ -59,8 +58,6 @@ def parameter_controls(start: Mapping[str, float]) -> dict[str, tuple[Any, Any]]
     name, since a slider of ipywidgets has no label that a screen reader finds. `start`
     has the values to begin with; raises `ValueError` for one that has no control.
     """
-    import ipywidgets
-
     if unknown := sorted(set(start) - set(_RANGES)):
         raise ValueError(
             f"no control for {', '.join(unknown)}; there are {', '.join(_RANGES)}"
@@ -91,24 +88,14 @@ def _tidy(value: float) -> float:
     return round(value, 4)
 
 
-def control_rows(controls: Mapping[str, tuple[Any, Any]]) -> list[Any]:
-    """Each pair of `parameter_controls` beside each other, below where it is narrow."""
-    import ipywidgets
-
-    wrapped = {"flex_flow": "row wrap"}
-    return [ipywidgets.HBox(pair, layout=wrapped) for pair in controls.values()]
-
-
 def action_button(
     description: str, tooltip: str, action: Callable[[], str]
-) -> tuple[Any, Any]:
+) -> tuple[ipywidgets.Button, ipywidgets.HTML]:
     """A button, and the place for the HTML that `action` returns at each press.
 
     While it runs the button is disabled. What it raises is shown in that place too: a
     widget's error ends in a log that nobody reads.
     """
-    import ipywidgets
-
     button = ipywidgets.Button(description=description, tooltip=tooltip)
     output = ipywidgets.HTML()
 
