@@ -82,16 +82,14 @@ def _check_platform() -> Check:
 
 
 def _check_gpus(settings: Settings) -> Iterator[Check]:
-    driver, forced = read_driver(), settings.device == "cuda"
-    make = partial(Check, "NVIDIA driver")
+    driver, make = read_driver(), partial(Check, "NVIDIA driver")
     if driver.error:
         detail = f"none ({driver.error}): runs on the CPU"
-        fix = "set DEVICE=auto, or install the NVIDIA driver"
-        yield (
-            make("failed", f"{detail}, but DEVICE=cuda", fix)
-            if forced
-            else make("ok", detail)
-        )
+        if settings.device == "cuda":
+            fix = "set DEVICE=auto, or install the NVIDIA driver"
+            yield make("failed", f"{detail}, but DEVICE=cuda", fix)
+        else:
+            yield make("ok", detail)
         return
     detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
     needed = torch_cuda()
@@ -106,7 +104,7 @@ def _check_gpus(settings: Settings) -> Iterator[Check]:
     elif count and not gpus:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         detail = f"{count}, hidden by CUDA_VISIBLE_DEVICES={hidden!r}"
-        status = "failed" if forced else "warning"
+        status = "failed" if settings.device == "cuda" else "warning"
         yield Check("GPU", status, detail, "unset CUDA_VISIBLE_DEVICES")
     yield from map(_check_gpu, gpus)
     problems = gpu_problems()

@@ -30,9 +30,6 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
 _TOKENIZERS += ["vocab.txt", "spiece.model"]
 _ANSWER_TIMEOUT_S = 4.0  # to connect, and again to answer
-# Where the hub's cache was before unsloth was imported, which moves one that can't be
-# written to a temporary folder.
-_first_cache: Path | None = None
 
 
 def resolve_model_path(model_name: str | os.PathLike) -> str:
@@ -106,24 +103,10 @@ def find_snapshot(
 
     A directory is its own.
     """
-    if Path(repository).is_dir():
-        return Path(repository)
-    folder = _whole_snapshot(repository, revision, cache_dir)
-    moved = cache_dir is None and _first_cache not in (None, hub_cache())
-    if folder or not moved or not _whole_snapshot(repository, revision, _first_cache):
-        return folder
-    # Unsloth has moved the cache: link the model from the old place to the new one.
-    name = "models--" + repository.replace("/", "--")
-    with contextlib.suppress(FileExistsError):
-        (hub_cache() / name).symlink_to(_first_cache.absolute() / name)
-    return _whole_snapshot(repository, revision, None)
-
-
-def _whole_snapshot(
-    repository: str, revision: str | None, cache_dir: str | Path | None
-) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
+    if Path(repository).is_dir():
+        return Path(repository)
     for name in ("config.json", "adapter_config.json"):
         file = try_to_load_from_cache(
             repository, name, cache_dir=cache_dir, revision=revision
@@ -162,10 +145,18 @@ def hub_cache() -> Path:
     return Path(os.path.expandvars(cache or os.path.join(home, "hub"))).expanduser()
 
 
-def remember_cache() -> None:
-    """Keep in mind where the cache is, before unsloth is imported and may move it."""
-    global _first_cache
-    _first_cache = hub_cache()
+def link_models(cache: Path) -> None:
+    """Link what is in `cache` into the hub's cache, where unsloth has moved that.
+
+    It does so as it is imported, where the cache can't be written.
+    """
+    if cache == hub_cache():
+        return
+    for folder in cache.glob("models--*/snapshots/*"):
+        model = folder.parent.parent.absolute()
+        if _is_whole(folder):
+            with contextlib.suppress(OSError):  # It is linked already, mostly.
+                (hub_cache() / model.name).symlink_to(model)
 
 
 def check_files(folder: Path) -> None:

@@ -1,9 +1,8 @@
 """The records of a batch on disk, where they survive whatever ends the process.
 
-Records are appended to a file as completions finish, in whatever order they do. When
-all are there the file is sorted into the order of the prompts, in one step that either
-happens or does not. Beside it lies a small file, `<output>.job`, that says which job
-the records belong to, and that is locked while a process writes.
+They are appended as completions finish, and sorted when all are there, in one step
+that either happens or does not. Beside the file lies `<output>.job`, which says whose
+job the records are, and is locked while a process writes.
 """
 
 import fcntl

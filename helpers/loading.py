@@ -51,8 +51,9 @@ from .hub import (
     check_files,
     find_folder,
     find_snapshot,
+    hub_cache,
     hub_switched_off,
-    remember_cache,
+    link_models,
     resolve_model_path,
 )
 from .interrupts import finishing, interruptible
@@ -118,9 +119,9 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
                 stacklevel=2,
             )
         settings.apply()
-        remember_cache()
         os.environ.setdefault(_ALIASING, "0")
         hide_unusable_extension()
+    cache = hub_cache()
     with quiet(settings):
         try:
             import unsloth
@@ -129,6 +130,7 @@ def _import_unsloth(settings: Settings) -> types.ModuleType:
                 f"unsloth can't be imported ({error}). `python -m helpers` says what "
                 "is wrong with this environment; `make setup` builds a sound one."
             ) from error
+    link_models(cache)
     # Some releases of torch read only this, and not the variable.
     sys.modules["torch"]._functorch.config.error_on_custom_op_aliasing = False
     if not is_loud(settings):

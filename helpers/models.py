@@ -221,13 +221,13 @@ def find_model(path: str) -> ModelSpec | None:
     return next((s for s in specs if path in (s.path, s.path_16bit)), None)
 
 
-def nearest_models(name: str, count: int = 2) -> list[str]:
-    """Up to `count` supported names that look like `name`, the nearest first."""
+def nearest_models(name: str) -> list[str]:
+    """Up to two supported names that look like `name`, the nearest first."""
     wanted = name.lower().split("/")[-1]
     by_short = {known.lower().split("/")[-1]: known for known in MODELS}
     parts = [short for short in by_short if wanted and wanted in short]
-    near = difflib.get_close_matches(wanted, by_short, count, cutoff=0.4)
-    return [by_short[short] for short in dict.fromkeys([*parts, *near])][:count]
+    near = difflib.get_close_matches(wanted, by_short, n=2, cutoff=0.4)
+    return [by_short[short] for short in dict.fromkeys([*parts, *near])][:2]
 
 
 @dataclass(frozen=True)

@@ -78,30 +78,30 @@ class Preparer:
         """One request for each prompt, in order, reading some `CHUNK` of them ahead."""
         numbered = enumerate(prompts)
         while chunk := list(itertools.islice(numbered, self.CHUNK)):
-            yield from self._prepare(chunk)
+            rendered = [self._render(prompt) for _, prompt in chunk]
+            texts = [text for text in rendered if isinstance(text, str)]
+            encoded = iter(self._chat.encode(texts))
+            for (index, prompt), text in zip(chunk, rendered, strict=True):
+                token_ids = next(encoded) if isinstance(text, str) else text
+                yield self._request(index, prompt, token_ids)
 
-    def _prepare(self, chunk: list[tuple[int, Any]]) -> Iterator[Request]:
-        rendered = [self._render(prompt) for _, prompt in chunk]
-        texts = [text for text in rendered if isinstance(text, str)]
-        encoded = iter(self._chat.encode(texts))
-        for (index, prompt), text in zip(chunk, rendered, strict=True):
-            token_ids = next(encoded) if isinstance(text, str) else text
-            own_id = id_of(prompt)
-            try:
-                if isinstance(token_ids, BadPrompt):
-                    raise token_ids
-                if len(token_ids) >= self._room:
-                    raise BadPrompt(
-                        f"the prompt has {len(token_ids):,} tokens, and the model was "
-                        f"loaded for {self._room:,} with the answer: shorten or split "
-                        "it, or raise MAX_SEQ_LENGTH."
-                    )
-                own = prompt if isinstance(prompt, Mapping) else {}
-                params = self._sampling.params(own.get("sampling_params"), token_ids)
-            except ValueError as error:
-                yield Request(index, prompt, own_id, [], None, str(error))
-            else:
-                yield Request(index, prompt, own_id, token_ids, params)
+    def _request(
+        self, index: int, prompt: Any, token_ids: list[int] | BadPrompt
+    ) -> Request:
+        own = prompt if isinstance(prompt, Mapping) else {}
+        try:
+            if isinstance(token_ids, BadPrompt):
+                raise token_ids
+            if len(token_ids) >= self._room:
+                raise BadPrompt(
+                    f"the prompt has {len(token_ids):,} tokens, and the model was "
+                    f"loaded for {self._room:,} with the answer: shorten or split "
+                    "it, or raise MAX_SEQ_LENGTH."
+                )
+            params = self._sampling.params(own.get("sampling_params"), token_ids)
+        except ValueError as error:
+            return Request(index, prompt, id_of(prompt), [], None, str(error))
+        return Request(index, prompt, id_of(prompt), token_ids, params)
 
     def _render(self, prompt: Any) -> str | list[int] | BadPrompt:
         if isinstance(prompt, Refused):

@@ -187,30 +187,24 @@ def _of_request(request: dict[str, Any]) -> Any:
         return Refused(f"url {url}: only /v1/chat/completions can be answered.", key)
     if not isinstance(body, dict) or "messages" not in body:
         return Refused("a request needs a body with messages.", key)
-    prompt = {"id": key, "messages": body["messages"]}
-    template = body.get("chat_template_kwargs")
-    thinks = not isinstance(template, dict) or template.get("enable_thinking", True)
-    sampling, refused = {}, []
-    for name, value in body.items():
-        if value is None or name == "messages" or name in _IGNORED:
-            continue
-        if name == "max_completion_tokens":  # OpenAI's newer name of max_tokens.
-            sampling["max_tokens"] = value
-        elif name in _SAMPLING:
-            sampling.setdefault(name, value)
-        elif name == "chat_template_kwargs":
-            prompt[name] = value
-        elif name == "response_format" and not thinks and (rules := _structure(value)):
-            sampling["structured_outputs"] = rules
-        elif name not in _HARMLESS or value != _HARMLESS[name]:
-            refused.append(name)
-    if "response_format" in refused:
-        return Refused(
-            "response_format would bind the thinking as well: switch that off with "
-            'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.',
-            key,
-        )
-    if refused:
+    given = {k: v for k, v in body.items() if v is not None and k not in _IGNORED}
+    prompt = {"id": key, "messages": given.pop("messages", None)}
+    if "chat_template_kwargs" in given:
+        prompt["chat_template_kwargs"] = given.pop("chat_template_kwargs")
+    if "max_completion_tokens" in given:  # OpenAI's newer name of max_tokens.
+        given["max_tokens"] = given.pop("max_completion_tokens")
+    sampling = {name: given.pop(name) for name in _SAMPLING if name in given}
+    if rules := _structure(given.get("response_format")):
+        template = prompt.get("chat_template_kwargs")
+        if not isinstance(template, dict) or template.get("enable_thinking", True):
+            reason = (
+                "response_format would bind the thinking as well: switch that off with "
+                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
+            )
+            return Refused(reason, key)
+        del given["response_format"]
+        sampling["structured_outputs"] = rules
+    if refused := [name for name in given if given[name] != _HARMLESS.get(name)]:
         return Refused(f"run_batch has nothing for {', '.join(refused)}.", key)
     return {**prompt, "sampling_params": sampling} if sampling else prompt
 
@@ -229,11 +223,7 @@ def prompt_hash(prompt: Any) -> str:
     """16 hex digits that tell whether a prompt, with id and parameters, is the same."""
     try:
         text = json.dumps(prompt, sort_keys=True, default=_as_text)
-    except (
-        TypeError,
-        ValueError,
-        RecursionError,
-    ):  # No prompt: an error later.
+    except (TypeError, ValueError, RecursionError):  # Its own error comes later.
         text = type(prompt).__name__
     return blake2b(text.encode(), digest_size=8).hexdigest()
 

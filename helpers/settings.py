@@ -114,10 +114,8 @@ class Settings:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.vllm_cpu_kvcache_space)
         os.environ["VLLM_LOGGING_LEVEL"] = self.log_level.upper()
         os.environ["TRANSFORMERS_VERBOSITY"] = self.log_level
-        level = (
-            "info" if self.log_level == "debug" else self.log_level
-        )  # Torch has no debug.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", level.upper())
+        of_torch = "info" if self.log_level == "debug" else self.log_level
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", of_torch.upper())
         # In-process, as Unsloth's engine on a GPU is, and six times faster to load.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if self.device == "cpu":
