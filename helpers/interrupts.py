@@ -114,20 +114,24 @@ def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
             signal.default_int_handler(number, frame)
         interrupted.set()
 
-    # None means a handler that Python did not install and can't restore.
-    with _handling(defer, signal.getsignal(signal.SIGINT) is not None):
+    with _handling(defer):
         yield
     if interrupted.is_set():
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _handling(handler: Callable[[int, Any], None], wanted: bool) -> Iterator[None]:
-    """Have `handler` hear each SIGINT; in the main thread, the one that hears any."""
-    if not wanted or threading.current_thread() is not threading.main_thread():
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have `handler` hear each SIGINT that Python's own handler would hear.
+
+    That is none outside the main thread, nor where the process ignores them.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not callable(before) or not in_main_thread:
         yield
         return
-    before = signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
@@ -161,7 +165,7 @@ def finishing(what: str) -> Iterator[None]:
         handler(number, frame)
 
     try:
-        with _handling(note, callable(handler)):
+        with _handling(note):
             yield
     except KeyboardInterrupt:
         interrupted.set()

@@ -22,5 +22,10 @@ def test_a_stop_ends_one_call_and_does_not_come_back(
     assert found == [5, 5, 5]
 
 
+def test_a_process_that_ignores_interrupts_goes_on_doing_so(stops: dict) -> None:
+    """As one that a shell script has started in the background."""
+    assert stops["ignored"] == [True] * len(WAYS)
+
+
 def test_the_handler_is_put_back(stops: dict) -> None:
     assert stops["handler"]

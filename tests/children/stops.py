@@ -106,4 +106,6 @@ for first, stopped_call in CALLS.items():
             found = repr(error)
         result[f"{first}, {second}"] = [was_stopped, left, found]
 result["handler"] = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+result["ignored"] = [not stopped(call, *moments[0]) for call in CALLS.values()]
 print(json.dumps(result))
