@@ -3,7 +3,15 @@
     results = run_batch(model, ["What is 2 + 2?", "What is recursion?"])
     run_batch(model, "questions.jsonl", output="answers.jsonl")
 
-vLLM batches as many prompts as its memory allows, and takes the next as one is done.
+A prompt is a string (a user's message), a list of chat messages, or a dict with
+`messages` (or `prompt`) and, if wanted, `id`, and `sampling_params` and
+`chat_template_kwargs` of its own. A chat that ends in an assistant's words is continued
+there.
+
+With an `output`, a path that ends in .jsonl or .parquet, each result is written there
+as soon as it is finished. Whatever ends the process, the same call goes on where it
+stopped; at the end the records are in the order of the prompts. A URL gets the whole
+file then, which until then is kept on this machine.
 """
 
 import contextlib
@@ -40,23 +48,13 @@ def run_batch(
 
     `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`; with `engine`
     "ray" (or a `RayEngine`) a name or path, which each of Ray's engines loads.
-
-    `prompts` is a list, or the path or URL of a file, see `read_prompts`. Each is a
-    string (a user's message), a list of chat messages, or a dict with `messages` (or
-    `prompt`) and, if wanted, `id`, and `sampling_params` and `chat_template_kwargs` of
-    its own. A chat that ends in an assistant's words is continued there.
-
+    `prompts` is a list, or the path or URL of a file, see `read_prompts`.
     `sampling_params` are for all of them; a dict holds what differs from the default,
     which is what the model's authors recommend, with up to 2,048 new tokens.
     `chat_template_kwargs` go to the template, `{"enable_thinking": False}` say.
     `retry_truncated` is how often a prompt is asked again whose tokens ran out in the
     thinking, each time with twice as many. `tokenizer` replaces the engine's own.
     `progress` shows a bar; by default it does not where the variable CI is set.
-
-    With an `output`, a path that ends in .jsonl or .parquet, each result is written
-    there as soon as it is finished. Whatever ends the process, the same call goes on
-    where it stopped; at the end the records are in the order of the prompts. A URL gets
-    the whole file then, which until then is kept on this machine.
 
     A prompt that can't be answered gets a result with an `error`. An interrupt leaves
     an engine that works; what was finished is in the output, or else in the exception's
