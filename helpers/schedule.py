@@ -165,6 +165,7 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
                 name in output.num_scheduled_tokens, done[name], one.num_prompt_tokens
             )
             for name, one in known.items()
+            if not _is_planned(one, done[name])
         }
         if phases:
             blocks = pool.num_gpu_blocks - 1  # One is never given out.
@@ -178,6 +179,15 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
     finally:
         del scheduler.schedule  # The class's own method again.
         setattr(scheduler, limit, most)
+
+
+def _is_planned(request: Any, done: int) -> bool:
+    """Whether all its tokens are computed or under way, and only its end is left.
+
+    On a GPU vLLM plans a step while the one before it runs, so that a request still
+    holds its slot in the step after its last token.
+    """
+    return done >= request.num_prompt_tokens + request.max_tokens - 1
 
 
 def _phase(scheduled: bool, done: int, prompt: int) -> Phase:
