@@ -116,6 +116,7 @@ def _let_go(
             if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
                 engine.apply_model(networks.append)
     parameters = {id(one): one for network in networks for one in network.parameters()}
+    _drop_launches(parameters.values())
     if engine is not None:
         abort_all(engine.llm_engine)
         engine.llm_engine.engine_core.shutdown()
@@ -163,6 +164,18 @@ def _drop_bytecode_hooks() -> None:
         # The model's class may be the user's, with a base class of vLLM's.
         if any(base.__module__.split(".")[0] == "vllm" for base in owner.__mro__):
             del hooks[key]
+
+
+def _drop_launches(parameters: Iterable[Any]) -> None:
+    """Drop the launches of kernels that Unsloth keeps with 4-bit weights on a GPU.
+
+    They hold views of their weight, and a view holds its base where Python's collector
+    can't see it: each weight would keep itself alive.
+    """
+    for parameter in parameters:
+        kept = getattr(getattr(parameter, "quant_state", None), "__dict__", {})
+        for name in [name for name in kept if name.startswith("_unsloth_")]:
+            del kept[name]
 
 
 def _forget_graph_pool() -> None:

@@ -65,6 +65,21 @@ def test_release_empties_a_traceback_that_holds_the_model():
     assert caught.tb is not None  # Kept, without the variables.
 
 
+def test_release_drops_the_launches_that_hold_views_of_4bit_weights():
+    pytest.importorskip("torch")
+    from bitsandbytes.nn import Linear4bit
+
+    model = Linear4bit(128, 128, bias=False, quant_type="nf4").to("cpu")
+    weight = model.weight
+    # What unsloth.kernels.utils keeps with each weight that a GPU has used.
+    launch = functools.partial(print, weight, weight.view(-1))
+    weight.quant_state._unsloth_gemv_plan = [launch]
+    namespace = {"model": model}
+    del model, weight, launch
+    report = release_model(namespace["model"], namespace=namespace)
+    assert (report.parameters, report.alive_parameters) == (1, 0), report
+
+
 def test_release_names_a_generator_that_holds_the_model():
     torch = pytest.importorskip("torch")
 
