@@ -1,12 +1,7 @@
 """End the kernel and all that it started: the last cell of every notebook.
 
-Ending the process is the sure way to give an engine's memory back. The call that older
-material uses, ``IPython.Application.instance().kernel.do_shutdown(restart=False)``,
-only stops the kernel's event loop. With an engine in child processes Python then waits
-for ever for those to finish, so nothing is released; without one, the Jupyter server
-takes the exit for a crash and starts the kernel again. A kernel has no message that
-announces an intended exit (jupyter_client issue 237), so the server that owns it must
-be the one to end it.
+The Jupyter server that owns a kernel has to end it: one that ends by itself looks like
+a crash, and is started again (jupyter_client issue 237). 06 tells the whole story.
 """
 
 from __future__ import annotations
@@ -46,21 +41,15 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
     Where nobody can answer (nbmake, nbconvert, papermill) that is done at once. A
     reader at the screen, who may just have pressed Run All, is asked first, by two
     buttons below the cell: the kernel stays for the exercises, and ends by itself
-    ``idle`` seconds after the last cell or control. Run again, by itself, this ends it.
+    `idle` seconds after the last cell or control. Run again, by itself, this ends it.
 
-    Child processes (vLLM's engine core and workers) are asked to end, and forced after
-    ``wait`` seconds. The kernel itself ends about a second after the cell has finished,
-    by the Jupyter server that owns it, so that JupyterLab shows "No Kernel" and does
-    not restart it, or by itself where there is no server (VS Code, nbmake, nbconvert,
-    papermill). An exit that hangs is forced. Outside a kernel this does nothing but say
-    so.
+    Child processes (vLLM's engine core and workers) have `wait` seconds to end by
+    themselves. The kernel follows about a second after the cell, ended by its Jupyter
+    server, or by itself where it has none (VS Code, nbmake); an exit that hangs is
+    forced. Outside a kernel this only says so.
 
     A server that only a password opens, or that listens on a Unix socket, can't be
     asked: the memory is given back, but the server starts an empty kernel again.
-
-    Args:
-        wait: seconds that child processes have to end by themselves.
-        idle: seconds without a cell, after which a kernel that was to stay ends.
     """
     app = _kernel_app()
     if app is None:
