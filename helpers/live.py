@@ -22,7 +22,8 @@ class LiveResponse:
     `streamer=live`, or `put` the prompt's tokens and then those of each step of vLLM's
     engine, and call `end`. The thinking is folded, with its last line below. The stop
     button raises KeyboardInterrupt at the next token, as the one of the toolbar does.
-    The finished response stays in the notebook, as a page that needs no kernel.
+    With the cell at the latest the response ends, and what there is of it stays in the
+    notebook, as a page that needs no kernel.
     """
 
     DRAW_SECONDS = 0.1  # The eye needs no more, and drawing takes time from the model.
@@ -55,6 +56,8 @@ class LiveResponse:
         if self._stream is None:
             self._stream = ThinkingStream(self.tokenizer, prompt_token_ids=ids)
             self._view = _View.open(self._stop)
+            if self._view:
+                get_ipython().events.register("post_run_cell", self._end_with_cell)
             return
         delta = self._stream.feed(ids)
         if delta.moved:  # What looked like the answer was thinking.
@@ -71,8 +74,8 @@ class LiveResponse:
     def end(self) -> None:
         """Keep the finished response as `result`, and leave it on the page.
 
-        Its `finish_reason` is named as vLLM's: "abort" where the button stopped it,
-        "stop" where the model ended it, else None.
+        Its `finish_reason` is named as vLLM's: "abort" where someone stopped it, "stop"
+        where the model ended it, else None.
         """
         if self._stream is None or self.result is not None:
             return
@@ -84,6 +87,12 @@ class LiveResponse:
             self._view.close(panel)
         else:
             print(panel)
+
+    def _end_with_cell(self, _: object) -> None:
+        """Whatever ended the cell: nothing comes after an interrupt."""
+        get_ipython().events.unregister("post_run_cell", self._end_with_cell)
+        self._stop.set()
+        self.end()
 
 
 class _View:
