@@ -98,7 +98,7 @@ def explained(
                 f"max_seq_length (MAX_SEQ_LENGTH) is {max_seq_length:,}: lower it to "
                 f"{longest[1]}."
             ) from error
-        if _kinds(chain) & _IMPORT_ERRORS and "bitsandbytes" in text:
+        if _has(chain, ImportError) and "bitsandbytes" in text:
             raise EngineUnavailableError(
                 f"4-bit weights need a working bitsandbytes: {error}. "
                 "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false."
@@ -107,14 +107,10 @@ def explained(
 
 
 _CONTEXT = re.compile(r"derived max_model_len \(\w+=(\d+)")
-_IMPORT_ERRORS = {"ImportError", "PackageNotFoundError"}
-# httpx's last: no route, no name, no answer in time, a bad certificate.
-_NO_ANSWER = {"ConnectionError", "LocalEntryNotFoundError", "TransportError"}
 
 
-def _kinds(chain: list[BaseException]) -> set[str]:
-    """The names of all classes that the errors belong to."""
-    return {kind.__name__ for one in chain for kind in type(one).__mro__}
+def _has(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(one, kinds) for one in chain)
 
 
 def _not_enough(
@@ -148,43 +144,45 @@ def _hub_error(
     path: str, chain: list[BaseException], text: str, settings: Settings
 ) -> ModelLoadError | None:
     """What the hub, or a proxy before it, has answered, or why nothing has."""
-    kinds = _kinds(chain)
-    answers = (getattr(one, "response", None) for one in chain)
-    response = next((answer for answer in answers if answer is not None), None)
-    status = getattr(response, "status_code", 0)
-    if "GatedRepoError" in kinds:
+    from huggingface_hub import errors as hub
+
+    if _has(chain, hub.GatedRepoError):
         has_token = settings.hf_token or os.environ.get("HF_TOKEN")
         return GatedModelError(
             f"{path} is gated: accept its terms on https://huggingface.co/{path}"
             + ("." if has_token else " and set HF_TOKEN.")
         )
-    if "RevisionNotFoundError" in kinds:
+    if _has(chain, hub.RevisionNotFoundError):
         return ModelNotFoundError(f"{path} has no such revision on the hub.")
-    if "RepositoryNotFoundError" in kinds:
+    if _has(chain, hub.RepositoryNotFoundError):
         near = nearest_models(path)
         return ModelNotFoundError(
             f"the hub has no model {path}, or hides it from you (HF_TOKEN)."
             + (f" Did you mean {' or '.join(near)}?" if near else "")
         )
-    if status == 401:
+    answers = (getattr(one, "response", None) for one in chain)
+    response = next((answer for answer in answers if answer is not None), None)
+    if response is not None and response.status_code == 401:
         return GatedModelError(
             "the hub refuses the token (HF_TOKEN, or the one that `hf auth login` "
             "stored). Make a new one on https://huggingface.co/settings/tokens, or "
             "take it away: only gated models need one."
         )
-    if why := _no_way_to_the_hub(kinds, text, response, status, chain[-1]):
+    if why := _no_way_to_the_hub(chain, text, response):
         return not_cached(path, why)
     return None
 
 
-def _no_way_to_the_hub(
-    kinds: set[str], text: str, response: Any, status: int, first: BaseException
-) -> str:
+def _no_way_to_the_hub(chain: list[BaseException], text: str, response: Any) -> str:
     """Why the hub can't be asked; empty where that is not what failed."""
+    import httpx
+    from huggingface_hub import errors as hub
+
+    first, status = chain[-1], getattr(response, "status_code", 0)
     proxies = urllib.request.getproxies()
     proxy = proxies.get("https") or proxies.get("http") or proxies.get("all") or ""
     proxy = proxy and " " + re.sub(r"//[^/@]*@", "//", proxy)  # without its password
-    by_proxy = status == 407 or kinds & {"ProxyError", "InvalidURL"}
+    by_proxy = status == 407 or _has(chain, httpx.ProxyError, httpx.InvalidURL)
     if by_proxy or re.search("proxy URL|Proxy-Authenticat", text, re.IGNORECASE):
         detail = f"answers {status}" if status else first
         return f"the proxy{proxy} fails: {detail}. See HTTPS_PROXY and NO_PROXY"
@@ -197,9 +195,10 @@ def _no_way_to_the_hub(
         )
     if status == 403 or status >= 500:
         return f"the hub answers {status}"
-    if "OfflineModeIsEnabled" in kinds:
+    if _has(chain, hub.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE switches the hub off"
-    if kinds & _NO_ANSWER:
+    # httpx's: no route, no name, no answer in time, a bad certificate.
+    if _has(chain, ConnectionError, hub.LocalEntryNotFoundError, httpx.TransportError):
         through = f" through the proxy{proxy}" if proxy else ""
         return f"the hub can't be reached{through} ({first})"
     return ""
