@@ -305,27 +305,30 @@ def check_shutdown(path: Path) -> list[str]:
 def check_lengths(path: Path) -> list[str]:
     """Short code cells, each with a lead-in, and more cells of text than of code.
 
-    Cells to try an exercise in don't count, nor does a solution need words before it.
+    Cells to try an exercise in are code like any other, but not what makes it short.
     """
     code, text = cells(path, "code"), cells(path, "markdown")
     places = {place for place, _ in text}
     complaints = [
         f"code cell {place} has no lead-in"
-        for place, cell in code
-        if place - 1 not in places and "solution" not in tags(cell)
+        for place, _ in code
+        if place - 1 not in places
     ]
     if len(code) + len(text) > MOST_CELLS:
         complaints.append(f"{len(code) + len(text)} cells, more than {MOST_CELLS}")
-    code = [(place, cell) for place, cell in code if "exercise" not in tags(cell)]
-    lengths = sorted(len(cell.source.splitlines()) for _, cell in code)
+    if len(text) < MARKDOWN_PER_CODE * len(code):
+        complaints.append(f"{len(text)} cells of text for {len(code)} of code")
+    lengths = sorted(
+        sum(bool(line.strip()) for line in cell.source.splitlines())
+        for _, cell in code
+        if "exercise" not in tags(cell)
+    )
     median = statistics.median(lengths)
     ninetieth = lengths[math.ceil(0.9 * len(lengths)) - 1]
     if median > MEDIAN_LINES:
         complaints.append(f"half of the code cells have {median:g} lines or more")
     if ninetieth > NINETIETH_PERCENTILE_LINES:
         complaints.append(f"one in ten code cells has {ninetieth} lines or more")
-    if len(text) < MARKDOWN_PER_CODE * len(code):
-        complaints.append(f"{len(text)} cells of text for {len(code)} of code")
     return complaints
 
 
@@ -352,8 +355,9 @@ def check_sections(path: Path) -> list[str]:
 
 
 def check_solutions(path: Path) -> list[str]:
-    """Two exercises or more, each a cell to try in and a solution that is folded away.
+    """Two exercises or more: a cell to try in, what the solution does, the solution.
 
+    The solution is folded away.
     JupyterLab folds by `source_hidden` and `outputs_hidden`, the gallery by the tag.
     """
     complaints, solved, before = [], 0, None
@@ -365,7 +369,7 @@ def check_solutions(path: Path) -> list[str]:
             complaints.append(
                 f"cell {place}: a solution is folded, and nothing else is"
             )
-        if solution and before != place - 1:
+        if solution and before != place - 2:
             complaints.append(f"cell {place}: no cell to try in before the solution")
         if "exercise" in tags(cell):
             before = place

@@ -79,7 +79,7 @@ def test_take_away_runs(path):
 
 # --- The gates can fail ---------------------------------------------------------------
 
-SETUP, VALUES, TAKE_AWAY, EXERCISES, TRY, SOLUTION, END = 2, 4, 6, 7, 9, 10, 16
+SETUP, VALUES, TAKE_AWAY, EXERCISES, TRY, SOLUTION, END = 2, 4, 6, 7, 9, 11, 18
 IMPORT = "from helpers import FastLanguageModel"
 
 
@@ -92,6 +92,7 @@ def exercise(task: str, solution: str) -> list[NotebookNode]:
     return [
         new_markdown_cell(task),
         new_code_cell(TO_TRY_IN, metadata={"tags": ["exercise"]}),
+        new_markdown_cell("What the solution does."),
         new_code_cell(solution, metadata=folded),
     ]
 
@@ -209,7 +210,7 @@ BROKEN: list[tuple[str, str, Change]] = [
         "cell 5: vllm.LLM is",
         append(VALUES, "\n\n\ndef load():\n    from vllm import LLM"),
     ),
-    ("unsloth first", "cell 11: transformers", source(SOLUTION, "import transformers")),
+    ("unsloth first", "cell 12: transformers", source(SOLUTION, "import transformers")),
     (
         "unsloth first",
         "trl is .* in the take-away",
@@ -227,7 +228,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("asserts", "behaviour", source(VALUES, "assert COUNT is not None")),
     ("asserts", "behaviour", source(VALUES, "assert torch.__version__ > '2'")),
     ("asserts", "cell 5", append(VALUES, "\nassert setup.is_noise or COUNT == 2")),
-    ("asserts", "cell 11", source(SOLUTION, "assert setup.on_gpu or COUNT == 2")),
+    ("asserts", "cell 12", source(SOLUTION, "assert setup.on_gpu or COUNT == 2")),
     (
         "asserts",
         "0 asserts",
@@ -235,12 +236,13 @@ BROKEN: list[tuple[str, str, Change]] = [
     ),
     ("shutdown", "last code cell", append(END, "\nprint(1)")),
     ("shutdown", "last code cell", lambda n: n.cells.append(new_code_cell("print(1)"))),
-    ("shutdown", "cell 11", source(SOLUTION, "shutdown_kernel()")),
+    ("shutdown", "cell 12", source(SOLUTION, "shutdown_kernel()")),
     ("lengths", "half of .* 9 lines", everywhere(source="x = 1\n" * 9)),
     ("lengths", "26 lines", source(VALUES, "COUNT = 2\n" * 26)),
-    ("lengths", "7 cells of text", lambda n: [n.cells.pop(at) for at in (15, 14)]),
-    ("lengths", "66 cells", lambda n: n.cells.extend(empty_text(49))),
+    ("lengths", "9 cells of text", lambda n: [n.cells.pop(at) for at in (17, 16)]),
+    ("lengths", "66 cells", lambda n: n.cells.extend(empty_text(47))),
     ("lengths", "cell 4 has no lead-in", lambda n: n.cells.pop(3)),
+    ("lengths", "cell 11 has no lead-in", lambda n: n.cells.pop(SOLUTION - 1)),
     ("sections", "no .*You will be able to", source(0, "# 01 Small lesson")),
     ("sections", "no .*Take it with you", source(5, "## 2 Copy it")),
     ("sections", "numbered 1, 2, 4", source(EXERCISES, "## 4 Exercises")),
@@ -248,7 +250,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("solutions", "to try in before", lambda n: n.cells.pop(TRY)),
     ("solutions", "is empty", append(TRY, "\nprint(3)")),
     ("solutions", "is empty", output(TRY, printed("3"))),
-    ("solutions", "cell 11", lambda n: n.cells[SOLUTION].metadata.pop("jupyter")),
+    ("solutions", "cell 12", lambda n: n.cells[SOLUTION].metadata.pop("jupyter")),
     (
         "solutions",
         "cell 5",
