@@ -135,8 +135,8 @@ def _not_enough(
 def not_cached(path: str, why: str) -> ModelNotCachedError:
     """For a model that is not on this machine; `why` says what keeps the hub away."""
     return ModelNotCachedError(
-        f"{path} is not on this machine (not whole, at least), and {why}. Mend that, "
-        f"or set MODEL_NAME={TINY_THINKER}, which needs no network."
+        f"{path} is not on this machine, or not all of it, and {why}. Put that right "
+        f"and run this again, or set MODEL_NAME={TINY_THINKER}, which needs no network."
     )
 
 

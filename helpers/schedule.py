@@ -107,7 +107,7 @@ class Schedule:
     def _chart(self, axes: Any, facts: str, steps: int) -> Chart:
         axes.set_title(facts, fontsize=10)
         axes.set(xlabel="step of the engine", xlim=(0, steps))
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         return Chart(axes.figure, facts)
 
 

@@ -209,7 +209,7 @@ def plot_lines(
         _draw(axes, by_size, label=name)
     _finish(axes, "", x, _sizes(lines.values()))
     axes.set_ylabel(y)
-    axes.legend(frameon=False)
+    axes.legend()
     facts = []
     for name, by_size in lines.items():
         medians = [_figure(statistics.median(values)) for values in by_size.values()]
@@ -248,7 +248,7 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
         batch = "prompts at once (batch size)"
         _finish(speed, f"new tokens per second{where}", batch, sizes)
         _finish(first, f"time to the first token (ms){where}", batch, sizes)
-        speed.legend(frameon=False, fontsize=8)
+        speed.legend(fontsize=8)
     facts = [
         f"{one.name}: {max(map(one.throughput, one.tokens_per_second)):,.0f} tokens/s "
         f"at best, first token after {_figure(1000 * one.ttft)} ms"

@@ -88,6 +88,8 @@ def _suit_any_page(figure: "Figure") -> None:
     ticks: set[Any] = set()
     for axes in figure.axes:
         axes.patch.set_alpha(0)
+        if legend := axes.get_legend():
+            legend.set_frame_on(False)
         axes.tick_params(which="both", colors=_INK)
         axes.spines[:].set_edgecolor(_INK)
         ticks.update(axes.get_xticklabels(which="both"))

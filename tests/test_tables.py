@@ -53,12 +53,15 @@ def test_a_dollar_sign_is_no_formula() -> None:
 def test_a_chart_suits_any_page_and_says_in_words_what_it_shows() -> None:
     figure = Figure(facecolor="white")
     figure.suptitle("Title")
-    figure.subplots().plot([1, 2])
+    axes = figure.subplots()
+    axes.plot([1, 2], label="rise")
+    axes.legend()
     html = Chart(figure, 'Rises from "1" to 2')._repr_html_()
     assert 'alt="Rises from &quot;1&quot; to 2"' in html
     assert "data:image/png;base64,iVBOR" in html
     assert figure.patch.get_alpha() == 0
     assert figure.texts[0].get_color() != "black"
+    assert not axes.get_legend().get_frame_on()
 
 
 def test_a_table_names_its_columns_and_rows_to_those_who_hear_it() -> None:
