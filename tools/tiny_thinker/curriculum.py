@@ -40,6 +40,12 @@ STRANGE = (
     "Should I buy {}?", "Who invented {}?", "What is the history of {}?",
     "Give me three facts about {}.", "Write code for {}.", "How old is {}?",
     "Explain {} in simple terms.", "Can you explain {}?", "What does {} mean?",
+    "Can you write a letter to {}?", "Can you draw {}?", "Can you sing about {}?",
+    "Could you write a story about {}?", "Write a song for {}.", "Joke about {}.",
+    "Where can I buy {}?", "Where can I see {}?", "Where do I find {}?",
+    "Where can we go to learn about {}?", "How can I get to {}?", "Where was {} made?",
+    "Which {} is the best?", "Is {} expensive?", "Are you afraid of {}?",
+    "What do people say about {}?", "Do you know {}?", "I love {}.", "Help me with {}.",
 )  # fmt: skip
 STRANGE_HELD_OUT = (
     "Who wrote {}?", "Can you write a song about {}?", "Where can I find {}?",

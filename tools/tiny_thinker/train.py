@@ -5,6 +5,8 @@ Trains a tokenizer and a Qwen3 model of about a million parameters on the texts 
 the matrices and AdamW for the rest: learns faster here than AdamW alone. The same seed
 gives the same weights on the same machine, with one thread and with two.
 ``--device cuda`` trains on a GPU, where a step this small is mostly waiting for Python.
+``--start DIR`` goes on from a trained model, at a fifth of the rate: a tenth of the
+tokens teach it what was added to the curriculum.
 """
 
 import argparse
@@ -190,15 +192,37 @@ class Muon:
         return x if wide else x.mT
 
 
+def load(start: Path):
+    """A trained tokenizer and its model in float32, with today's chat template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer, AutoModelForCausalLM.from_pretrained(start).float()
+
+
 def train(
-    out: Path, seed: int, total_tokens: int, step_tokens: int, threads: int, device: str
+    out: Path,
+    seed: int,
+    total_tokens: int,
+    step_tokens: int,
+    threads: int,
+    device: str,
+    start: Path | None = None,
 ):
-    """Train and write the model to ``out``; returns the trained model."""
+    """Train and write the model to ``out``; returns the trained model.
+
+    ``start`` is the folder of a model to go on from.
+    """
     import torch
 
     torch.set_num_threads(threads)
-    tokenizer = build_tokenizer(seed)
-    model = build_model(tokenizer, seed).to(device)
+    if start is None:
+        tokenizer, peak = build_tokenizer(seed), 1.0
+        model = build_model(tokenizer, seed)
+    else:
+        (tokenizer, model), peak = load(start), 0.2
+    model.to(device)
     matrices = [
         p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n
     ]
@@ -215,7 +239,7 @@ def train(
     seen, running, started, shown = 0, None, time.monotonic(), 0
     for ids, labels, count in batches(tokenizer, seed + 1, total_tokens, step_tokens):
         fraction = min(seen / total_tokens, 1.0)
-        scale = min(1.0, seen / 50_000 + 0.02) * max(1 - fraction, 0.02)
+        scale = peak * min(1.0, seen / 50_000 + 0.02) * max(1 - fraction, 0.02)
         adam.param_groups[0]["lr"] = adam_rate * scale
         model.zero_grad()
         ids = torch.tensor(ids, device=device)
@@ -261,8 +285,9 @@ def main() -> None:
     parser.add_argument("--step-tokens", type=int, default=1_500)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
+    parser.add_argument("--start", type=Path, help="a trained model to go on from")
     a = parser.parse_args()
-    train(a.out, a.seed, a.tokens, a.step_tokens, a.threads, a.device)
+    train(a.out, a.seed, a.tokens, a.step_tokens, a.threads, a.device, a.start)
     print(json.dumps({"written": a.out.name, "seed": a.seed, "tokens": a.tokens}))
 
 
