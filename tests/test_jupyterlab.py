@@ -150,11 +150,14 @@ class Notebook:
 
     def run_all(self) -> None:
         def is_taken() -> bool:
-            # A kernel that has only just connected may lose all of it.
+            # A kernel that has only just connected may lose all of it, and is busy by
+            # itself as it starts.
             self.menu("Run", "Run All Cells")
+            waiting = self.page.locator(".jp-InputPrompt", has_text="[*]")
             with suppress(playwright.TimeoutError):
-                self.wait_until("busy", 5)
-                return True
+                waiting.first.wait_for(timeout=5000)
+                self.page.wait_for_timeout(1000)
+                return waiting.count() or self.page.get_by_text("The kernel").count()
             return False
 
         wait_for(is_taken, START_SECONDS)
