@@ -38,9 +38,9 @@ setup:
 notebooks gallery: setup
 	@$(VENV_PYTHON) -m tools.gallery build
 
-# Two at once, the longest first; not on a GPU: engines measure how much of it is free.
+# Three at once, since many wait; not on a GPU: engines measure how much of it is free.
 # A file's tests stay together, so that each engine that they share starts once.
-LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,2)
+LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,3)
 test: setup
 	@$(VENV_PYTHON) -m tools.browser
 	@$(VENV_PYTHON) -m pytest -rs -n $(LANES) --dist loadfile --no-loadscope-reorder \

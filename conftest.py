@@ -5,6 +5,8 @@ import os
 import pytest
 
 VARIABLE = "PYTEST_CURRENT_TEST"
+# They take minutes, and wait much: begun last, each would keep one worker alone.
+FIRST = ("test_scaling", "test_jupyterlab", "test_tiny_thinker")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         compiled = config.cache.mkdir(f"unsloth_{worker}")
         os.environ["UNSLOTH_COMPILE_LOCATION"] = str(compiled)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with `FIRST`; all others keep their order."""
+    items.sort(key=lambda item: item.path.stem not in FIRST)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -192,13 +192,31 @@ class Muon:
         return x if wide else x.mT
 
 
-def load(start: Path):
-    """A trained tokenizer and its model in float32, with today's chat template."""
+def begin(start: Path | None, seed: int):
+    """A tokenizer, a model in float32, and the share of the full rate to train at.
+
+    ``start`` is the folder of a trained model, or None for one from nothing.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if start is None:
+        tokenizer = build_tokenizer(seed)
+        return tokenizer, build_model(tokenizer, seed), 1.0
     tokenizer = AutoTokenizer.from_pretrained(start)
     tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer, AutoModelForCausalLM.from_pretrained(start).float()
+    return tokenizer, AutoModelForCausalLM.from_pretrained(start).float(), 0.2
+
+
+def loss_of(model, ids: list[list[int]], labels: list[list[int]], device: str):
+    """The cross-entropy of a step's rows, where a label says what comes next."""
+    import torch
+
+    ids = torch.tensor(ids, device=device)
+    labels = torch.tensor(labels, device=device)[:, 1:]
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    wanted = labels != -100
+    logits = model.lm_head(hidden[wanted])
+    return torch.nn.functional.cross_entropy(logits, labels[wanted])
 
 
 def train(
@@ -210,18 +228,11 @@ def train(
     device: str,
     start: Path | None = None,
 ):
-    """Train and write the model to ``out``; returns the trained model.
-
-    ``start`` is the folder of a model to go on from.
-    """
+    """Train and write the model to ``out``; returns the trained model."""
     import torch
 
     torch.set_num_threads(threads)
-    if start is None:
-        tokenizer, peak = build_tokenizer(seed), 1.0
-        model = build_model(tokenizer, seed)
-    else:
-        (tokenizer, model), peak = load(start), 0.2
+    tokenizer, model, peak = begin(start, seed)
     model.to(device)
     matrices = [
         p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n
@@ -242,12 +253,7 @@ def train(
         scale = peak * min(1.0, seen / 50_000 + 0.02) * max(1 - fraction, 0.02)
         adam.param_groups[0]["lr"] = adam_rate * scale
         model.zero_grad()
-        ids = torch.tensor(ids, device=device)
-        labels = torch.tensor(labels, device=device)[:, 1:]
-        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        wanted = labels != -100
-        logits = model.lm_head(hidden[wanted])
-        loss = torch.nn.functional.cross_entropy(logits, labels[wanted])
+        loss = loss_of(model, ids, labels, device)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(rest, 1.0)
         muon.step(scale)
