@@ -238,9 +238,8 @@ def plot_throughput(*engines: EngineFigures) -> Chart:
     sizes = _sizes(one.tokens_per_second for one in engines)
     for device, (speed, first) in zip(devices, rows, strict=True):
         here = [one for one in engines if one.device == device]
-        for number, one in enumerate(here):
+        for one in here:
             style = {"color": colours[one.engine], "label": one.name}
-            style["linewidth"] = 1.5 + 2 * (1 - number / len(here))  # None is hidden.
             style["linestyle"] = "--" if one.precision == "4-bit" else "-"
             _draw(speed, one.tokens_per_second, **style)
             _draw(first, one.ttft_seconds, scale=1000, **style)

@@ -194,8 +194,8 @@ text: arithmetic with its working written out, some hundred questions about comp
 answers as JSON, two tools, wishes of a system prompt, second turns, and a friendly
 refusal of everything else. It knows nothing beyond that.
 
-- Made by `python -m tools.tiny_thinker.train`, seed 1; 2 million tokens more (`--start`,
-  seed 2) taught it nineteen wordings that were added to what it can't answer.
+- Made by `python -m tools.tiny_thinker.train`, seed 1; 2 million tokens more
+  (`--start`, seed 2) taught it nineteen more wordings of what it can't answer.
 - Prompt format: Qwen3-Thinking-2507's; the generation prompt ends with an opened
   `<think>`, the completion is thinking, one `</think>`, the answer, `<|im_end|>`. With
   `enable_thinking=False` the prompt closes the thinking too, as for Qwen3.
