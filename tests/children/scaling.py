@@ -66,8 +66,9 @@ def error_of(engine="ray", **arguments):
 
 def two_nodes(attempts: int = 3) -> Cluster:
     """Ray gives its processes 30 seconds to start, which a busy machine may exceed."""
+    head = {"num_cpus": 1, "include_dashboard": False}
     try:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(num_cpus=1)
     except Exception:
         if attempts == 1:
