@@ -165,6 +165,7 @@ class Notebook:
     def run_cell(self, index: int) -> None:
         """Run one cell, as Ctrl-Enter in it does; the kernel takes them in order."""
         prompt = self.cell(index).locator(".jp-InputPrompt")
+        wait_for(lambda: "*" not in prompt.inner_text(), START_SECONDS)
         before = prompt.inner_text()
 
         def is_taken() -> bool:
