@@ -46,10 +46,10 @@ test: setup
 	@$(VENV_PYTHON) -m pytest -rs -n $(LANES) --dist loadfile --no-loadscope-reorder \
 	  --nbmake --nbmake-timeout=600 $(wildcard notebooks) tests
 
-# What only a GPU can show, on one that nothing else uses: tests/test_gpu.py.
+# What only a GPU can show, on one that nothing else uses: tests/gpu/test_gpu.py.
 gpu-test:
 	@$(MAKE) --no-print-directory setup REQUIREMENTS=requirements/gpu.txt
-	@$(VENV_PYTHON) -m pytest -m gpu -ra tests/test_gpu.py
+	@$(VENV_PYTHON) -m pytest -m gpu -ra tests/gpu/test_gpu.py
 
 lab: setup
 	@$(VENV_PYTHON) -m tools.lab

@@ -1,18 +1,23 @@
 """Every public name of the package, and the module that it comes from."""
 
 from .batch import run_batch as run_batch
-from .devices import list_gpus as list_gpus
+from .charts import Chart as Chart
+from .charts import new_axes as new_axes
+from .charts import show_table as show_table
 from .display import show_thinking as show_thinking
-from .environment import check_environment as check_environment
-from .errors import ModelNotCachedError as ModelNotCachedError
 from .explorer import DistributionExplorer as DistributionExplorer
 from .explorer import describe as describe
 from .explorer import entropy as entropy
 from .explorer import reshape as reshape
+from .internals.engine.errors import ModelNotCachedError as ModelNotCachedError
+from .internals.engine.release import TOLERANCE_MIB as TOLERANCE_MIB
+from .internals.engine.release import release_model as release_model
+from .internals.machine.devices import list_gpus as list_gpus
+from .internals.report.environment import check_environment as check_environment
+from .internals.thinking.families import THINK_MARKERS as THINK_MARKERS
 from .kernel import shutdown_kernel as shutdown_kernel
 from .live import LiveResponse as LiveResponse
 from .loading import FastLanguageModel as FastLanguageModel
-from .markers import THINK_MARKERS as THINK_MARKERS
 from .memory import MemoryMonitor as MemoryMonitor
 from .memory import cleanup_memory as cleanup_memory
 from .memory import measure_gpu_memory as measure_gpu_memory
@@ -22,8 +27,6 @@ from .memory_panel import MemoryPanel as MemoryPanel
 from .models import MODELS as MODELS
 from .models import estimate_memory as estimate_memory
 from .notebook import set_up as set_up
-from .release import TOLERANCE_MIB as TOLERANCE_MIB
-from .release import release_model as release_model
 from .sampling import PRESETS as PRESETS
 from .sampling import preset as preset
 from .scaling import RayEngine as RayEngine
@@ -34,9 +37,6 @@ from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine
 from .speed import plot_lines as plot_lines
 from .speed import plot_throughput as plot_throughput
-from .tables import Chart as Chart
-from .tables import new_axes as new_axes
-from .tables import show_table as show_table
 from .thinking import THINK_END_TOKEN_ID as THINK_END_TOKEN_ID
 from .thinking import ThinkingStream as ThinkingStream
 from .thinking import parse_thinking_response as parse_thinking_response

@@ -15,7 +15,7 @@ def main() -> int:
         if hasattr(stream, "reconfigure"):  # A notebook's streams have none.
             stream.reconfigure(errors="backslashreplace")  # A terminal may be ASCII.
     try:
-        from helpers.environment import check_environment
+        from helpers.internals.report.environment import check_environment
 
         report = check_environment()
     except ModuleNotFoundError as error:

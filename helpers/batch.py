@@ -21,12 +21,12 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-from .jobs import Run, Tries, answer_all, run_job
-from .journal import staged
-from .records import Prompts, Refused, is_file
-from .runner import BatchResult, BatchRunner
+from .internals.batch.jobs import Run, Tries, answer_all, run_job
+from .internals.batch.journal import staged
+from .internals.batch.records import Prompts, Refused, is_file
+from .internals.batch.runner import BatchResult, BatchRunner
+from .internals.batch.summary import BatchSummary, summarise
 from .scaling import RayEngine, RayRunner
-from .summary import BatchSummary, summarise
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from .tables import COLOURS, Panel, html_table
+from .charts import COLOURS, Panel, html_table
 from .widgets import action_button, parameter_controls, show_controls
 
 if TYPE_CHECKING:

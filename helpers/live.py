@@ -8,9 +8,9 @@ from typing import Any
 import ipywidgets
 from IPython import get_ipython
 
+from .charts import Panel
 from .display import TEXT_STYLE, show_thinking
-from .markers import unwrap_tokenizer
-from .tables import Panel
+from .internals.thinking.families import unwrap_tokenizer
 from .thinking import ThinkingResult, ThinkingStream
 from .widgets import close_widget, show_widget
 

@@ -28,15 +28,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .devices import list_gpus, runs_cuda
-from .engine import (
+from .internals.engine.cpu import (
     hide_unusable_extension,
     load_cpu_engine,
     refuse_adapter,
     require_packages,
     take_engine_arguments,
 )
-from .errors import (
+from .internals.engine.errors import (
     EngineUnavailableError,
     ImportOrderWarning,
     ModelLoadError,
@@ -45,7 +44,7 @@ from .errors import (
     explaining_memory,
     not_cached,
 )
-from .hub import (
+from .internals.engine.hub import (
     adapter_base,
     ask_hub,
     check_files,
@@ -56,12 +55,13 @@ from .hub import (
     link_models,
     resolve_model_path,
 )
-from .interrupts import finishing, interruptible
+from .internals.engine.quiet import is_loud, quiet, quieten_packages
+from .internals.engine.stages import announced
+from .internals.engine.stop import finishing, interruptible
+from .internals.machine.devices import list_gpus, runs_cuda
+from .internals.machine.settings import AUTO, Settings, load_settings
+from .internals.machine.versions import PATCHED_BY_UNSLOTH
 from .models import MODELS, TINY_THINKER, UnknownModelError, whole_name
-from .packages import PATCHED_BY_UNSLOTH
-from .quiet import is_loud, quiet, quieten_packages
-from .settings import AUTO, Settings, load_settings
-from .stages import announced
 
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel

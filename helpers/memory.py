@@ -15,8 +15,8 @@ from itertools import pairwise
 
 import psutil
 
-from .devices import MIB, current_gpu, list_gpus
-from .tables import Chart, new_axes
+from .charts import Chart, new_axes
+from .internals.machine.devices import MIB, current_gpu, list_gpus
 
 GPU_MEMORY = "GPU memory"
 RESIDENT_MEMORY = "resident memory"

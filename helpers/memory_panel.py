@@ -5,9 +5,9 @@ from typing import Any
 
 import ipywidgets
 
+from .charts import Panel
 from .kernel import at_shutdown
 from .memory import MemoryMonitor
-from .tables import Panel
 from .widgets import show_widget
 
 _WIDTH, _HEIGHT = 480, 140

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from .devices import MIB
+from .internals.machine.devices import MIB
 
 TINY_THINKER = "tiny-thinker"
 # Marks a model of random weights in its card; tools.random_model writes it.
@@ -30,7 +30,7 @@ _SNAPSHOT = re.compile(r"models--(.+?)--([^/]+)/snapshots/")
 NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 # What a CUDA context, activations and vLLM's captured graphs take beside weights and
 # KV cache: 740 to 830 MiB on an H100 without the graphs, 1,000 to 1,310 with them
-# (models of 3 and 4 billion parameters in 16 and 4 bits, tests/test_gpu.py).
+# (models of 3 and 4 billion parameters in 16 and 4 bits, tests/gpu/test_gpu.py).
 GPU_OVERHEAD_MIB = 1100
 # The largest share of a GPU's free memory that is safe to give to one engine.
 MOST_OF_A_GPU = 0.9

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from .devices import current_gpu
+from .internals.machine.devices import current_gpu
+from .internals.machine.settings import load_settings
+from .internals.machine.versions import ENGINES, find_version
 from .loading import resolve_settings
 from .models import QWEN3_THINKING_SAMPLING, UnknownModelError, get_model, is_noise
-from .packages import ENGINES, find_version
-from .settings import load_settings
 
 # Room for thinking and answer, or half of the context if that is less.
 ANSWER_TOKENS = 2048

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .errors import EngineUnavailableError, ModelLoadError
-from .jobs import Tries, answer_all
+from .internals.batch.jobs import Tries, answer_all
+from .internals.batch.runner import BatchRunner, job_of
+from .internals.engine.errors import EngineUnavailableError, ModelLoadError
+from .internals.engine.quiet import quiet
+from .internals.machine.settings import load_settings
 from .loading import detect_device, resolve_model_path
-from .quiet import quiet
-from .runner import BatchRunner, job_of
 from .sampling import Sampling
-from .settings import load_settings
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .engine import engine_of
-from .tables import COLOURS, Chart, new_axes
+from .charts import COLOURS, Chart, new_axes
+from .internals.engine.cpu import engine_of
 
 Phase = Literal["waiting", "prefill", "decode", "idle"]
 # How each phase is drawn; no work is hatched.

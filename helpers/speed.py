@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .tables import COLOURS, Chart, Panel, new_axes, show_table
+from .charts import COLOURS, Chart, Panel, new_axes, show_table
 
 # Takes prompts and a number of new tokens, returns the new token ids of each prompt.
 Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]

@@ -10,7 +10,7 @@ from functools import cached_property
 from operator import index
 from typing import Any, NamedTuple
 
-from .markers import (
+from .internals.thinking.families import (
     ChannelTokens,
     PairTokens,
     SpelledPairs,
@@ -18,7 +18,7 @@ from .markers import (
     find_markers,
     unwrap_tokenizer,
 )
-from .splitting import (
+from .internals.thinking.splitting import (
     ChannelSplitter,
     PairSplitter,
     Piece,
@@ -26,7 +26,7 @@ from .splitting import (
     Splitter,
     ThinkingDelta,
 )
-from .streaming import Detokenizer
+from .internals.thinking.streaming import Detokenizer
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
 # Parsing never uses it: other tokenizers have other ids.
@@ -122,7 +122,7 @@ class ThinkingParser:
     """Parses the completions of one tokenizer, whose markers it looks up only once.
 
     `markers` is a model's own pair of start and end marker, tokens or not; without it
-    the tokenizer's vocabulary tells (`helpers.markers` has the known families).
+    its vocabulary tells (`internals/thinking/families` has the known ones).
     """
 
     def __init__(

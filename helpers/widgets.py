@@ -7,8 +7,8 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 
+from .charts import Panel
 from .kernel import at_shutdown
-from .tables import Panel
 
 # Lowest, highest and step of each sampling parameter's control; vLLM refuses top_p = 0.
 _RANGES = {

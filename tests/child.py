@@ -1,4 +1,4 @@
-"""Run one of the programs in tests/children in a fresh Python."""
+"""Run the program of a test, `NAME_child.py` beside it, in a fresh Python."""
 
 import json
 import os
@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHILDREN = Path(__file__).with_name("children")
+
+def find_child(name: str) -> Path:
+    """The path of tests/.../`name`_child.py; each such name is there once."""
+    (path,) = Path(__file__).parent.rglob(f"{name}_child.py")
+    return path
 
 
 def run_child(
@@ -18,13 +22,13 @@ def run_child(
     timeout: float = 300,
     **variables: str,
 ) -> dict:
-    """What children/`name`.py says: its last line is JSON, the rest what it printed.
+    """What `name`_child.py says: its last line is JSON, the rest what it printed.
 
     `variables` go on top of the environment; `before_exec` runs in the child first,
     `timeout` is in seconds.
     """
     done = subprocess.run(
-        [sys.executable, str(CHILDREN / f"{name}.py"), *arguments],
+        [sys.executable, str(find_child(name)), *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "DEVICE": "cpu", "LOG_LEVEL": "error", **variables},

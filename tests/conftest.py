@@ -10,7 +10,7 @@ import pynvml
 import pytest
 from nvml_double import Card, Nvml
 
-from helpers.settings import defaults
+from helpers.internals.machine.settings import defaults
 from tools.browser import HOW_TO_GET_CHROMIUM, find_chromium, launch
 
 

@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 import helpers
-from helpers.settings import defaults, load_settings
+from helpers.internals.machine.settings import defaults, load_settings
 from tools.execution import (
     KERNELSPEC,
     STAMP,
@@ -31,7 +31,7 @@ from tools.execution import (
     make_stamp,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SHUTDOWN = "from helpers import shutdown_kernel\n\nshutdown_kernel()"
 TAKE_AWAY_SECONDS = 600
 TO_TRY_IN = "# Your turn."  # not nothing: it would have no count after a run

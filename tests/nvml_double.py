@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pynvml
 
-from helpers.devices import MIB
+from helpers.internals.machine.devices import MIB
 
 
 @dataclass

@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 
 from helpers.batch import Progress, run_batch
-from helpers.jobs import Tries, run_job
+from helpers.internals.batch.jobs import Tries, run_job
+from helpers.internals.batch.records import Prompts
+from helpers.internals.batch.runner import BatchResult
 from helpers.models import TINY_THINKER
-from helpers.records import Prompts
-from helpers.runner import BatchResult
 from helpers.sampling import preset
 
 MIB = 2**20

@@ -21,12 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.devices import list_gpus
+from helpers.internals.machine.devices import list_gpus
+from helpers.internals.machine.settings import load_settings
+from helpers.internals.machine.versions import find_version
 from helpers.loading import detect_device, resolve_model_path
 from helpers.memory import measure_memory
 from helpers.models import NF4_BYTES_PER_WEIGHT
-from helpers.packages import find_version
-from helpers.settings import load_settings
 from helpers.speed import measure_engine
 
 PACKAGES = ("unsloth", "vllm", "torch", "transformers", "bitsandbytes")
@@ -142,7 +142,7 @@ def load(job: Job, device: str) -> tuple[Any, Generate]:
     if job.engine == "vllm":
         from vllm import LLM
 
-        if device == "cpu":  # As helpers.engine does.
+        if device == "cpu":  # As helpers.internals.engine.cpu does.
             del on_vllm["gpu_memory_utilization"]
             on_vllm["enforce_eager"] = True
         engine = LLM(

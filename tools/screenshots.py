@@ -1,7 +1,7 @@
 """Put the README's screenshots in their place: `python -m tools.screenshots`.
 
 They are those that the tests in a browser took last, so run these before it:
-`.venv/bin/python -m pytest tests/test_jupyterlab.py tests/test_pages.py`.
+`.venv/bin/python -m pytest tests/browser`.
 """
 
 import shutil

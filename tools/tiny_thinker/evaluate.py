@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.settings import load_settings
+from helpers.internals.machine.settings import load_settings
 from helpers.tiny_thinker import MODEL_DIR
 from tools.tiny_thinker import agreement
 from tools.tiny_thinker.chat import second_turn, wish, with_tools

@@ -1,0 +1,1 @@
+"""What the lessons rely on and do not show; a room a folder."""

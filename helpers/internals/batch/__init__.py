@@ -1,0 +1,1 @@
+"""Prompts in files, records that survive a kill, and their summary."""

@@ -1,0 +1,1 @@
+"""Load a model, stop it safely, and give its memory back."""

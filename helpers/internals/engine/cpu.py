@@ -1,0 +1,192 @@
+"""vLLM's engine: whether it can run here, and its CPU build behind a model."""
+
+import functools
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..machine.versions import lacks_plugin
+from .errors import EngineUnavailableError, ModelLoadError
+from .hub import adapter_config
+
+# Arguments of from_pretrained that only vLLM takes on a CPU, with Unsloth's defaults.
+_ENGINE_DEFAULTS = {
+    "disable_log_stats": True,
+    "max_logprobs": 0,
+    "max_num_seqs": 256,
+    "enable_prefix_caching": True,
+    "enforce_eager": True,  # Loads in seconds; compiling gains little on a CPU.
+    # To read a prompt in chunks vLLM rewinds seeded generators; a CPU's can't be.
+    "enable_chunked_prefill": False,
+}
+_STEP_TOKENS = 4096  # prompt tokens in one step of the CPU engine: vLLM's default
+# Giving one of these lets the CPU engine take adapters, which costs speed. Unsloth's
+# engine on a GPU always takes them; these are its defaults.
+_LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
+
+
+def take_engine_arguments(
+    kwargs: dict[str, Any], max_seq_length: int
+) -> dict[str, Any]:
+    """Take what is vLLM's alone on a CPU out of `kwargs`, and add what it needs."""
+    arguments = {
+        name: kwargs.pop(name, default) for name, default in _ENGINE_DEFAULTS.items()
+    }
+    arguments["seed"] = kwargs.get("random_state", 3407)
+    arguments["trust_remote_code"] = kwargs.get("trust_remote_code", False)
+    arguments["max_num_batched_tokens"] = kwargs.pop(
+        "max_num_batched_tokens", max(_STEP_TOKENS, max_seq_length)
+    )
+    if _LORA_DEFAULTS.keys() & kwargs.keys():
+        arguments["enable_lora"] = True
+        for name, default in _LORA_DEFAULTS.items():
+            arguments[name] = kwargs.pop(name, default)
+    return arguments
+
+
+def load_cpu_engine(
+    folder: str | Path, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
+) -> Any:
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except (ImportError, OSError) as error:
+        raise EngineUnavailableError(
+            f"vLLM is installed but can't be imported ({error}). `python -m helpers` "
+            "says what is wrong; fast_inference=False works without it."
+        ) from error
+    if not current_platform.is_cpu():
+        raise EngineUnavailableError(
+            "fast_inference=True without a GPU needs vLLM's CPU build, and another is "
+            "installed. Use fast_inference=False, or install requirements/cpu.txt."
+        )
+    if arguments.get("enable_lora"):
+        _spare_prompts_without_adapter()
+    # vLLM compiles its smaller functions as they are first called, which takes half a
+    # minute and a C++ compiler.
+    current_platform.simple_compile_backend = "eager"
+    return LLM(
+        model=str(folder),
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=max_seq_length,
+        use_tqdm_on_load=False,
+        **arguments,
+    )
+
+
+def _spare_prompts_without_adapter() -> None:
+    """Mend vLLM's CPU code for adapters: a prompt without one got the last one.
+
+    It marks such a prompt with -1 and uses that as an index, in all of
+    vllm/lora/ops/torch_ops/lora_ops.py; the GPU's kernels skip it.
+    """
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    shrink = lora_ops.bgmv_shrink
+    if hasattr(shrink, "__wrapped__"):
+        return
+
+    @functools.wraps(shrink)
+    def bgmv_shrink(
+        inputs: Any, weights: Any, output: Any, lora_indices: Any, scaling: float = 1.0
+    ) -> None:
+        shrink(inputs, weights, output, lora_indices, scaling)
+        output[lora_indices < 0] = 0  # Zero adds nothing to the answer.
+
+    lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
+
+
+def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
+    """Raise `EngineUnavailableError` where a load would miss a package."""
+    import unsloth.import_fixes
+
+    missing, reason = "", getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None)
+    if fast_inference and reason:
+        missing = f"fast_inference=True needs vLLM, and this one is broken: {reason}"
+    elif fast_inference and importlib.util.find_spec("vllm") is None:
+        missing = (
+            "fast_inference=True needs vLLM, which is not installed. `make setup` "
+            "installs it; fast_inference=False works without it."
+        )
+    elif load_in_4bit and fast_inference and lacks_plugin():
+        missing = (
+            "4-bit weights in vLLM 0.28 and later need vllm-bnb-plugin. `pip install "
+            "vllm-bnb-plugin`, or choose a 16-bit model and LOAD_IN_4BIT=false."
+        )
+    elif load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        missing = (
+            "load_in_4bit=True needs bitsandbytes, which is not installed. "
+            "`pip install bitsandbytes`, or set LOAD_IN_4BIT=false."
+        )
+    if missing:
+        raise EngineUnavailableError(missing)
+
+
+def refuse_adapter(path: str) -> None:
+    """Raise `ModelLoadError` for an adapter's folder: vLLM takes it beside its model.
+
+    Unsloth would merge nothing here, and vLLM answer without the adapter.
+    """
+    config = adapter_config(path)
+    if config is not None:
+        raise ModelLoadError(
+            f"{path} is an adapter. Load its model with fast_inference=True and "
+            f"max_lora_rank={config['r']} ({config['base_model_name_or_path']}), and "
+            f"pass lora_request=LoRARequest('name', 1, {path!r}) to fast_generate; "
+            "fast_inference=False loads both together."
+        )
+
+
+def hide_unusable_extension() -> None:
+    """Keep unsloth from loading a build of vLLM's extension that this CPU can't run.
+
+    As unsloth is imported it loads `vllm._C` to see whether vLLM is broken. In a CPU
+    build that is the variant for AVX-512 with bfloat16: elsewhere it ends the process
+    with SIGILL, or doubles the variant that vLLM picks by itself.
+    """
+    spec = importlib.util.find_spec("vllm")
+    folders = spec.submodule_search_locations or [] if spec else []
+    files = [file.name for folder in folders for file in Path(folder).glob("_C*")]
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return
+    if extension_is_unusable(files, cpuinfo):
+        sys.modules.setdefault("vllm._C", None)
+
+
+def extension_is_unusable(files: Iterable[str], cpuinfo: str) -> bool:
+    """Whether `vllm._C` is built for a CPU, and for a better one than this.
+
+    `files` are the names of vLLM's extension modules, `cpuinfo` the text of
+    /proc/cpuinfo. A CUDA build (no AVX2 variant beside it) is never unusable: there
+    `vllm._C` holds the GPU's kernels.
+    """
+    if not any(name.startswith("_C_AVX2") for name in files):
+        return False
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    # The condition of vllm/platforms/cpu.py, import_kernels.
+    return not {"avx512f", "avx512_bf16"} <= set(flags[1].split() if flags else ())
+
+
+def engine_of(model: Any) -> Any:
+    """The `vllm.LLM` behind a model, or the model itself where it is one; else None."""
+    if hasattr(model, "llm_engine"):
+        return model
+    engines = (getattr(part, "vllm_engine", None) for part in parts_of(model))
+    return next((engine for engine in engines if engine is not None), None)
+
+
+def parts_of(model: Any) -> list[Any]:
+    """The model and what it wraps: PEFT's and Unsloth's wrappers use `.model`."""
+    found: list[Any] = []
+    while model is not None and not any(model is part for part in found):
+        if hasattr(model, "llm_engine"):
+            break
+        found.append(model)
+        model = getattr(model, "model", None)
+    return found

@@ -1,0 +1,191 @@
+"""Stop a generation with Ctrl-C or the stop button, and go on using the engine."""
+
+import functools
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from ..machine.devices import current_gpu
+from .errors import (
+    CPU_CACHE,
+    ModelLoadError,
+    causes,
+    generation_memory_error,
+    is_out_of_memory,
+)
+
+
+def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., list]:
+    """Make a `vllm.LLM` safe to interrupt, and return what `fast_generate` shall be.
+
+    A Ctrl-C (Jupyter's stop button) in `generate`, in `chat` or in a loop of
+    `llm_engine.step()` takes effect between two steps, and aborts what was running: the
+    next call works and returns its own outputs. A second Ctrl-C does not wait for the
+    step to end.
+    """
+    core = engine.llm_engine
+
+    def made_stoppable(
+        call: Callable[..., Any], inner: bool = False
+    ) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def stoppable_call(*args: Any, **kwargs: Any) -> Any:
+            thread = getattr(vars(core).get(_USE), "thread", None)
+            if inner and thread == threading.get_ident():
+                return call(*args, **kwargs)  # The call around it handles interrupts.
+            with stoppable(core):
+                return call(*args, **kwargs)
+
+        return stoppable_call
+
+    @functools.wraps(engine.generate)
+    def fast_generate(*args: Any, **kwargs: Any) -> list:
+        kwargs.setdefault("use_tqdm", show_progress)
+        return engine.generate(*args, **kwargs)
+
+    core.step = made_stoppable(core.step, inner=True)
+    engine.generate = made_stoppable(engine.generate)
+    engine.chat = made_stoppable(engine.chat)
+    return fast_generate
+
+
+_USE = "_used_by"  # the engine's attribute that says who generates with it
+
+
+@contextmanager
+def stoppable(core: Any) -> Iterator[None]:
+    """Let a Ctrl-C end this block between two steps of the engine `core`.
+
+    `core` is the `llm_engine` of a `vllm.LLM`. However the block is left before its
+    end, what was running is aborted.
+
+    Raises `RuntimeError` where the engine is in such a block already, and
+    `NotEnoughMemoryError` when the generation runs out of memory.
+    """
+    interrupted = threading.Event()
+    use = SimpleNamespace(thread=threading.get_ident())
+    if vars(core).setdefault(_USE, use) is not use:
+        raise RuntimeError(
+            "this engine is generating already, in another thread or in a loop that "
+            "has not ended: wait for that, or load a second model."
+        )
+    step, handled = core.step, sys.exception()
+
+    def step_unless_interrupted() -> Any:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        return step()
+
+    core.step = step_unless_interrupted
+    try:
+        with _deferred_interrupt(interrupted):
+            yield
+    except BaseException as error:
+        # Left alone, the next call hangs, or returns these prompts' outputs.
+        abort_all(core)
+        if is_out_of_memory(causes(error, handled)):
+            knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else CPU_CACHE
+            raise generation_memory_error(
+                "all prompts",
+                "vLLM's cache leaves too little beside it: load with a lower "
+                f"{knob}, or end what else takes this memory.",
+            ) from error
+        raise
+    finally:
+        core.step = step
+        delattr(core, _USE)
+
+
+def abort_all(core: Any) -> None:
+    """Abort every request that the engine `core` has."""
+    core.abort_request(list(core.output_processor.request_states), internal=True)
+
+
+@contextmanager
+def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
+    """Turn the first SIGINT into an event, and raise it at the end if nobody did."""
+
+    def defer(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
+        interrupted.set()
+
+    with _handling(defer):
+        yield
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have `handler` hear each SIGINT that Python's own handler would hear.
+
+    That is none outside the main thread, nor where the process ignores them.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not callable(before) or not in_main_thread:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Packages that register things globally, and so can't be imported twice.
+_REGISTERING = ("torch", "transformers", "unsloth", "vllm")
+_unfinished = ""  # What was interrupted half-way in this process.
+
+
+@contextmanager
+def finishing(what: str) -> Iterator[None]:
+    """Notice that `what`, an import or a load, is interrupted half-way.
+
+    It can't be taken up again: what the libraries have registered stays, and a second
+    attempt ends in riddles. So the next one raises `ModelLoadError`, which says to
+    restart the kernel. An interrupt that a library swallows comes through at the end.
+    """
+    global _unfinished
+    if before := _unfinished or _half_imported():
+        raise ModelLoadError(
+            f"{before} did not finish, and can't be begun again in the same process. "
+            "Restart the kernel, and run the cells from the first one."
+        )
+    handler = signal.getsignal(signal.SIGINT)
+    interrupted = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        interrupted.set()
+        handler(number, frame)
+
+    try:
+        with _handling(note):
+            yield
+    except KeyboardInterrupt:
+        interrupted.set()
+        raise
+    except Exception as error:
+        if interrupted.is_set():
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if interrupted.is_set():
+            _unfinished = what
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _half_imported() -> str:
+    """What of the packages was begun to be imported and not finished, by anyone."""
+    for package in _REGISTERING:
+        parts = (name for name in sys.modules if name.startswith(f"{package}."))
+        # None marks a module whose import is blocked.
+        if package not in sys.modules and any(sys.modules[name] for name in parts):
+            return f"the import of {package}"
+    return ""

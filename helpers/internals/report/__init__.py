@@ -1,0 +1,1 @@
+"""Whether all of it fits together: the rows of `check_environment`."""

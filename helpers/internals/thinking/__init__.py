@@ -1,0 +1,1 @@
+"""How models mark their thinking, and what to do without marker tokens."""

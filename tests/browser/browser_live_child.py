@@ -1,0 +1,32 @@
+# The cells of a notebook for test_jupyterlab.py: responses that never end.
+# %%
+import helpers.loading
+
+# %%
+from helpers.live import LiveResponse
+from helpers.sampling import preset
+
+model, tokenizer = helpers.loading.FastLanguageModel.from_pretrained(
+    "tiny-thinker", load_in_4bit=False
+)
+messages = [{"role": "user", "content": "What is 15 + 27?"}]
+prompt = tokenizer.apply_chat_template(
+    messages, tokenize=False, add_generation_prompt=True
+)
+job = {
+    **tokenizer(text=prompt, return_tensors="pt"),
+    **preset("thinking", for_generate=True),
+    "min_new_tokens": 4000,
+    "max_new_tokens": 4000,
+}
+# %%
+live = LiveResponse(tokenizer)
+try:
+    model.generate(**job, streamer=live)
+except KeyboardInterrupt:
+    result = live.result
+    print(result.finish_reason, result.thinking_tokens + result.response_tokens < 3900)
+# %%
+model.generate(**job)
+# %%
+model.generate(**job, streamer=LiveResponse(tokenizer))

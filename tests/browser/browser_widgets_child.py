@@ -1,0 +1,23 @@
+# The cells of a notebook for test_jupyterlab.py: controls, and the kernel's end.
+# %%
+import numpy as np
+
+from helpers.explorer import DistributionExplorer
+
+explorer = DistributionExplorer(
+    np.log([0.5, 0.3, 0.15, 0.05]),
+    lambda token_ids: "$abc$"[token_ids[0]],
+    lambda parameters: released_model.generate(),  # noqa: F821 (it is gone)
+)
+# %%
+explorer  # noqa: B018
+# %%
+from helpers.memory_panel import MemoryPanel  # noqa: E402
+
+panel = MemoryPanel().start()
+block = bytearray(b"x") * 100 * 2**20
+marked = panel.mark("block")
+# %%
+from helpers.kernel import shutdown_kernel  # noqa: E402
+
+shutdown_kernel()

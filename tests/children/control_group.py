@@ -1,9 +1,0 @@
-"""Join the control group in argv[1], and print what main memory there is, in MiB."""
-
-import sys
-from pathlib import Path
-
-from helpers.devices import main_memory
-
-Path(sys.argv[1], "cgroup.procs").write_text("0")  # This process.
-print(*main_memory())

@@ -1,0 +1,238 @@
+"""Records on disk: whole or not there, whatever happens to the file."""
+
+import json
+import os
+import resource
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.internals.batch.journal import (
+    COLUMNS,
+    JobLockedError,
+    JobMismatchError,
+    Journal,
+    claim,
+    read_records,
+    staged,
+)
+
+JOB = {"model": "tiny-thinker", "sampling_params": {"temperature": 0.6}}
+
+
+def record(index: int, **fields: object) -> dict:
+    return {**dict.fromkeys(COLUMNS), "index": index, "thinking": "é\u2028" * index} | (
+        fields
+    )
+
+
+def write(output: Path, indices: list[int]) -> None:
+    with closing(Journal(output, 5)) as journal:
+        for index in indices:
+            journal.append(record(index))
+
+
+@settings(deadline=None)
+@given(
+    order=st.permutations(range(5)),
+    kept=st.integers(0, 5),
+    cut=st.integers(0, 10**4),
+    damage=st.dictionaries(st.integers(0, 10**4), st.integers(0, 255), max_size=3),
+    tail=st.binary(max_size=20),
+)
+def test_a_torn_or_damaged_file_loses_no_whole_record(
+    tmp_path_factory: pytest.TempPathFactory,
+    order: list[int],
+    kept: int,
+    cut: int,
+    damage: dict[int, int],
+    tail: bytes,
+) -> None:
+    output = tmp_path_factory.mktemp("torn") / "a.jsonl"
+    write(output, order[:kept])
+    data = bytearray(output.read_bytes())
+    damage = {place: byte for place, byte in damage.items() if place < len(data)}
+    for place, byte in damage.items():
+        data[place] = byte
+    torn = bytes(data[:cut]) + tail
+    output.write_bytes(torn)
+    with closing(Journal(output, 5)) as journal:
+        there = {r["index"] for r in journal.load()}
+        assert output.read_bytes() == torn[: torn.rfind(b"\n") + 1]
+        if not damage:
+            assert there == set(order[: data[:cut].count(b"\n")])
+        for index in set(range(5)) - there:
+            journal.append(record(index))
+        journal.finish()
+    records = list(read_records(output))
+    assert [r["index"] for r in records] == [0, 1, 2, 3, 4]
+    assert damage or records == [record(index) for index in range(5)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_finished_files_are_in_order_and_once(tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+    with closing(Journal(output, 5)) as journal:
+        for index in (3, 1, 4, 0, 3, 2):
+            journal.append(record(index))
+        journal.finish()
+    assert list(read_records(output)) == [record(index) for index in range(5)]
+    before = output.read_bytes()
+    with closing(Journal(output, 5)) as journal:
+        assert len(list(journal.load())) == 5
+        journal.finish()
+    assert output.read_bytes() == before
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("ids", "written"),
+    [
+        ([1, None, 2**62], [1, None, 2**62]),
+        ([1, None, "b"], ["1", None, "b"]),
+        ([2**63], [str(2**63)]),
+    ],
+)
+def test_ids_of_parquet_have_one_type(tmp_path: Path, ids: list, written: list) -> None:
+    output = tmp_path / "a.parquet"
+    with closing(Journal(output, len(ids))) as journal:
+        for index, key in enumerate(ids):
+            journal.append(record(index, id=key))
+        journal.finish()
+    assert [r["id"] for r in read_records(output)] == written
+
+
+def test_of_two_records_the_later_counts(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    with closing(Journal(output, 1)) as journal:
+        journal.append(record(0, tries=1))
+        journal.append(record(0, tries=2))
+        journal.finish()
+    assert list(read_records(output)) == [record(0, tries=2)]
+
+
+def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
+    """The kernel cuts the write short at a limit, as it does where a disk is full."""
+    output = tmp_path / "a.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with closing(Journal(output, 2)) as journal:
+        journal.append(record(0))
+        size = output.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9, limits[1]))
+        try:
+            with pytest.raises(OSError, match="1 records are safe: make room"):
+                journal.append(record(1))
+            assert output.stat().st_size == size
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        journal.append(record(1))
+    assert list(read_records(output)) == [record(0), record(1)]
+
+
+def test_text_that_utf8_cant_hold_is_written_all_the_same(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    with closing(Journal(output, 1)) as journal:
+        journal.append(record(0, error="lone \ud800"))
+    assert json.loads(output.read_text())["error"] == "lone ?"
+
+
+def test_an_output_belongs_to_one_job(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "a.jsonl"
+    with claim(output, JOB):
+        write(output, [0])
+    with claim(output, JOB):
+        pass
+    other = {**JOB, "sampling_params": {"temperature": 1}}
+    difference = r"sampling_params was \{'temperature': 0.6\}, is \{'temperature': 1\}"
+    with pytest.raises(JobMismatchError, match=difference), claim(output, other):
+        pass
+    output.unlink()
+    with claim(output, other):  # Without records there is nothing to lose.
+        pass
+
+
+def test_what_is_to_be_deleted_for_a_new_job_is_there(tmp_path: Path) -> None:
+    output = tmp_path / "a.parquet"
+    with claim(output, JOB):
+        write(output, [0])  # As far as an interrupted job came.
+    with (
+        pytest.raises(JobMismatchError, match=r"delete \S+a\.parquet\.jsonl to"),
+        claim(output, {**JOB, "model": "another"}),
+    ):
+        pass
+
+
+def test_a_link_leads_to_the_finished_file_too(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    output = tmp_path / "a.jsonl"
+    output.symlink_to(disk / "a.jsonl")
+    with closing(Journal(output, 2)) as journal:
+        for index in (1, 0):
+            journal.append(record(index))
+        journal.finish()
+    assert output.is_symlink()
+    assert [r["index"] for r in read_records(disk / "a.jsonl")] == [0, 1]
+
+
+def test_a_home_folder_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with staged("~/a.jsonl") as path:
+        assert path == tmp_path / "a.jsonl"
+
+
+def test_half_a_download_is_not_taken_for_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = "memory://half/a.jsonl"  # Without the .job that belongs to it.
+    with fsspec.open(url, "w") as file:
+        file.write("{}")
+    with pytest.raises(FileNotFoundError), staged(url):
+        pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    output.write_text("mine\n")
+    with pytest.raises(JobMismatchError, match="no job"), claim(output, JOB):
+        pass
+    assert output.read_text() == "mine\n"
+    with pytest.raises(ValueError, match=r"\.jsonl or \.parquet"):
+        Journal(tmp_path / "a.csv", 1)
+
+
+def test_an_output_has_one_process(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    with claim(output, JOB), pytest.raises(JobLockedError, match="another process"):
+        claim(output, JOB).__enter__()
+    with claim(output, JOB):
+        pass
+
+
+def test_a_url_gets_the_file_when_it_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    url = "memory://answers/a.jsonl"
+    with pytest.raises(KeyboardInterrupt), staged(url) as output, claim(output, JOB):
+        write(output, [0, 1])
+        raise KeyboardInterrupt
+    with staged(url) as output, claim(output, JOB), closing(Journal(output, 2)) as j:
+        assert [r["index"] for r in j.load()] == [0, 1]
+        j.finish()
+    assert list(read_records(url)) == [record(0), record(1)]
+    assert not any((tmp_path / "fast-inference-notebooks").iterdir())
+    with pytest.raises(JobMismatchError), staged(url) as output, claim(output, {}):
+        pass

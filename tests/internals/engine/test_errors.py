@@ -1,0 +1,54 @@
+import pytest
+
+from helpers.internals.engine import errors
+from helpers.internals.engine.errors import (
+    ModelLoadError,
+    NotEnoughMemoryError,
+    explained,
+)
+from helpers.internals.machine.settings import Settings
+
+QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+
+
+def explain(error: Exception) -> Exception:
+    with (
+        pytest.raises(Exception) as caught,  # noqa: B017
+        explained(QWEN_THINKING, 2048, True, Settings()),
+    ):
+        raise error
+    return caught.value
+
+
+def test_memory_errors_carry_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = explain(ValueError("No available memory for the cache blocks."))
+    assert "Fits" not in str(known)
+    monkeypatch.setattr(errors, "free_memory_mib", lambda: 4000)
+    known = explain(ValueError("No available memory for the cache blocks."))
+    assert isinstance(known, NotEnoughMemoryError)
+    assert "MiB needed" in str(known)
+    assert "MAX_SEQ_LENGTH (2048)" in str(known)
+
+
+def test_a_cache_that_is_too_small_is_to_be_raised() -> None:
+    known = explain(ValueError("1 GiB KV cache is needed. Try increasing the memory."))
+    assert "Raise VLLM_CPU_KVCACHE_SPACE" in str(known)
+
+
+def test_an_error_of_unknown_cause_is_left_as_it_is() -> None:
+    error = ValueError("something else")
+    assert explain(error) is error
+
+
+def test_a_second_failure_is_not_explained_by_the_first() -> None:
+    """A retry that the caller makes while it handles an out-of-memory error."""
+    try:
+        raise MemoryError("out of memory")
+    except MemoryError:
+        assert type(explain(ValueError("something else"))) is ValueError
+
+
+def test_broken_bitsandbytes_says_how_to_do_without() -> None:
+    known = explain(ImportError("bitsandbytes was built for another CUDA"))
+    assert isinstance(known, ModelLoadError)
+    assert "LOAD_IN_4BIT=false" in str(known)

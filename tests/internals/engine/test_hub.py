@@ -1,0 +1,169 @@
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from hub_server import fill_cache
+
+from helpers.internals.engine import hub
+from helpers.internals.engine.errors import ModelLoadError, ModelNotFoundError
+from helpers.internals.engine.hub import (
+    adapter_base,
+    check_files,
+    find_folder,
+    resolve_model_path,
+)
+from helpers.models import TINY_THINKER_DIRECTORY, UnknownModelError, find_model
+
+QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+LFS_POINTER = """version https://git-lfs.github.com/spec/v1
+oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393
+size 12345
+"""
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of the hub, in the place of the user's."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("Qwen/Qwen3-0.6B/", "Qwen/Qwen3-0.6B"),
+        (" Qwen/Qwen3-0.6B\n", "Qwen/Qwen3-0.6B"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/main?a=b", "Qwen/Qwen3-0.6B"),
+        ("hf.co/Qwen/Qwen3-0.6B/blob/main/config.json", "Qwen/Qwen3-0.6B"),
+        ("hf://Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        (QWEN_THINKING.split("/")[1], QWEN_THINKING),
+        (f"https://huggingface.co/{QWEN_THINKING}", QWEN_THINKING),
+        ("tiny-thinker/", str(TINY_THINKER_DIRECTORY)),
+    ],
+)
+def test_names_become_paths(name: str, path: str) -> None:
+    assert resolve_model_path(name) == path
+
+
+def test_a_directory_is_its_own_path(tmp_path: Path) -> None:
+    assert resolve_model_path(tmp_path) == str(tmp_path)
+    assert resolve_model_path(f"{tmp_path}/") == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tinythinker", "Did you mean tiny-thinker"),
+        ("https://huggingface.co/datasets/a/b", "no supported model"),
+        ("https://example.com/a/b", "no supported model"),
+        ("a/b c", "no supported model"),
+    ],
+)
+def test_a_name_that_is_nothing_gets_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message):
+        resolve_model_path(name)
+
+
+@pytest.mark.parametrize("name", ["./not-here", "/data/models/not-here", "~/not-here"])
+def test_a_missing_directory_is_said_to_be_one(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=f"no directory {name}"):
+        resolve_model_path(name)
+
+
+def test_an_address_of_a_revision_says_how_to_pass_it() -> None:
+    with pytest.raises(ModelNotFoundError, match="'a/b' .* revision='v2'"):
+        resolve_model_path("https://huggingface.co/a/b/tree/v2")
+
+
+def test_a_missing_embedded_model_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub.Path, "is_dir", lambda path: False)
+    with pytest.raises(ModelNotFoundError, match=r"tools\.tiny_thinker\.train"):
+        resolve_model_path("tiny-thinker")
+
+
+def test_a_model_is_here_once_its_weights_are_or_those_that_unsloth_takes(
+    cache: Path,
+) -> None:
+    base = "unsloth/Ministral-3-3B-Reasoning-2512"
+    assert not find_folder(base)
+    fill_cache(cache, f"{base}-unsloth-bnb-4bit", TINY_THINKER_DIRECTORY)
+    assert find_folder(base) and find_folder(f"{base}-unsloth-bnb-4bit")
+    assert not find_folder("unsloth/another")
+
+
+def test_a_model_with_a_part_missing_is_not_here(cache: Path) -> None:
+    folder = fill_cache(cache, "some/model", TINY_THINKER_DIRECTORY)
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    weights = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(weights)
+    assert not find_folder("some/model")
+    (folder / "model-2.safetensors").touch()
+    assert find_folder("some/model")
+    (folder / "tokenizer.json").unlink()
+    assert not find_folder("some/model")
+
+
+def test_a_folder_in_the_cache_is_known_as_its_model(cache: Path) -> None:
+    spec = find_model(QWEN_THINKING)
+    folder = fill_cache(cache, spec.path_16bit, TINY_THINKER_DIRECTORY)
+    assert find_model(str(folder)) is spec
+    assert find_model(str(TINY_THINKER_DIRECTORY)).embedded
+    assert find_model("some/model") is None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY_THINKER_DIRECTORY, tmp_path / "model"))
+
+
+def test_whole_files_pass(folder: Path) -> None:
+    check_files(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_text(LFS_POINTER)
+    with pytest.raises(ModelLoadError, match=rf"{folder / name} .* git lfs pull"):
+        check_files(folder)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 100_000])
+def test_weights_that_are_cut_short_are_named(folder: Path, size: int) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(ModelLoadError, match=f"{weights} is cut short. Copy"):
+        check_files(folder)
+
+
+def test_weights_that_are_zeros_are_named(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(ModelLoadError, match=f"{weights} is cut short. Copy"):
+        check_files(folder)
+
+
+def test_weights_that_are_cut_short_in_the_cache_are_to_be_fetched_again(
+    cache: Path,
+) -> None:
+    weights = fill_cache(cache, "a/b", TINY_THINKER_DIRECTORY) / "model.safetensors"
+    weights.write_bytes(b"")
+    with pytest.raises(ModelLoadError, match="`hf download a/b model.safetensors"):
+        check_files(weights.parent)
+
+
+def test_a_folder_without_weights_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="holds no weights"):
+        check_files(tmp_path)
+
+
+def test_an_adapter_names_its_model(tmp_path: Path) -> None:
+    config = '{"base_model_name_or_path": "tiny-thinker"}'
+    (tmp_path / "adapter_config.json").write_text(config)
+    assert adapter_base(str(tmp_path)) == str(TINY_THINKER_DIRECTORY)
+    assert adapter_base(str(TINY_THINKER_DIRECTORY)) is None
+    assert adapter_base("some/model") is None

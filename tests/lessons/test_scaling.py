@@ -1,0 +1,63 @@
+"""The same batch on Ray: the same records, on two nodes and with a worker killed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from child import run_child
+
+from helpers.batch import run_batch
+from helpers.internals.engine.errors import EngineUnavailableError
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What happened in one Python that started two nodes of Ray."""
+    folder: Path = tmp_path_factory.mktemp("scaling")
+    one_thread = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return run_child("scaling", str(folder), timeout=540, **one_thread)
+
+
+def without(rows: list[dict], *names: str) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in names} for row in rows]
+
+
+def test_two_nodes_work_and_a_killed_worker_loses_nothing(child: dict) -> None:
+    assert child["nodes_at_work"] == 2
+    assert child["calls"] >= 200 / 8
+    rows = child["records"]
+    assert [row["index"] for row in rows] == list(range(200))
+    assert [row["id"] for row in rows] == [f"q{n}" for n in range(200)]
+    assert [row["id"] for row in rows if row["error"]] == ["q7"]
+    assert {row["tries"] for row in rows} == {1, 2}
+    assert rows[2]["response"] == "2 + 10 = 12"
+    assert child["ray_ended"]
+    assert child["left"] == [], "a worker's folder of modules"
+
+
+def test_one_engine_goes_on_with_what_ray_began(child: dict) -> None:
+    resumed = without(child["resumed"], "time")
+    assert resumed == without(child["records"], "time")
+
+
+def test_bad_parameters_fail_before_ray_starts(child: dict) -> None:
+    kind, message = child["bad_sampling"]
+    assert kind == "ValueError" and "hot" in message
+
+
+def test_a_worker_that_cant_load_says_why_in_a_line(child: dict) -> None:
+    kind, message = child["broken"]
+    assert kind == "ModelLoadError" and "OSError: no such weights. Load it" in message
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineUnavailableError, match=r'pip install "ray\[data\]"'):
+        run_batch("tiny-thinker", ["hello"], engine="ray")
+
+
+def test_a_model_that_is_loaded_already_is_refused() -> None:
+    with pytest.raises(TypeError, match="name or path"):
+        run_batch(object(), ["hello"], engine="ray")
+    with pytest.raises(ValueError, match="'vllm' or 'ray'"):
+        run_batch(object(), ["hello"], engine="spark")

