@@ -169,8 +169,8 @@ def test_a_4bit_weight_takes_what_bitsandbytes_makes_of_it() -> None:
 
 
 # MiB in use on an H100 80GB with vLLM 0.26.0 (2026-11-25, tests/gpu/test_gpu.py),
-# worked out from ratios of estimate and use with two decimals. Its models in 4 bits keep
-# nothing but the embedding whole.
+# worked out from ratios of estimate and use with two decimals. Its models in 4 bits
+# keep nothing but the embedding whole.
 MEASURED = [
     (QWEN_THINKING, False, 2048, 8, 11_286),
     (HUB_PATHS[3], False, 4096, 8, 10_712),
