@@ -21,9 +21,9 @@ from .internals.batch.jobs import Tries, answer_all
 from .internals.batch.runner import BatchRunner, job_of
 from .internals.engine.errors import EngineUnavailableError, ModelLoadError
 from .internals.engine.quiet import quiet
+from .internals.engine.sampling_params import Sampling
 from .internals.machine.settings import load_settings
 from .loading import detect_device, resolve_model_path
-from .sampling import Sampling
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

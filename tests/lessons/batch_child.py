@@ -22,7 +22,7 @@ from vllm import SamplingParams  # noqa: E402
 from vllm.tokenizers.mistral import MistralTokenizer  # noqa: E402
 
 import helpers.internals.batch.runner  # noqa: E402
-import helpers.sampling  # noqa: E402
+import helpers.internals.engine.sampling_params as sampling  # noqa: E402
 from helpers.models import MODELS, find_model  # noqa: E402
 from helpers.thinking import parse_thinking_response  # noqa: E402
 
@@ -150,11 +150,11 @@ run("mixed", model, mixed, greedy, progress=True)
 result["bad"] = list(bad)
 result["untouched"] = greedy == untouched
 # What nobody checks before the engine does: the culprit alone is left without answer.
-checked = helpers.sampling.sampling_params
-helpers.sampling.sampling_params = lambda values: SamplingParams(**values)
+checked = sampling.sampling_params
+sampling.sampling_params = lambda values: SamplingParams(**values)
 culprit = {"prompt": "hello", "sampling_params": {"seed": "7", "temperature": 0.6}}
 run("culprit", model, [*good[:3], culprit, good[3]], greedy, progress=False)
-helpers.sampling.sampling_params = checked
+sampling.sampling_params = checked
 
 digits = {"structured_outputs": {"regex": "[0-9]+"}, "max_tokens": 5}
 run("digits", model, [{"prompt": good[0], "sampling_params": digits}], progress=False)

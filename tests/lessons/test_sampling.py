@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from helpers.sampling import PRESETS, preset, sampling_params
+from helpers.internals.engine.sampling_params import sampling_params
+from helpers.sampling import PRESETS, preset
 
 VALUES = {
     "conservative": (0.3, 0.9, None, 512),

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...sampling import Sampling
+from ..engine.sampling_params import Sampling
 from ..thinking.families import unwrap_tokenizer
 from .records import KEYS, Refused, id_of
 

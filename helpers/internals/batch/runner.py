@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...models import cached_name, find_model
-from ...sampling import PRESETS, Sampling
+from ...sampling import PRESETS
 from ...thinking import ThinkingParser, unfinished_hint
 from ..engine.cpu import engine_of
 from ..engine.errors import is_out_of_memory
+from ..engine.sampling_params import Sampling
 from ..engine.stop import abort_all, stoppable
 from ..thinking.families import unwrap_tokenizer
 from .prompts import Preparer, Request
