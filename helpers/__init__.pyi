@@ -27,6 +27,7 @@ from .memory_panel import MemoryPanel as MemoryPanel
 from .models import MODELS as MODELS
 from .models import estimate_memory as estimate_memory
 from .notebook import set_up as set_up
+from .notebook import to_token_ids as to_token_ids
 from .sampling import PRESETS as PRESETS
 from .sampling import preset as preset
 from .scaling import RayEngine as RayEngine

@@ -1,21 +1,37 @@
-"""`setup = set_up()`: what a notebook needs to know, in one call and one line."""
+"""What every notebook begins with: `setup = set_up()`, `setup.load()`, `to_token_ids`.
+
+In go the settings of `.env` and this machine; out come one line that says what will
+run, the model with its tokenizer, and the token ids of a chat. It knows nothing of the
+engines: `loading` does.
+"""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
+from .internals.engine.hub import resolve_model_path
 from .internals.machine.devices import current_gpu
 from .internals.machine.settings import load_settings
 from .internals.machine.versions import ENGINES, find_version
+from .internals.thinking.families import unwrap_tokenizer
 from .loading import resolve_settings
-from .models import QWEN3_THINKING_SAMPLING, UnknownModelError, get_model, is_noise
+from .models import (
+    MODELS,
+    QWEN3_THINKING_SAMPLING,
+    TINY_THINKER,
+    UnknownModelError,
+    get_model,
+    is_noise,
+)
 
 # Room for thinking and answer, or half of the context if that is less.
 ANSWER_TOKENS = 2048
 # Noise seldom ends by itself, and a short text measures speed and memory as well.
 NOISE_TOKENS = 128
+# The embedded model for text: SmolLM2-135M-Instruct. What tiny-thinker writes is sums.
+TEXT_MODEL = "smollm2"
 _SHOWN = ("unsloth", "vllm", "torch")
 
 
@@ -48,6 +64,37 @@ class Setup:
     def on_gpu(self) -> bool:
         """Whether the engines run on a GPU."""
         return self.device == "cuda"
+
+    @property
+    def text_model(self) -> str:
+        """The name of a model whose text is real: the chosen one, or "smollm2".
+
+        "smollm2" stands in for tiny-thinker and for random weights.
+        """
+        is_tiny = resolve_model_path(self.model_name) == MODELS[TINY_THINKER].path
+        return TEXT_MODEL if is_tiny or self.is_noise else self.model_name
+
+    def load(self, model_name: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
+        """Load a model by `FastLanguageModel`; return (model, tokenizer).
+
+        Without `model_name` it is the chosen model. The settings give its precision,
+        context and share of the GPU, and vLLM runs it (`fast_inference=True`); each of
+        `kwargs`, which are those of `from_pretrained`, wins over these. Raises what
+        `from_pretrained` raises.
+        """
+        from .loading import FastLanguageModel
+
+        name, in_4bit = model_name or self.model_name, self.load_in_4bit
+        if name != self.model_name:
+            settings = replace(load_settings(), model_name=name)
+            in_4bit = resolve_settings(settings).load_in_4bit
+        options = {
+            "max_seq_length": self.max_seq_length,
+            "load_in_4bit": in_4bit,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "fast_inference": True,
+        }
+        return FastLanguageModel.from_pretrained(name, **options | kwargs)
 
     def __repr__(self) -> str:
         whole = "16-bit" if self.on_gpu else "32-bit"
@@ -105,6 +152,29 @@ def set_up() -> Setup:
         is_noise=noise,
         max_tokens=min(room, settings.max_seq_length // 2),
         versions=MappingProxyType(versions),
+    )
+
+
+def to_token_ids(
+    messages: str | Sequence[Mapping[str, Any]], tokenizer: Any, **template_kwargs: Any
+) -> list[int]:
+    """Write a chat as the model's template does, and return its token ids.
+
+    `messages` is a list of {"role": ..., "content": ...}, or a text, which is one
+    user's message. The ids end where the model's turn begins; if the last message is
+    an assistant's, they end with its content, for the model to continue.
+    `template_kwargs` go to `apply_chat_template`: `tools=`, `enable_thinking=`, ...
+    Raises `ValueError` for a tokenizer without a chat template.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    *before, last = messages
+    begun = last["role"] == "assistant" and not last.get("tool_calls")
+    if begun and not last.get("content"):  # There is nothing to continue.
+        messages, begun = before, False
+    options = {"add_generation_prompt": not begun, "continue_final_message": begun}
+    return unwrap_tokenizer(tokenizer).apply_chat_template(
+        list(messages), tokenize=True, return_dict=False, **options | template_kwargs
     )
 
 

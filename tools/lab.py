@@ -2,7 +2,8 @@
 
 It shows the start page, the files on the left and a table of contents on the right,
 and asks nothing. What a reader rearranges is kept in the environment, not in the tree.
-Its kernels say in words what a cell lacks that is run by itself: helpers/lone_cell.py.
+Its kernels say in words what a cell lacks that is run by itself
+(helpers/internals/report/lone_cell.py).
 """
 
 import os

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from child import find_child
 
+from helpers.internals.report.lone_cell import HINT
 from helpers.kernel import ALONE_SECONDS
-from helpers.lone_cell import HINT
 
 playwright = pytest.importorskip("playwright.sync_api")
 

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
 
 import pytest
-from child import find_child
+from child import find_child, run_child
+from transformers import AutoTokenizer
 
-from helpers.models import MODELS, TINY_THINKER
-from helpers.notebook import ANSWER_TOKENS, NOISE_TOKENS, Setup
+from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
+from helpers.notebook import ANSWER_TOKENS, NOISE_TOKENS, Setup, to_token_ids
 
 CHILD = find_child("set_up")
 NOISE_CARD = "---\ntags: [random-weights]\n---\n# Noise\n"
@@ -87,3 +89,70 @@ def test_an_exact_claim_fails_except_on_a_gpu(capsys):
         on_cpu.check_exactly(False, "the tokens agree")
     SETUP.check_exactly(False, "the tokens agree")
     assert "Not checked, since a GPU rounds" in capsys.readouterr().out
+
+
+def test_one_line_loads_by_the_settings_and_arguments_win():
+    found = run_child("set_up_load", MAX_SEQ_LENGTH="128")
+    assert found["fast"] == {"context": 128, "at_once": 4}
+    assert found["standard"] == {"context": 96, "vllm": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "is_noise", "expected"),
+    [
+        (TINY_THINKER, False, "smollm2"),
+        (str(TINY_THINKER_DIRECTORY), False, "smollm2"),
+        ("our/random", True, "smollm2"),
+        (SETUP.model_name, False, SETUP.model_name),
+    ],
+)
+def test_the_text_model_writes_real_text(name, is_noise, expected):
+    setup = replace(SETUP, model_name=name, is_noise=is_noise)
+    assert setup.text_model == expected
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TINY_THINKER_DIRECTORY)
+
+
+QUESTION = {"role": "user", "content": "What is 2 + 2?"}
+BEGUN = {"role": "assistant", "content": "<think>\n2 + 2"}
+
+
+def test_a_chat_becomes_the_token_ids_that_its_template_writes(tokenizer):
+    ids = to_token_ids([QUESTION], tokenizer)
+    text = tokenizer.apply_chat_template(
+        [QUESTION], tokenize=False, add_generation_prompt=True
+    )
+    assert ids == tokenizer.encode(text, add_special_tokens=False)
+    assert to_token_ids(QUESTION["content"], tokenizer) == ids
+    processor = SimpleNamespace(tokenizer=tokenizer)
+    assert to_token_ids([QUESTION], processor) == ids
+
+
+def test_a_chat_that_ends_with_the_assistant_is_continued(tokenizer):
+    text = tokenizer.decode(to_token_ids([QUESTION, BEGUN], tokenizer))
+    assert text.endswith(BEGUN["content"])
+    empty = {"role": "assistant", "content": ""}
+    ids = to_token_ids([QUESTION, empty], tokenizer)
+    assert ids == to_token_ids([QUESTION], tokenizer)
+
+
+def test_what_a_template_takes_goes_to_it(tokenizer):
+    function = {"name": "add", "description": "Adds.", "parameters": {}}
+    tools = [{"type": "function", "function": function}]
+    text = tokenizer.decode(to_token_ids("Add 1 and 2.", tokenizer, tools=tools))
+    assert '"name": "add"' in text
+    ids = to_token_ids([QUESTION], tokenizer, add_generation_prompt=False)
+    assert ids != to_token_ids([QUESTION], tokenizer)
+    assert tokenizer.decode(ids) in tokenizer.decode(
+        to_token_ids([QUESTION], tokenizer)
+    )
+
+
+def test_a_tokenizer_without_a_template_says_so():
+    bare = AutoTokenizer.from_pretrained(TINY_THINKER_DIRECTORY)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="chat_template"):
+        to_token_ids("Hello", bare)

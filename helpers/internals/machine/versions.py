@@ -29,7 +29,7 @@ from ..report.rows import Check
 from .devices import list_gpus, torch_cuda
 from .settings import AUTO, Settings, defaults
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 # The packages that break in practice, by their proper names. Other packages are only
 # checked if one of these requires them.
 ENGINES = {
