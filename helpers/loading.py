@@ -24,9 +24,8 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .internals.engine.cpu import (
     hide_unusable_extension,
@@ -58,10 +57,9 @@ from .internals.engine.hub import (
 from .internals.engine.quiet import is_loud, quiet, quieten_packages
 from .internals.engine.stages import announced
 from .internals.engine.stop import finishing, interruptible
-from .internals.machine.devices import list_gpus, runs_cuda
-from .internals.machine.settings import AUTO, Settings, load_settings
+from .internals.machine.settings import Settings, load_settings
 from .internals.machine.versions import PATCHED_BY_UNSLOTH
-from .models import MODELS, TINY_THINKER, UnknownModelError, whole_name
+from .models import MODELS, TINY_THINKER, whole_name
 
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel
@@ -72,7 +70,6 @@ __all__ = ["FastLanguageModel"]
 # Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
 # compiled code has some.
 _ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
-GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 
 
 def __getattr__(name: str) -> Any:
@@ -249,31 +246,3 @@ def _from_here_or_hub(
     with explain():
         ask_hub(path, which.get("revision"), token)
     return load()
-
-
-def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
-    """Where the engines will run; imports no torch, starts no CUDA.
-
-    DEVICE decides where it is set. Otherwise "cuda" where there is a visible GPU, a
-    PyTorch built for CUDA, and a driver that is new enough for that build.
-    Without `settings` they are read; raises `SettingsError` as `load_settings` does.
-    """
-    device = (load_settings() if settings is None else settings).device
-    if device != AUTO:
-        return device
-    return "cuda" if runs_cuda() and list_gpus() else "cpu"
-
-
-def resolve_settings(settings: Settings) -> Settings:
-    """The same settings with each "auto" replaced by what suits this machine."""
-    device = detect_device(settings)
-    name = settings.model_name
-    if name == AUTO:
-        name = GPU_MODEL if device == "cuda" else TINY_THINKER
-    in_4bit = settings.load_in_4bit
-    if in_4bit is None:
-        in_4bit = True
-        # What is wrong with the name is said where the model is loaded.
-        with contextlib.suppress(UnknownModelError, ModelLoadError):
-            in_4bit = resolve_model_path(name) != MODELS[TINY_THINKER].path
-    return replace(settings, device=device, model_name=name, load_in_4bit=in_4bit)

@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from .internals.engine.hub import resolve_model_path
+from .internals.engine.plan import resolve_settings
 from .internals.machine.devices import current_gpu
 from .internals.machine.settings import load_settings
 from .internals.machine.versions import ENGINES, find_version
 from .internals.thinking.families import unwrap_tokenizer
-from .loading import resolve_settings
 from .models import (
     MODELS,
     QWEN3_THINKING_SAMPLING,

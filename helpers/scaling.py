@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from .internals.batch.jobs import Tries, answer_all
 from .internals.batch.runner import BatchRunner, job_of
 from .internals.engine.errors import EngineUnavailableError, ModelLoadError
+from .internals.engine.hub import resolve_model_path
+from .internals.engine.plan import detect_device
 from .internals.engine.quiet import quiet
 from .internals.engine.sampling_params import Sampling
 from .internals.machine.settings import load_settings
-from .loading import detect_device, resolve_model_path
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

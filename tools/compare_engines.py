@@ -21,7 +21,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from helpers.loading import detect_device
+from helpers.internals.engine.plan import detect_device
 from helpers.models import TINY_THINKER, is_noise
 from helpers.speed import engine_table, load_figures
 

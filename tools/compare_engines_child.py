@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers.internals.engine.hub import resolve_model_path
+from helpers.internals.engine.plan import detect_device
 from helpers.internals.machine.devices import list_gpus
 from helpers.internals.machine.settings import load_settings
 from helpers.internals.machine.versions import find_version
-from helpers.loading import detect_device, resolve_model_path
 from helpers.memory import measure_memory
 from helpers.models import NF4_BYTES_PER_WEIGHT
 from helpers.speed import measure_engine

@@ -210,8 +210,8 @@ def make_stamp(
     notebook: "NotebookNode", seconds: float, memory_mib: int
 ) -> dict[str, Any]:
     """What a run leaves in the metadata, for readers and for the test on the code."""
+    from helpers.internals.engine.plan import detect_device
     from helpers.internals.machine.versions import find_version
-    from helpers.loading import detect_device
 
     found = {package: find_version(package) for package in _PACKAGES}
     versions = {name: str(version) for name, version in found.items() if version}

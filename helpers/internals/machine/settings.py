@@ -74,7 +74,7 @@ def _setting(default: Any, allowed: str, parse: Callable, repr: bool = True) -> 
 
 @dataclass(frozen=True)
 class Settings:
-    """The user's choices; `loading.resolve_settings` replaces each "auto".
+    """The user's choices; `resolve_settings` replaces each "auto".
 
     Each has the variable of its name in capitals; None for `load_in_4bit` is "auto".
     """

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import psutil
 
-from ...loading import resolve_settings
 from ...models import TINY_THINKER, ModelSpec, estimate_memory, find_model
 from ..engine.hub import find_folder, resolve_model_path
+from ..engine.plan import resolve_settings
 from ..machine.devices import (
     Gpu,
     gpu_problems,

@@ -22,12 +22,12 @@ from huggingface_hub import constants
 from nvml_double import Card
 
 from helpers.internals.engine.errors import ModelNotFoundError
+from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
 from helpers.internals.machine import versions as packages
 from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import Settings, defaults
 from helpers.internals.report import environment
 from helpers.internals.report.environment import Check, EnvironmentReport
-from helpers.loading import GPU_MODEL, detect_device, resolve_settings
 from helpers.models import MODELS, TINY_THINKER
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,0 +1,41 @@
+"""From the settings to what will be loaded, and where: each "auto" replaced."""
+
+import contextlib
+from dataclasses import replace
+from typing import Literal
+
+from ...models import MODELS, TINY_THINKER, UnknownModelError
+from ..machine.devices import list_gpus, runs_cuda
+from ..machine.settings import AUTO, Settings, load_settings
+from .errors import ModelLoadError
+from .hub import resolve_model_path
+
+GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+
+
+def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
+    """Return where the engines will run; imports no torch, starts no CUDA.
+
+    DEVICE decides where it is set. Otherwise "cuda" where there is a visible GPU, a
+    PyTorch built for CUDA, and a driver that is new enough for that build.
+    Without `settings` they are read; raises `SettingsError` as `load_settings` does.
+    """
+    device = (load_settings() if settings is None else settings).device
+    if device != AUTO:
+        return device
+    return "cuda" if runs_cuda() and list_gpus() else "cpu"
+
+
+def resolve_settings(settings: Settings) -> Settings:
+    """Replace each "auto" by what suits this machine."""
+    device = detect_device(settings)
+    name = settings.model_name
+    if name == AUTO:
+        name = GPU_MODEL if device == "cuda" else TINY_THINKER
+    in_4bit = settings.load_in_4bit
+    if in_4bit is None:
+        in_4bit = True
+        # A bad name is reported later, by from_pretrained.
+        with contextlib.suppress(UnknownModelError, ModelLoadError):
+            in_4bit = resolve_model_path(name) != MODELS[TINY_THINKER].path
+    return replace(settings, device=device, model_name=name, load_in_4bit=in_4bit)
