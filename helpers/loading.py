@@ -19,24 +19,19 @@ It is quiet: LOG_LEVEL=debug (or info) brings the engines' own output back.
 import contextlib
 import functools
 import os
-import sys
-import types
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .internals.engine.cpu import (
-    hide_unusable_extension,
+    import_unsloth,
     load_cpu_engine,
     refuse_adapter,
     require_packages,
     take_engine_arguments,
 )
 from .internals.engine.errors import (
-    EngineUnavailableError,
-    ImportOrderWarning,
     ModelLoadError,
     ModelNotCachedError,
     explained,
@@ -49,27 +44,19 @@ from .internals.engine.hub import (
     check_files,
     find_folder,
     find_snapshot,
-    hub_cache,
     hub_switched_off,
-    link_models,
     resolve_model_path,
 )
-from .internals.engine.quiet import is_loud, quiet, quieten_packages
+from .internals.engine.quiet import is_loud, quiet
 from .internals.engine.stages import announced
 from .internals.engine.stop import finishing, interruptible
 from .internals.machine.settings import Settings, load_settings
-from .internals.machine.versions import PATCHED_BY_UNSLOTH
 from .models import MODELS, TINY_THINKER, whole_name
 
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel
 
 __all__ = ["FastLanguageModel"]
-
-
-# Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
-# compiled code has some.
-_ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
 
 
 def __getattr__(name: str) -> Any:
@@ -83,7 +70,7 @@ def _fast_language_model() -> type:
     """Import unsloth and make the class that this module is for."""
     settings = load_settings()
     with announced("Importing Unsloth"), finishing("the import of unsloth"):
-        unsloth = _import_unsloth(settings)
+        unsloth = import_unsloth(settings)
     has_gpu = not getattr(unsloth, "_IS_CPU_BACKEND", False)
     if settings.device == "cuda" and not has_gpu:
         raise ModelLoadError(
@@ -102,37 +89,6 @@ def _fast_language_model() -> type:
     FastLanguageModel.__module__ = __name__
     FastLanguageModel.__qualname__ = "FastLanguageModel"
     return FastLanguageModel
-
-
-def _import_unsloth(settings: Settings) -> types.ModuleType:
-    if "unsloth" not in sys.modules:
-        early = [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]
-        if early:
-            warnings.warn(
-                f"{', '.join(early)} imported before unsloth, which then can't speed "
-                "it up. Restart the kernel and make "
-                '"from helpers import FastLanguageModel" the first import.',
-                ImportOrderWarning,
-                stacklevel=2,
-            )
-        settings.apply()
-        os.environ.setdefault(_ALIASING, "0")
-        hide_unusable_extension()
-    cache = hub_cache()
-    with quiet(settings):
-        try:
-            import unsloth
-        except ImportError as error:
-            raise EngineUnavailableError(
-                f"unsloth can't be imported ({error}). `python -m helpers` says what "
-                "is wrong with this environment; `make setup` builds a sound one."
-            ) from error
-    link_models(cache)
-    # Some releases of torch read only this, and not the variable.
-    sys.modules["torch"]._functorch.config.error_on_custom_op_aliasing = False
-    if not is_loud(settings):
-        quieten_packages()
-    return unsloth
 
 
 def _label(name: Any) -> str:
@@ -169,10 +125,12 @@ def _from_pretrained(
     if on_cpu_engine:
         load_in_4bit, path = False, whole_name(path)  # As Unsloth does on a CPU.
         refuse_adapter(path)
-        engine_arguments = take_engine_arguments(kwargs, max_seq_length)
     else:
         kwargs["fast_inference"] = fast_inference
     require_packages(fast_inference, load_in_4bit)
+    if on_cpu_engine:
+        loads_model = unsloth_class.from_pretrained
+        engine_arguments = take_engine_arguments(kwargs, loads_model)
     if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
         dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
     only_here = kwargs.pop("local_files_only", False)

@@ -51,7 +51,12 @@ for seed, adapter in enumerate(adapters):
     judged.append(judge)
 
 model, tokenizer = FastLanguageModel.from_pretrained(
-    path, max_seq_length=256, fast_inference=True, max_loras=2
+    path,
+    max_seq_length=256,
+    fast_inference=True,
+    max_loras=2,
+    block_size=64,
+    num_gpu_blocks_override=48,
 )
 LoRARequest = importlib.import_module("vllm.lora.request").LoRARequest
 
@@ -71,6 +76,7 @@ mistaken = LoRARequest("third", 1, adapters[1])  # with the number of the first
 cached = model.fast_generate(["one"], params, lora_request=mistaken)[0].outputs[0]
 plain = model.fast_generate(["one"], params)[0].outputs[0].token_ids
 config = model.vllm_engine.llm_engine.vllm_config.lora_config
+cache = model.vllm_engine.llm_engine.vllm_config.cache_config
 try:
     FastLanguageModel.from_pretrained(adapters[0], fast_inference=True)
 except Exception as error:
@@ -90,6 +96,7 @@ print(
             "refused": refused,
             "moved": Path(constants.HF_HUB_CACHE) != Path(os.environ["FIRST_CACHE"]),
             "config": [config.max_loras, config.max_lora_rank],
+            "cache": [cache.block_size, cache.num_gpu_blocks_override],
         }
     )
 )

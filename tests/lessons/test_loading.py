@@ -151,6 +151,10 @@ def test_the_engine_gives_each_token_the_probability_that_the_adapter_gives(
     assert gaps["base"] > 1
 
 
+def test_arguments_of_vllms_alone_reach_the_engine(adapters: dict) -> None:
+    assert adapters["cache"] == [64, 48]
+
+
 def test_the_engine_tells_adapters_apart_by_their_numbers(adapters: dict) -> None:
     assert adapters["goes_by_number"]
 

@@ -1,18 +1,29 @@
 """vLLM's engine: whether it can run here, and its CPU build behind a model."""
 
+import dataclasses
 import functools
 import importlib.util
+import inspect
+import os
 import re
 import sys
-from collections.abc import Iterable
+import types
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..machine.versions import lacks_plugin
-from .errors import EngineUnavailableError, ModelLoadError
-from .hub import adapter_config
+from ..machine.settings import Settings
+from ..machine.versions import PATCHED_BY_UNSLOTH, lacks_plugin
+from .errors import EngineUnavailableError, ImportOrderWarning, ModelLoadError
+from .hub import adapter_config, hub_cache, link_models
+from .quiet import is_loud, quiet, quieten_packages
 
-# Arguments of from_pretrained that only vLLM takes on a CPU, with Unsloth's defaults.
+# Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
+# compiled code has some.
+_ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
+
+# Unsloth's own defaults for its engine on a GPU, and two that suit a CPU.
 _ENGINE_DEFAULTS = {
     "disable_log_stats": True,
     "max_logprobs": 0,
@@ -26,30 +37,35 @@ _STEP_TOKENS = 4096  # prompt tokens in one step of the CPU engine: vLLM's defau
 # Giving one of these lets the CPU engine take adapters, which costs speed. Unsloth's
 # engine on a GPU always takes them; these are its defaults.
 _LORA_DEFAULTS = {"max_lora_rank": 64, "max_loras": 1}
+# vLLM has arguments of these names too; on a CPU Unsloth takes them and ignores them.
+_IGNORED_ON_CPU = {"gpu_memory_utilization", "quantization_config"}
 
 
 def take_engine_arguments(
-    kwargs: dict[str, Any], max_seq_length: int
+    kwargs: dict[str, Any], loads_model: Callable[..., Any]
 ) -> dict[str, Any]:
-    """Take what is vLLM's alone on a CPU out of `kwargs`, and add what it needs."""
-    arguments = {
-        name: kwargs.pop(name, default) for name, default in _ENGINE_DEFAULTS.items()
-    }
+    """Move the arguments that are vLLM's alone out of `kwargs`; add the defaults.
+
+    Those are the fields of vLLM's `EngineArgs` that `loads_model`, which is Unsloth's
+    `from_pretrained`, does not have.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    known -= inspect.signature(loads_model).parameters.keys() | _IGNORED_ON_CPU
+    arguments = dict(_ENGINE_DEFAULTS)
+    if _LORA_DEFAULTS.keys() & kwargs.keys():
+        arguments |= {"enable_lora": True, **_LORA_DEFAULTS}
     arguments["seed"] = kwargs.get("random_state", 3407)
     arguments["trust_remote_code"] = kwargs.get("trust_remote_code", False)
-    arguments["max_num_batched_tokens"] = kwargs.pop(
-        "max_num_batched_tokens", max(_STEP_TOKENS, max_seq_length)
-    )
-    if _LORA_DEFAULTS.keys() & kwargs.keys():
-        arguments["enable_lora"] = True
-        for name, default in _LORA_DEFAULTS.items():
-            arguments[name] = kwargs.pop(name, default)
-    return arguments
+    taken = [name for name in kwargs if name in known]
+    return arguments | {name: kwargs.pop(name) for name in taken}
 
 
 def load_cpu_engine(
     folder: str | Path, dtype: Any, max_seq_length: int, arguments: dict[str, Any]
 ) -> Any:
+    """Load vLLM's CPU engine, a `vllm.LLM`; raise `EngineUnavailableError` without."""
     try:
         from vllm import LLM
         from vllm.platforms import current_platform
@@ -68,13 +84,13 @@ def load_cpu_engine(
     # vLLM compiles its smaller functions as they are first called, which takes half a
     # minute and a C++ compiler.
     current_platform.simple_compile_backend = "eager"
-    return LLM(
-        model=str(folder),
-        dtype=str(dtype).removeprefix("torch."),
-        max_model_len=max_seq_length,
-        use_tqdm_on_load=False,
-        **arguments,
-    )
+    own = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_model_len": max_seq_length,
+        "max_num_batched_tokens": max(_STEP_TOKENS, max_seq_length),
+        "use_tqdm_on_load": False,
+    }
+    return LLM(model=str(folder), **own | arguments)
 
 
 def _spare_prompts_without_adapter() -> None:
@@ -139,6 +155,42 @@ def refuse_adapter(path: str) -> None:
             f"pass lora_request=LoRARequest('name', 1, {path!r}) to fast_generate; "
             "fast_inference=False loads both together."
         )
+
+
+def import_unsloth(settings: Settings) -> types.ModuleType:
+    """Import unsloth quietly, with what it needs to see this machine as it is.
+
+    Warns (`ImportOrderWarning`) where it comes too late; raises
+    `EngineUnavailableError` where it can't be imported.
+    """
+    if "unsloth" not in sys.modules:
+        early = [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]
+        if early:
+            warnings.warn(
+                f"{', '.join(early)} imported before unsloth, which then can't speed "
+                "it up. Restart the kernel and make "
+                '"from helpers import FastLanguageModel" the first import.',
+                ImportOrderWarning,
+                stacklevel=2,
+            )
+        settings.apply()
+        os.environ.setdefault(_ALIASING, "0")
+        hide_unusable_extension()
+    cache = hub_cache()
+    with quiet(settings):
+        try:
+            import unsloth
+        except Exception as error:  # An AttributeError, where torch does not fit it.
+            raise EngineUnavailableError(
+                f"unsloth can't be imported ({error}). `python -m helpers` says what "
+                "is wrong with this environment; `make setup` builds a sound one."
+            ) from error
+    link_models(cache)
+    # Some releases of torch read only this, and not the variable.
+    sys.modules["torch"]._functorch.config.error_on_custom_op_aliasing = False
+    if not is_loud(settings):
+        quieten_packages()
+    return unsloth
 
 
 def hide_unusable_extension() -> None:

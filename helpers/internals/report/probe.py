@@ -22,10 +22,10 @@ def probe_torch() -> dict:
 
 def probe_unsloth() -> dict:
     """What it would run on, and why it has switched vLLM off, if it has."""
-    from helpers import loading
+    from ..engine.cpu import import_unsloth
+    from ..machine.settings import load_settings
 
-    loading.FastLanguageModel  # noqa: B018 (imports unsloth, as it has to be)
-    unsloth = sys.modules["unsloth"]
+    unsloth = import_unsloth(load_settings())
     import_fixes = importlib.import_module("unsloth.import_fixes")
     on_cpu = getattr(unsloth, "_IS_CPU_BACKEND", False)
     reason = getattr(import_fixes, "VLLM_DISABLED_REASON", None)

@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import pytest
+from child import run_child
 
 from helpers.internals.engine.cpu import extension_is_unusable
 
@@ -20,3 +23,10 @@ def test_which_extension_a_cpu_can_not_run(
 ) -> None:
     cpuinfo = f"processor : 0\nflags\t\t: fpu {flags} sse\nbugs : none\n"
     assert extension_is_unusable(files, cpuinfo) is unusable
+
+
+def test_an_import_of_unsloth_that_fails_says_why(tmp_path: Path) -> None:
+    """Not "cannot import name", as an AttributeError in it became."""
+    found = run_child("broken_unsloth", str(tmp_path))
+    assert found["kind"] == "EngineUnavailableError"
+    assert "no attribute 'an_attribute_it_lacks'" in found["said"]
