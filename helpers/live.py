@@ -33,8 +33,6 @@ class LiveResponse:
         self.result: ThinkingResult | None = None  # Once `end` was called.
         self._stop = threading.Event()  # Set from the thread that hears the button.
         self._stream: ThinkingStream | None = None
-        self._texts = ["", ""]  # The thinking, the answer.
-        self._tokens = [0, 0]
         self._ended = False  # By the model, and not for want of tokens.
         self._view: _View | None = None
         self._drawn = 0.0
@@ -59,16 +57,10 @@ class LiveResponse:
             if self._view:
                 get_ipython().events.register("post_run_cell", self._end_with_cell)
             return
-        delta = self._stream.feed(ids)
-        if delta.moved:  # What looked like the answer was thinking.
-            self._texts = ["".join(self._texts), ""]
-            self._tokens = [sum(self._tokens), 0]
-        self._texts[0] += delta.thinking
-        self._texts[1] += delta.response
-        self._tokens[0 if self._stream.is_thinking else 1] += len(ids)
+        self._stream.feed(ids)
         self._ended = ids[-1:] == [unwrap_tokenizer(self.tokenizer).eos_token_id]
         if self._view and time.monotonic() - self._drawn > self.DRAW_SECONDS:
-            self._view.draw(*self._texts, *self._tokens)
+            self._view.draw(self._stream.result())
             self._drawn = time.monotonic()
 
     def end(self) -> None:
@@ -81,7 +73,7 @@ class LiveResponse:
             return
         reason = "stop" if self._ended else None
         reason = "abort" if self._stop.is_set() else reason
-        self.result = self._stream.finish(finish_reason=reason)
+        self.result = self._stream.result(reason)
         panel = show_thinking(self.result)
         if self._view:
             self._view.close(panel)
@@ -127,10 +119,13 @@ class _View:
         # ipykernel 7.4 hears a widget in the thread that made it, which is busy now.
         vars(button.comm).pop("_reply_subshell_id", None)
 
-    def draw(self, thinking: str, answer: str, thought: int, answered: int) -> None:
-        """Show what there is: two texts, and how many tokens each has."""
-        self.status.value = f'<span role="status">{thought + answered:,} tokens</span>'
-        self.folded.set_title(0, f"Thinking ({thought:,} tokens)")
+    def draw(self, result: ThinkingResult) -> None:
+        """Show the two texts and the number of their tokens."""
+        # A character whose last bytes are still to come ends in these.
+        thinking, answer = ((text or "").rstrip("\ufffd") for text in result)
+        tokens = result.thinking_tokens + result.response_tokens
+        self.status.value = f'<span role="status">{tokens:,} tokens</span>'
+        self.folded.set_title(0, f"Thinking ({result.thinking_tokens:,} tokens)")
         self.thinking.value = _html(thinking, faint=True)
         lines = thinking.strip().splitlines() if not answer else []
         self.last_line.value = _html(lines[-1] if lines else "", faint=True)

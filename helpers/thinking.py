@@ -1,32 +1,19 @@
 """Tell a thinking model's thinking from its answer, by token and not by text.
 
-The first end marker among the generated tokens is the cut. What the model writes after
-it is the answer, as it is: a marker that appears there again stays in the text. Only
-where a tokenizer has no tokens for markers are they looked for in the text.
+In go the generated token ids and their tokenizer. Out comes a `ThinkingResult`. The
+first end marker among the tokens is the cut. All text after it is the answer, as the
+model wrote it: a marker that appears there again stays. Only where a tokenizer has no
+tokens for markers are they looked for in the text.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any
 
-from .internals.thinking.families import (
-    ChannelTokens,
-    PairTokens,
-    SpelledPairs,
-    added_tokens,
-    find_markers,
-    unwrap_tokenizer,
-)
-from .internals.thinking.splitting import (
-    ChannelSplitter,
-    PairSplitter,
-    Piece,
-    SpelledSplitter,
-    Splitter,
-    ThinkingDelta,
-)
-from .internals.thinking.streaming import Detokenizer
+from .internals.thinking import families
+from .internals.thinking.splitting import Run, Split, last_turn, split
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
 # Parsing never uses it: other tokenizers have other ids.
@@ -36,7 +23,7 @@ INCOMPLETE_HINT = "The thinking is not finished: raise max_tokens and generate a
 
 
 def unfinished_hint(finish_reason: str | None) -> str:
-    """What to say where the thinking was not closed; the same words in every view.
+    """Say why thinking was not closed, in the same words in every view.
 
     `finish_reason` is vLLM's, None if it is not known.
     """
@@ -47,41 +34,27 @@ def unfinished_hint(finish_reason: str | None) -> str:
     return "The model ended before it had closed its thinking."
 
 
-class _Texts(NamedTuple):
-    thinking: str
-    response: str | None
-
-
-class ThinkingResult(_Texts):
+@dataclass(frozen=True, repr=False)
+class ThinkingResult:
     """One parsed completion; unpacks as `thinking, response`, both stripped.
 
-    `response` is None while the thinking is unfinished, and `hint` says why it is.
+    `response` is None while the thinking is unfinished, and `hint` gives the reason.
     `thinking_tokens` and `response_tokens` count generated tokens, an end-of-turn token
-    included; the markers that cut are in neither. `finish_reason` is vLLM's, None if it
-    was not given. `markers_in_text` is True where the cut was found in the text, since
-    the model spelled the markers in letters; those count as thinking.
+    included. The markers that cut are in neither. `finish_reason` is vLLM's, None if it
+    was not given. `markers_in_text` is True where the model spelled its markers in
+    letters; these count as thinking.
     """
 
+    thinking: str
+    response: str | None
     thinking_tokens: int = 0
     response_tokens: int = 0
     finish_reason: str | None = None
     markers_in_text: bool = False
 
-    def __new__(
-        cls,
-        thinking: str,
-        response: str | None,
-        thinking_tokens: int = 0,
-        response_tokens: int = 0,
-        finish_reason: str | None = None,
-        markers_in_text: bool = False,
-    ) -> "ThinkingResult":
-        self = super().__new__(cls, thinking, response)
-        self.thinking_tokens = thinking_tokens
-        self.response_tokens = response_tokens
-        self.finish_reason = finish_reason
-        self.markers_in_text = markers_in_text
-        return self
+    def __getitem__(self, place: int) -> str | None:
+        """Give a pair's items, which unpacking asks for as well."""
+        return (self.thinking, self.response)[place]
 
     @property
     def complete(self) -> bool:
@@ -100,36 +73,32 @@ class ThinkingResult(_Texts):
 
     @property
     def hint(self) -> str:
-        """Why there is no response, and what to do; "" where there is one."""
+        """The reason for a missing response, and the remedy; "" for a complete one."""
         return "" if self.complete else unfinished_hint(self.finish_reason)
 
     def __repr__(self) -> str:
-        facts = {"thinking": self.thinking, "response": self.response, **vars(self)}
-        if not self.markers_in_text:
-            del facts["markers_in_text"]
+        facts = (
+            vars(self) if self.markers_in_text else dict(list(vars(self).items())[:-1])
+        )
         text = ", ".join(f"{name}={value!r}" for name, value in facts.items())
         return f"ThinkingResult({text})" + ("" if self.complete else f"  # {self.hint}")
-
-
-_SPLITTERS = {
-    PairTokens: PairSplitter,
-    ChannelTokens: ChannelSplitter,
-    SpelledPairs: SpelledSplitter,
-}
 
 
 class ThinkingParser:
     """Parses the completions of one tokenizer, whose markers it looks up only once.
 
-    `markers` is a model's own pair of start and end marker, tokens or not; without it
-    its vocabulary tells (`internals/thinking/families` has the known ones).
+    `markers` is a model's own pair of start and end marker, tokens or not. Without it
+    the vocabulary tells (`internals/thinking/families` has the known families).
     """
 
     def __init__(
         self, tokenizer: Any, *, markers: tuple[str, str] | None = None
     ) -> None:
-        self._tokenizer = unwrap_tokenizer(tokenizer)
-        self._markers = find_markers(self._tokenizer, markers)
+        self._tokenizer = families.unwrap_tokenizer(tokenizer)
+        self._markers = families.find_markers(self._tokenizer, markers)
+        self._unknown = {}
+        if markers is None:
+            self._unknown = families.unknown_markers(self._tokenizer, self._markers)
 
     def parse(
         self,
@@ -148,30 +117,27 @@ class ThinkingParser:
         finish_reasons: Iterable[str | None],
     ) -> list[ThinkingResult]:
         """Split completions that have one prompt and one reason each, or None."""
-        parsed = []
-        for completion, prompt in zip(completions, prompts, strict=True):
-            splitter = self.splitter(prompt)
-            parsed.append((splitter, list(splitter.cut(as_token_ids(completion)))))
-        runs = [p.token_ids for _, pieces in parsed for p in pieces if p.token_ids]
-        texts = iter(self.decode(runs))
-        results = []
-        for (splitter, pieces), reason in zip(parsed, finish_reasons, strict=True):
-            for piece in pieces:
-                splitter.add(piece, next(texts) if piece.token_ids else piece.text)
-            splitter.finish()
-            results.append(_result(splitter, reason))
+        completions = list(map(as_token_ids, completions))
+        splits = [
+            self._split(completion, prompt)
+            for completion, prompt in zip(completions, prompts, strict=True)
+        ]
+        runs = [run for one in splits for run in one.thinking + one.response]
+        texts = iter(self.decode([run for run in runs if isinstance(run, list)]))
+        results = [
+            _result(one, texts, reason)
+            for one, reason in zip(splits, finish_reasons, strict=True)
+        ]
+        for token_ids, result in zip(completions, results, strict=True):
+            self._warn_of_markers(token_ids, result)
         return results
 
-    def splitter(self, prompt: Iterable[int] | None) -> Splitter:
-        """The rules for a completion of this prompt, or of one that nobody shows us."""
-        splitter = _SPLITTERS[type(self._markers)](self._markers, self._decode_one)
-        known = prompt is not None
-        prompt = as_token_ids(prompt) if known else self._usual_prompt
-        splitter.begin(prompt, self._turn_ids, known)
-        return splitter
+    def may_think(self, prompt_token_ids: Iterable[int]) -> bool:
+        """Tell whether a prompt lets the model think: False where it closes that."""
+        return self._split([], prompt_token_ids).phase != "answer"
 
     def decode(self, sequences: list[list[int]]) -> list[str]:
-        """The texts, without special tokens. ValueError for another model's tokens."""
+        """Decode, without special tokens. ValueError for another model's tokens."""
         try:
             # Some tokenizers' clean-up would change the text.
             return self._tokenizer.batch_decode(
@@ -183,12 +149,24 @@ class ThinkingParser:
                 "tokenizer of the model that generated them"
             ) from error
 
+    def _split(self, token_ids: list[int], prompt: Iterable[int] | None) -> Split:
+        known = prompt is not None
+        prompt = as_token_ids(prompt) if known else self._usual_prompt
+        turn = last_turn(prompt, known, self._turn_ids)
+        return split(token_ids, turn, self._markers, self._decode_one)
+
+    def _warn_of_markers(self, token_ids: list[int], result: ThinkingResult) -> None:
+        seen = {self._unknown[i] for i in token_ids if i in self._unknown}
+        text = "" if result.markers_in_text else result.response or ""
+        left = ", ".join(sorted(seen)) or families.unused_marker(text, self._markers)
+        families.warn_of_markers(left)
+
     def _decode_one(self, token_ids: list[int]) -> str:
         return self.decode([token_ids])[0] if token_ids else ""
 
     @cached_property
     def _usual_prompt(self) -> list[int]:
-        """What the chat template makes of a question; empty where it makes nothing."""
+        """The prompt that the chat template makes of a question; empty if it fails."""
         question = [{"role": "user", "content": "Hello"}]
         try:
             return self._tokenizer.apply_chat_template(
@@ -201,37 +179,52 @@ class ThinkingParser:
     def _turn_ids(self) -> frozenset[int]:
         """The tokens that begin or end turns.
 
-        Special ones, and such as the chat template writes: in DeepSeek-R1's distilled
+        They are special, or written by the chat template: in DeepSeek-R1's distilled
         models `<｜User｜>` is not special. White space marks no turns (Gemma has it as
-        tokens of that kind).
+        added tokens), and neither do markers of thinking.
         """
+        if isinstance(self._markers, families.ChannelTokens):
+            return self._markers.breaks
         template = str(getattr(self._tokenizer, "chat_template", None) or "")
         found = set(self._tokenizer.all_special_ids)
-        for token_id, (text, special) in added_tokens(self._tokenizer).items():
+        for token_id, (text, special) in families.added_tokens(self._tokenizer).items():
             written = text in template or token_id in self._usual_prompt
             if special or (text.strip() and (written or not template)):
                 found.add(token_id)
+        if isinstance(self._markers, families.PairTokens):
+            found -= self._markers.texts.keys()
         return frozenset(found)
 
 
-def _result(splitter: Splitter, finish_reason: str | None) -> ThinkingResult:
+def _result(
+    parts: Split, texts: Iterator[str], finish_reason: str | None
+) -> ThinkingResult:
+    """Put the texts of the runs of one completion together."""
+
+    def text_of(runs: list[Run]) -> str:
+        parts = (run if isinstance(run, str) else next(texts) for run in runs)
+        return "".join(parts).strip()
+
+    thinking, response = text_of(parts.thinking), text_of(parts.response)
+    first, _, rest = thinking.partition("\n")
+    if parts.label and first == parts.label:
+        thinking = rest.lstrip()
     return ThinkingResult(
-        str(splitter.thinking),
-        None if splitter.is_thinking else str(splitter.response),
-        splitter.thinking_tokens,
-        splitter.response_tokens,
+        thinking,
+        None if parts.phase == "thinking" else response,
+        parts.thinking_tokens,
+        parts.response_tokens,
         finish_reason,
-        splitter.markers_in_text,
+        parts.markers_in_text,
     )
 
 
 def as_token_ids(token_ids: Any) -> list[int]:
-    """A list of token ids, from a generator, array, tensor or a tokenizer's result.
+    """Make a list of token ids from an array, a tensor or a tokenizer's result.
 
     Raises TypeError for anything else and ValueError for negative numbers.
     """
-    is_encoding = isinstance(token_ids, Mapping)
-    if is_encoding:
+    if is_encoding := isinstance(token_ids, Mapping):
         token_ids = token_ids.get("input_ids")
     if hasattr(token_ids, "tolist"):
         token_ids = token_ids.tolist()
@@ -262,15 +255,17 @@ def parse_thinking_response(
 ) -> ThinkingResult:
     """Split one completion into thinking and answer.
 
-    `token_ids` are the generated tokens only, without the prompt. Whether the thinking
-    was opened is known from the completion's own start marker, else from
-    `prompt_token_ids` (`RequestOutput.prompt_token_ids` of vLLM), else from the end of
-    the tokenizer's generation prompt. With neither of the two a lone end marker still
-    cuts; after a prompt that is known not to have opened the thinking, it is text.
-    `finish_reason` is that of vLLM's `CompletionOutput`, `markers` the model's own
+    `token_ids` are the generated tokens only, without the prompt. The thinking was
+    opened if the completion begins with a start marker, else if `prompt_token_ids`
+    (`RequestOutput.prompt_token_ids` of vLLM) end with one, else if the tokenizer's
+    generation prompt does. Without `prompt_token_ids` a lone end marker still cuts;
+    after a prompt that is known not to have opened the thinking, it is text.
+    `finish_reason` is that of vLLM's `CompletionOutput`. `markers` are the model's own
     start and end marker where it is of no known family. `ThinkingParser` does the same
-    for one completion after the other. Raises TypeError for a nested sequence and
-    ValueError for tokens that the tokenizer can't have made.
+    for one completion after the other.
+
+    Raises TypeError for a nested sequence and ValueError for tokens that the tokenizer
+    can't have made.
     """
     parser = ThinkingParser(tokenizer, markers=markers)
     return parser.parse(
@@ -300,13 +295,11 @@ def parse_thinking_responses(
 
 
 class ThinkingStream:
-    """The same rules for tokens that arrive bit by bit.
+    """The same for a completion that is being written.
 
-    Feed each token once, in any portions; `finish` gives the result that parsing all of
-    them at once would give. The deltas and what `finish` still found add up to it, but
-    for one case: text before a start marker that is never closed was given as response,
-    and the result has None. `tokenizer` may be a `ThinkingParser`, which saves looking
-    up the markers for each stream.
+    `feed` only keeps the tokens. `result` parses all of them again, so ask for it once
+    for each time that you draw, not for each token. `tokenizer` may be a
+    `ThinkingParser`, which saves looking up the markers for each stream.
     """
 
     def __init__(
@@ -318,38 +311,19 @@ class ThinkingStream:
     ) -> None:
         if not isinstance(tokenizer, ThinkingParser):
             tokenizer = ThinkingParser(tokenizer, markers=markers)
-        self._splitter = tokenizer.splitter(prompt_token_ids)
-        self._detokenizer = Detokenizer(tokenizer.decode)
-        self._run = Piece(self.is_thinking)  # The run that is being written.
-        self._finished = False
+        self._parser = tokenizer
+        known = prompt_token_ids is not None
+        self._prompt = as_token_ids(prompt_token_ids) if known else None
+        self._token_ids: list[int] = []
 
-    @property
-    def is_thinking(self) -> bool:
-        """True while the next token belongs to the thinking."""
-        return self._splitter.is_thinking
+    def feed(self, token_ids: Iterable[int]) -> None:
+        """Take the next tokens, in portions of any size."""
+        self._token_ids += as_token_ids(token_ids)
 
-    def feed(self, token_ids: Iterable[int]) -> ThinkingDelta:
-        """Take the next tokens and give the text that is sure by now.
-
-        Raises RuntimeError after `finish`.
-        """
-        if self._finished:
-            raise RuntimeError("this stream is finished: make a new ThinkingStream")
-        delta = ThinkingDelta("", "")
-        for piece in self._splitter.cut(as_token_ids(token_ids)):
-            if piece.token_ids:
-                self._run = piece
-                text = self._detokenizer.push(piece.token_ids)
-            else:
-                ended = self._splitter.add(self._run, self._detokenizer.flush())
-                delta, text = delta.then(ended), piece.text
-            delta = delta.then(self._splitter.add(piece, text))
-        return delta
-
-    def finish(self, finish_reason: str | None = None) -> ThinkingResult:
-        """End the stream and give the whole result."""
-        if not self._finished:
-            self._finished = True
-            self._splitter.add(self._run, self._detokenizer.flush())
-            self._splitter.finish()
-        return _result(self._splitter, finish_reason)
+    def result(self, finish_reason: str | None = None) -> ThinkingResult:
+        """Parse the tokens so far, whose last character may be half written."""
+        return self._parser.parse(
+            self._token_ids,
+            prompt_token_ids=self._prompt,
+            finish_reason=finish_reason,
+        )

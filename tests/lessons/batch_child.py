@@ -236,7 +236,7 @@ run("mistral", model, [question], few, tokenizer=wrapper, progress=False)
 backend = wrapper.transformers_tokenizer
 result["mistral"]["own"] = backend.apply_chat_template(question, return_dict=False)
 written = backend.convert_tokens_to_ids(["[THINK]", "7", "[/THINK]", "5", "</s>"])
-result["mistral"]["thinking"] = parse_thinking_response(written, wrapper)
+result["mistral"]["thinking"] = tuple(parse_thinking_response(written, wrapper))
 
 owner, name = core.output_processor, "process_outputs"
 real, calls, errors = getattr(owner, name), [0], []

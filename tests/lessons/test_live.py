@@ -30,7 +30,7 @@ def test_a_live_response_ends_as_parsing_at_once_does(tokenizer, capsys) -> None
     assert live.result == parse_thinking_response(
         completion, tokenizer, prompt_token_ids=prompt
     )
-    assert live.result == ("one and two", "three, four, five")
+    assert tuple(live.result) == ("one and two", "three, four, five")
     # Outside a notebook it is printed, once.
     assert capsys.readouterr().out.count("three, four, five") == 1
 
@@ -57,4 +57,4 @@ def test_the_next_token_after_the_stop_button_is_an_interrupt(tokenizer) -> None
     with pytest.raises(KeyboardInterrupt):
         live.put(tokenizer.encode(" two"))
     assert live.result.finish_reason == "abort"
-    assert live.result == ("one", None)
+    assert tuple(live.result) == ("one", None)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import tempfile
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from helpers.internals.thinking.families import (
     CHANNELS,
     THINK_MARKERS,
     WRAPPERS,
-    warn_once,
+    warn_of_markers,
 )
 from helpers.thinking import (
     INCOMPLETE_HINT,
     THINK_END_TOKEN_ID,
+    ThinkingParser,
     ThinkingResult,
     ThinkingStream,
     parse_thinking_response,
@@ -159,7 +161,7 @@ def everything(result: ThinkingResult) -> tuple:
 
 @pytest.fixture(autouse=True)
 def warn_again():
-    warn_once.cache_clear()
+    warn_of_markers.cache_clear()
 
 
 def test_qwen3_ids_are_the_known_ones():
@@ -266,6 +268,8 @@ def test_a_thinking_is_closed_by_the_end_marker_of_its_own_pair():
         ("<|channel>though", ("though", None)),
         ("<|channel>thoughts\na<channel|>b", ("thoughts\na", "b")),
         ("<|channel>thought\n<channel|>thought\nb", ("", "thought\nb")),
+        ("thought\na<channel|>b", ("a", "b")),  # The prompt had the start marker.
+        ("thought\nb", ("", "thought\nb")),
     ],
 )
 def test_gemmas_label_is_no_thinking(text, expected):
@@ -389,7 +393,7 @@ def test_markers_of_ones_own(tokenizer, markers, text, found):
     ]
     stream = ThinkingStream(tokenizer, markers=markers)
     stream.feed(completion)
-    assert everything(stream.finish()) == everything(result)
+    assert stream.result() == result
 
 
 @pytest.mark.parametrize("wrong", ["ab", ("a",), ("a", "a"), ("", "a"), (1, 2), 3])
@@ -455,7 +459,7 @@ def test_the_prompt_may_have_spelled_the_start_marker(
     [("Sure. <think>a</think>b", None), ("a</think>b", ids(LLAMA, "hi<|eot_id|>"))],
 )
 def test_markers_in_an_answer_are_text_and_a_warning_says_so(text, prompt):
-    with pytest.warns(UserWarning, match="in its text"):
+    with pytest.warns(UserWarning, match="which cuts nothing"):
         result = parse_thinking_response(
             ids(LLAMA, text), LLAMA, prompt_token_ids=prompt
         )
@@ -494,7 +498,7 @@ def test_the_prompt_says_more_than_the_template(
     assert tuple(result) == expected
     stream = ThinkingStream(tokenizer, prompt_token_ids=prompt)
     stream.feed(completion)
-    assert everything(stream.finish()) == everything(result)
+    assert stream.result() == result
 
 
 def test_mistral_commons_tokenizer_is_split_at_its_think_tokens():
@@ -555,8 +559,8 @@ def test_the_result_is_a_pair_that_survives_pickling():
         ids(QWEN3, "a</think>b"), QWEN3, finish_reason="length"
     )
     thinking, response = result
-    assert (thinking, response) == ("a", "b") == result
-    assert everything(pickle.loads(pickle.dumps(result))) == everything(result)
+    assert (thinking, response) == ("a", "b") == (result[0], result[1])
+    assert pickle.loads(pickle.dumps(result)) == result
 
 
 class Processor:
@@ -646,17 +650,17 @@ def test_many_completions_are_decoded_in_one_call():
         parse_thinking_responses(completions, QWEN3, finish_reasons=["stop"])
 
 
-@pytest.mark.parametrize("text", [b"word ", "思".encode(), b"\x80", b"\xf0", b"\xe2"])
-def test_streaming_work_grows_with_the_tokens_and_no_faster(text):
+@pytest.mark.parametrize("tokenizer", [QWEN3, HARMONY, LLAMA])
+@pytest.mark.parametrize(
+    "text", ["word ", "<think>a</think>b", "<|channel|>analysis<|message|>a<|end|>"]
+)
+def test_work_grows_with_the_tokens_and_hardly_faster(tokenizer, text):
     def work(count: int) -> int:
-        counting = Counting(QWEN3)
-        stream = ThinkingStream(counting)
-        for token_id in (raw(QWEN3, text) * count)[:count]:
-            stream.feed([token_id])
-        stream.finish()
+        counting = Counting(tokenizer)
+        parse_thinking_response((ids(tokenizer, text) * count)[:count], counting)
         return counting.tokens
 
-    assert work(800) < 2.5 * work(400)
+    assert work(8000) < 2.5 * work(4000)
 
 
 def raw(tokenizer, data: bytes) -> list[int]:
@@ -704,73 +708,93 @@ def completions(draw, tokenizer):
     return [i for piece in draw(st.lists(pieces, max_size=12)) for i in piece]
 
 
-@pytest.mark.filterwarnings("ignore:an answer has")
-@pytest.mark.parametrize("name", TOKENIZERS)
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(data=st.data())
-def test_any_split_gives_what_parsing_at_once_gives(name, data):
+def any_completion(test):
+    """Run a test with random completions and prompts of every kind of tokenizer."""
+    test = given(data=st.data())(test)
+    slow = [HealthCheck.too_slow]
+    test = settings(max_examples=100, deadline=None, suppress_health_check=slow)(test)
+    test = pytest.mark.parametrize("name", TOKENIZERS)(test)
+    return pytest.mark.filterwarnings("ignore:a completion has")(test)
+
+
+@any_completion
+def test_any_portions_give_what_parsing_at_once_gives(name, data):
     tokenizer = TOKENIZERS[name]
     completion = data.draw(completions(tokenizer))
     prompt = data.draw(st.none() | completions(tokenizer))
-    cuts = data.draw(st.lists(st.integers(0, len(completion)), max_size=20).map(sorted))
-    if data.draw(st.booleans()):
-        cuts = list(range(len(completion)))
-    at_once = parse_thinking_response(
-        completion, tokenizer, prompt_token_ids=prompt, finish_reason="stop"
-    )
-
+    cuts = data.draw(st.lists(st.integers(0, len(completion)), max_size=9).map(sorted))
     stream = ThinkingStream(tokenizer, prompt_token_ids=prompt)
-    thinking = response = ""
     for start, end in zip([0, *cuts], [*cuts, len(completion)], strict=True):
-        delta = stream.feed(completion[start:end])
-        if delta.moved:
-            thinking, response = thinking + response, ""
-        thinking += delta.thinking
-        response += delta.response
-    result = stream.finish("stop")
-
-    assert everything(result) == everything(at_once)
-    assert stream.is_thinking == (not result.complete)
-    assert result.thinking.startswith(thinking)
-    if result.complete:
-        assert result.response.startswith(response)
+        stream.feed(completion[start:end])
+        so_far = parse_thinking_response(
+            completion[:end], tokenizer, prompt_token_ids=prompt
+        )
+        assert stream.result() == so_far
 
 
-def test_a_space_at_the_beginning_of_a_text_is_kept_until_more_comes():
-    tokenizer = TOKENIZERS["sentencepiece"]
-    names = ["<think>", "<think>", "▁", "▁a"]
-    completion = tokenizer.convert_tokens_to_ids(names)
-    stream = ThinkingStream(tokenizer)
-    deltas = [stream.feed([i]).thinking for i in completion]
-    at_once = parse_thinking_response(completion, tokenizer, finish_reason="stop")
-    assert everything(stream.finish("stop")) == everything(at_once)
-    assert deltas == ["", "<think>", "", " a"]
+@any_completion
+def test_every_token_is_thinking_or_answer_or_a_marker(name, data):
+    tokenizer = TOKENIZERS[name]
+    completion = data.draw(completions(tokenizer))
+    prompt = data.draw(st.none() | completions(tokenizer))
+    result = parse_thinking_response(completion, tokenizer, prompt_token_ids=prompt)
+    counted = result.thinking_tokens + result.response_tokens
+    if name == "harmony":  # Names of channels are in neither.
+        assert counted <= len(completion)
+    elif name in ("llama", "sentencepiece without markers"):
+        assert counted == len(completion)
+    else:
+        assert len(completion) - 3 <= counted <= len(completion)
+        # One that opened it already, one that closes it.
+    for text in result:
+        assert text is None or text == text.strip()
 
 
-def test_a_spelled_marker_is_found_though_half_a_character_follows_it():
-    stream = ThinkingStream(LLAMA)
-    stream.feed(ids(LLAMA, "a</"))
-    delta = stream.feed([*ids(LLAMA, "think>"), *raw(LLAMA, b"\x80" * 9)])
-    assert delta.moved and stream.finish().thinking == "a"
+@any_completion
+def test_an_answer_that_has_begun_only_grows(name, data):
+    tokenizer = TOKENIZERS[name]
+    completion = data.draw(completions(tokenizer))
+    prompt = data.draw(completions(tokenizer))
+    if name == "harmony":
+        return  # Its messages may come in any order.
+    before = None
+    for count in range(len(completion) + 1):
+        result = parse_thinking_response(
+            completion[:count], tokenizer, prompt_token_ids=prompt
+        )
+        if before and before.complete and before.thinking:
+            assert result.complete
+            assert result.thinking == before.thinking
+            # The last character may have been half written.
+            assert result.response.startswith(before.response.rstrip("\ufffd"))
+        before = result
 
 
-def test_the_deltas_are_the_text():
-    stream = ThinkingStream(HYBRID)
-    seen = [stream.feed([i]) for i in ids(HYBRID, " é \n</think> b c")]
-    assert [tuple(d) for d in seen if any(d)] == [
-        ("", "é", False),
-        ("", "", True),
-        ("", "b", False),
-        ("", " c", False),
-    ]
-    assert stream.finish() == ("é", "b c")
-    with pytest.raises(RuntimeError, match="finished"):
-        stream.feed([0])
-    assert stream.finish() == ("é", "b c")
+@given(
+    thinking=st.lists(st.integers(0, 255), max_size=20),
+    answer=st.lists(st.integers(0, 255) | st.sampled_from([151667, 151668])),
+)
+def test_the_first_end_marker_cuts_and_all_after_it_is_the_answer(thinking, answer):
+    result = parse_thinking_response([*thinking, 151668, *answer], QWEN3)
+
+    def text(token_ids):
+        runs = re.split("(151667|151668)", " ".join(map(str, token_ids)))
+        texts = [QWEN3.decode([int(i) for i in run.split()]) for run in runs]
+        return "".join(texts).strip()
+
+    assert tuple(result) == (text(thinking), text(answer))
+
+
+def test_a_stream_takes_a_parser_and_an_array_for_its_prompt():
+    parser = ThinkingParser(HYBRID)
+    stream = ThinkingStream(
+        parser, prompt_token_ids=np.array(ids(HYBRID, "Hi<|im_end|><think>"))
+    )
+    assert tuple(stream.result()) == ("", None)
+    stream.feed(np.array(ids(HYBRID, "a")))
+    stream.feed(iter(ids(HYBRID, "</think>b")))
+    assert tuple(stream.result("stop")) == ("a", "b")
+    assert stream.result("abort").finish_reason == "abort"
 
 
 SAME = [

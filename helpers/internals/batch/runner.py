@@ -209,7 +209,7 @@ class BatchRunner:
 
     def _thinks(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt lets the model think: it does not where it closes that."""
-        return self._parser.splitter(token_ids).phase != "answer"
+        return self._parser.may_think(token_ids)
 
 
 def _ends_everything(error: Exception) -> bool:
