@@ -1,0 +1,76 @@
+"""Serve a model to other programs: vLLM's OpenAI server, beside this kernel.
+
+A model's name goes in; out come the address and the key of a server that is ready. It
+listens on this machine only and ends with the kernel, however the kernel ends. It knows
+nothing of how processes are ended: `internals/engine/keeper` does.
+"""
+
+import os
+import secrets
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from .internals.engine.kept import KeptProcess
+from .internals.engine.stages import announced
+from .internals.engine.vllm_command import serve_command
+from .internals.machine.settings import load_settings
+from .loading import resolve_settings
+
+HOST = "127.0.0.1"  # this machine alone
+
+
+class Server(KeptProcess):
+    """A `vllm serve`; `stop()` or the end of a `with` block ends it.
+
+    `url` and `key` are for `OpenAI(base_url=..., api_key=...)`, `model` is the name to
+    ask for, `log` the file of what the server prints.
+    """
+
+    def __init__(self, model: str | os.PathLike, port: int, **options: Any) -> None:
+        """Start it. Raises `OSError` if the port is in use."""
+        settings = resolve_settings(load_settings())
+        settings.apply()
+        with socket.create_server((HOST, port)) as free:
+            port = free.getsockname()[1]
+        self.model = Path(model).name if Path(model).is_dir() else str(model)
+        self.key, self.url = secrets.token_urlsafe(), f"http://{HOST}:{port}/v1"
+        own = {"host": HOST, "port": port, "served_model_name": self.model, **options}
+        command = serve_command(model, settings, **own)
+        quiet = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1"}
+        super().__init__(command, VLLM_API_KEY=self.key, **quiet)  # a flag shows in ps
+
+    def __repr__(self) -> str:
+        return f"a server for {self.model} at {self.url}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def serve(model: str | os.PathLike, *, port: int = 0, **options: Any) -> Server:
+    """Start `vllm serve` for any name that loads, and return it when it is ready.
+
+    Port 0 is a free one. `options` are vLLM's flags (`reasoning_parser="qwen3"`), and
+    win over those that stand for what `FastLanguageModel` does. Raises `OSError` if the
+    port is in use, `ModelLoadError` with the end of the log if the server ends.
+    """
+    import httpx
+
+    server = Server(model, port, **options)
+    health = server.url.replace("/v1", "/health")
+    try:
+        with announced(f"Starting a server for {server.model}"):
+            while True:
+                server.check()
+                with suppress(httpx.TransportError):
+                    if httpx.get(health, trust_env=False).is_success:
+                        return server
+                time.sleep(0.2)
+    except BaseException:
+        server.stop()
+        raise
