@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from .internals.engine.kept import KeptProcess
+from .internals.engine.plan import resolve_settings
 from .internals.engine.stages import announced
 from .internals.engine.vllm_command import serve_command
 from .internals.machine.settings import load_settings
-from .loading import resolve_settings
 
 HOST = "127.0.0.1"  # this machine alone
 

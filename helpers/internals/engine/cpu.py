@@ -80,7 +80,7 @@ def load_cpu_engine(
             "installed. Use fast_inference=False, or install requirements/cpu.txt."
         )
     if arguments.get("enable_lora"):
-        _spare_prompts_without_adapter()
+        patch_lora_for_plain_prompts()
     # vLLM compiles its smaller functions as they are first called, which takes half a
     # minute and a C++ compiler.
     current_platform.simple_compile_backend = "eager"
@@ -93,8 +93,8 @@ def load_cpu_engine(
     return LLM(model=str(folder), **own | arguments)
 
 
-def _spare_prompts_without_adapter() -> None:
-    """Mend vLLM's CPU code for adapters: a prompt without one got the last one.
+def patch_lora_for_plain_prompts() -> None:
+    """Work around a vLLM bug on CPUs: a prompt without an adapter got the last one.
 
     It marks such a prompt with -1 and uses that as an index, in all of
     vllm/lora/ops/torch_ops/lora_ops.py; the GPU's kernels skip it.

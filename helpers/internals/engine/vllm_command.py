@@ -72,9 +72,9 @@ def find_version(name: str) -> str:
 if __name__ in ("__main__", "__mp_main__"):
     importlib.metadata.version = find_version
     if "--enable-lora" in sys.argv and find_version("vllm").endswith("+cpu"):
-        from .cpu import _spare_prompts_without_adapter
+        from .cpu import patch_lora_for_plain_prompts
 
-        _spare_prompts_without_adapter()
+        patch_lora_for_plain_prompts()
 
 if __name__ == "__main__":
     from vllm.entrypoints.cli.main import main
