@@ -125,12 +125,11 @@ def _from_pretrained(
     if on_cpu_engine:
         load_in_4bit, path = False, whole_name(path)  # As Unsloth does on a CPU.
         refuse_adapter(path)
-    else:
-        kwargs["fast_inference"] = fast_inference
     require_packages(fast_inference, load_in_4bit)
     if on_cpu_engine:
-        loads_model = unsloth_class.from_pretrained
-        engine_arguments = take_engine_arguments(kwargs, loads_model)
+        arguments = take_engine_arguments(kwargs, unsloth_class.from_pretrained)
+    else:
+        kwargs["fast_inference"] = fast_inference
     if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
         dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
     only_here = kwargs.pop("local_files_only", False)
@@ -146,7 +145,7 @@ def _from_pretrained(
                 folder = find_snapshot(path, **which) or path
                 stage("starting vLLM's engine")
                 loaded[0].vllm_engine = load_cpu_engine(
-                    folder, dtype, max_seq_length, engine_arguments
+                    folder, dtype, max_seq_length, arguments
                 )
         try:
             return loaded

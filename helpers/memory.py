@@ -4,22 +4,21 @@ GPU figures come from NVML, the library behind `nvidia-smi`, so that they includ
 processes and need no torch. Where there is no GPU, resident memory takes their place.
 """
 
-import contextlib
-import ctypes
-import gc
-import sys
 import threading
 import time
 from dataclasses import dataclass
 from itertools import pairwise
 
-import psutil
-
 from .charts import Chart, new_axes
-from .internals.machine.devices import MIB, current_gpu, list_gpus
-
-GPU_MEMORY = "GPU memory"
-RESIDENT_MEMORY = "resident memory"
+from .internals.engine.release import CleanupReport, free_unused_memory
+from .internals.machine.devices import (
+    GPU_MEMORY,
+    current_gpu,
+    list_gpus,
+    measure_memory,
+    measure_resident_memory,
+    memory_kind,
+)
 
 
 class NoSuchGpuError(LookupError):
@@ -45,50 +44,6 @@ def measure_gpu_memory(index: int | None = None) -> int:
     return gpu.used_mib if gpu else 0
 
 
-def measure_resident_memory() -> int:
-    """MiB of main memory that this process and its children hold (RSS).
-
-    Pages that they share are counted once for each.
-    """
-    this = psutil.Process()
-    total = 0
-    for process in (this, *this.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):  # Ended meanwhile.
-            total += process.memory_info().rss
-    return total // MIB
-
-
-def memory_kind() -> str:
-    """What `measure_memory` measures here: `GPU_MEMORY` or `RESIDENT_MEMORY`."""
-    return GPU_MEMORY if current_gpu() else RESIDENT_MEMORY
-
-
-def measure_memory() -> int:
-    """MiB in use where models live: on the GPU, or in main memory with none."""
-    gpu = current_gpu()
-    return gpu.used_mib if gpu else measure_resident_memory()
-
-
-@dataclass(frozen=True, repr=False)
-class CleanupReport:
-    """What a cleanup gave back, in MiB of `kind`."""
-
-    kind: str
-    before_mib: int
-    after_mib: int
-
-    @property
-    def freed_mib(self) -> int:
-        """MiB given back; negative where something else took memory meanwhile."""
-        return self.before_mib - self.after_mib
-
-    def __repr__(self) -> str:
-        return (
-            f"Freed {self.freed_mib} MiB of {self.kind} "
-            f"({self.before_mib} -> {self.after_mib} MiB)."
-        )
-
-
 def cleanup_memory() -> CleanupReport:
     """Collect garbage and hand cached memory back to the GPU or the system.
 
@@ -96,17 +51,7 @@ def cleanup_memory() -> CleanupReport:
     starts no CUDA context (some 500 MiB) where none runs.
     """
     kind, before = memory_kind(), measure_memory()
-    # A tensor that another one is a view of is seen as garbage only once that is gone.
-    for _ in range(5):
-        if not gc.collect():
-            break
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.ipc_collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only.
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    free_unused_memory()
     return CleanupReport(kind, before, measure_memory())
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from .internals.machine.devices import MIB
+MIB = 1024 * 1024
 
 TINY_THINKER = "tiny-thinker"
 # Marks a model of random weights in its card; tools.random_model writes it.

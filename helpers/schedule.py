@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .charts import COLOURS, Chart, new_axes
-from .internals.engine.cpu import engine_of
+from .internals.engine.stop import engine_of
 
 Phase = Literal["waiting", "prefill", "decode", "idle"]
 # How each phase is drawn; no work is hatched.

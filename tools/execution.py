@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers.memory import RESIDENT_MEMORY, MemoryMonitor
+from helpers.internals.machine.devices import RESIDENT_MEMORY
+from helpers.memory import MemoryMonitor
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient

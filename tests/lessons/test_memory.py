@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from child import find_child
 
-from helpers import memory
+from helpers.internals.machine import devices
 from helpers.internals.machine.devices import MIB, list_gpus
 from helpers.memory import (
     MemoryMonitor,
@@ -173,5 +173,5 @@ def test_plot_shows_marks_and_peak(nvml):
 
 
 def test_measure_memory_is_resident_memory_without_a_gpu(no_driver, monkeypatch):
-    monkeypatch.setattr(memory, "measure_resident_memory", lambda: 123)
+    monkeypatch.setattr(devices, "measure_resident_memory", lambda: 123)
     assert measure_memory() == 123

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ...models import cached_name, find_model
 from ...sampling import PRESETS
 from ...thinking import ThinkingParser, unfinished_hint
-from ..engine.cpu import engine_of
 from ..engine.errors import is_out_of_memory
 from ..engine.sampling_params import Sampling
-from ..engine.stop import abort_all, stoppable
+from ..engine.stop import abort_all, engine_of, stoppable
 from ..thinking.families import unwrap_tokenizer
 from .prompts import Preparer, Request
 

@@ -223,22 +223,3 @@ def extension_is_unusable(files: Iterable[str], cpuinfo: str) -> bool:
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     # The condition of vllm/platforms/cpu.py, import_kernels.
     return not {"avx512f", "avx512_bf16"} <= set(flags[1].split() if flags else ())
-
-
-def engine_of(model: Any) -> Any:
-    """The `vllm.LLM` behind a model, or the model itself where it is one; else None."""
-    if hasattr(model, "llm_engine"):
-        return model
-    engines = (getattr(part, "vllm_engine", None) for part in parts_of(model))
-    return next((engine for engine in engines if engine is not None), None)
-
-
-def parts_of(model: Any) -> list[Any]:
-    """The model and what it wraps: PEFT's and Unsloth's wrappers use `.model`."""
-    found: list[Any] = []
-    while model is not None and not any(model is part for part in found):
-        if hasattr(model, "llm_engine"):
-            break
-        found.append(model)
-        model = getattr(model, "model", None)
-    return found

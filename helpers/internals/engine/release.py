@@ -1,6 +1,7 @@
 """Give a model's memory back without ending the kernel."""
 
 import contextlib
+import ctypes
 import gc
 import inspect
 import os
@@ -11,12 +12,46 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...memory import CleanupReport, cleanup_memory, measure_memory, memory_kind
-from .cpu import engine_of, parts_of
-from .stop import abort_all
+from ..machine.devices import measure_memory, memory_kind
+from .stop import abort_all, engine_of, parts_of
 
 # A smaller difference is due to CUDA's caches and rounding.
 TOLERANCE_MIB = 64
+
+
+@dataclass(frozen=True, repr=False)
+class CleanupReport:
+    """What a cleanup gave back, in MiB of `kind`."""
+
+    kind: str
+    before_mib: int
+    after_mib: int
+
+    @property
+    def freed_mib(self) -> int:
+        """MiB given back; negative where something else took memory meanwhile."""
+        return self.before_mib - self.after_mib
+
+    def __repr__(self) -> str:
+        return (
+            f"Freed {self.freed_mib} MiB of {self.kind} "
+            f"({self.before_mib} -> {self.after_mib} MiB)."
+        )
+
+
+def free_unused_memory() -> None:
+    """Collect garbage; hand cached memory back to the GPU and to the system."""
+    # A tensor that another one is a view of is seen as garbage only once that is gone.
+    for _ in range(5):
+        if not gc.collect():
+            break
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.ipc_collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,9 +116,9 @@ def release_model(
         namespace = shell.user_ns if shell is not None else {}
     parts, parameters = _let_go(model, namespace, shell)
     del model  # Nothing in this frame may hold what is to be freed.
-    cleanup_memory()
+    free_unused_memory()
     if _clear_finished_frames(parts):
-        cleanup_memory()
+        free_unused_memory()
     alive_parameters, holders = _survivors(parts, parameters, namespace)
     after = measure_memory()
     return ReleaseReport(

@@ -19,6 +19,25 @@ from .errors import (
 )
 
 
+def engine_of(model: Any) -> Any:
+    """The `vllm.LLM` behind a model, or the model itself where it is one; else None."""
+    if hasattr(model, "llm_engine"):
+        return model
+    engines = (getattr(part, "vllm_engine", None) for part in parts_of(model))
+    return next((engine for engine in engines if engine is not None), None)
+
+
+def parts_of(model: Any) -> list[Any]:
+    """The model and what it wraps: PEFT's and Unsloth's wrappers use `.model`."""
+    found: list[Any] = []
+    while model is not None and not any(model is part for part in found):
+        if hasattr(model, "llm_engine"):
+            break
+        found.append(model)
+        model = getattr(model, "model", None)
+    return found
+
+
 def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., list]:
     """Make a `vllm.LLM` safe to interrupt, and return what `fast_generate` shall be.
 

@@ -14,6 +14,8 @@ import psutil
 import pynvml
 
 MIB = 1024 * 1024
+GPU_MEMORY = "GPU memory"
+RESIDENT_MEMORY = "resident memory"
 # The files of a control group that hold its limit and use of memory, in bytes, and how
 # memory.stat names the part of the use that is given up on demand.
 _CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -255,6 +257,30 @@ def free_memory_mib() -> int:
     """Free memory, in MiB: of the current GPU, else of the machine."""
     gpu = current_gpu()
     return gpu.free_mib if gpu else main_memory().available_mib
+
+
+def measure_resident_memory() -> int:
+    """Measure the main memory (RSS) of this process and its children, in MiB.
+
+    Pages that they share are counted once for each.
+    """
+    this = psutil.Process()
+    total = 0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # Ended meanwhile.
+            total += process.memory_info().rss
+    return total // MIB
+
+
+def memory_kind() -> str:
+    """Name the memory that `measure_memory` measures: GPU_MEMORY or RESIDENT_MEMORY."""
+    return GPU_MEMORY if current_gpu() else RESIDENT_MEMORY
+
+
+def measure_memory() -> int:
+    """Measure the memory that models live in: the GPU's, or resident memory, in MiB."""
+    gpu = current_gpu()
+    return gpu.used_mib if gpu else measure_resident_memory()
 
 
 # --- PyTorch, without importing it ----------------------------------------------------
