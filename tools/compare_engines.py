@@ -1,14 +1,17 @@
 """Compare the engines on this machine, each in a process of its own.
 
     python -m tools.compare_engines --model DIRECTORY --out results.json
+    python -m tools.compare_engines --merge a.json b.json --out results.json
 
 Every engine gets the same prompts as token ids and goes on to the last token that was
-asked for; `helpers.speed` has the rule that each is measured by. The file is written
-anew with each measurement. The same command again goes on with the engines that it
-lacks, so a comparison can be made in parts. `tools.figures` draws it.
+asked for; `helpers.speed` has the rule that each is measured by. `--passes 2` goes
+through the rows once more in the opposite order and adds to the repeats. The file is
+written after each measurement. The same command again goes on with what is missing, so
+a comparison can be made in parts, or on two cards at once and merged.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -25,68 +28,118 @@ from helpers.internals.engine.plan import detect_device
 from helpers.models import TINY_THINKER, is_noise
 from helpers.speed import engine_table, load_figures
 
-from .compare_engines_child import TITLES, Job
+from .engines import ROWS, Job
 
-PRECISIONS = ("16-bit", "4-bit")
 POLL_SECONDS = 2.0
+LEAST_SECONDS = 40.0  # No row is begun with less time left: it loads for half of that.
+BY_SIZE = ("tokens_per_second", "ttft_seconds", "mixed")
 
 
-def run(jobs: Sequence[Job], out: Path, timeout: float) -> dict[str, Any]:
-    """Measure one engine after the other; what `out` holds in the end.
+def run(jobs: Sequence[Job], out: Path, passes: int, seconds: float) -> dict[str, Any]:
+    """Measure one row after the other; return what `out` holds in the end.
 
-    `timeout` is in seconds for each child. A failure is kept in its record as "error".
-    Raises `ValueError` where `out` holds a comparison of another kind.
+    No row begins after `seconds`, and the one that runs then is ended. A failure is
+    kept in its record as "error". Raises `ValueError` if `out` holds a comparison of
+    another kind.
     """
-    job = asdict(jobs[0])
-    del job["engine"], job["precision"], job["model"]
-    name = Path(jobs[0].model).name
-    noise = is_noise(jobs[0].model)
-    model = f"random weights in the shape of {name}" if noise else name
-    results: dict[str, Any] = {"model": model, "job": json.loads(json.dumps(job))}
-    results["engines"] = []
+    end = time.monotonic() + seconds
+    results = _begin(jobs[0], out)
+    for number in range(passes):
+        for job in jobs if number % 2 == 0 else reversed(jobs):
+            earlier = _find(results, job)
+            if earlier.get("passes", 0) > number or _left_out(job):
+                continue
+            left = end - time.monotonic()
+            if left < LEAST_SECONDS:
+                print(f"{job.row}: left out, no time")
+                continue
+            print(f"{job.row} ...", flush=True)
+
+            def keep(
+                record: dict[str, Any], job: Job = job, earlier: dict = earlier
+            ) -> None:
+                if earlier.get("passes") and "passes" not in record:
+                    return  # A later pass counts when it is whole.
+                results.update(record.pop("machine", {}))
+                _put(results, job, _together(earlier, record))
+                out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+            run_child(job, keep, left)
+    return results
+
+
+def _begin(job: Job, out: Path) -> dict[str, Any]:
+    """Return the results that `out` holds, or new ones for the same kind of job."""
+    kind = asdict(job)
+    del kind["row"], kind["model"]
+    name = Path(job.model).name
+    model = f"random weights in the shape of {name}" if is_noise(job.model) else name
+    results = {"model": model, "job": json.loads(json.dumps(kind)), "engines": []}
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         before = json.loads(out.read_text("utf-8"))
         if any(before[key] != results[key] for key in ("model", "job")):
             raise ValueError(f"{out} holds another comparison: {before['job']}")
-        results = before
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for job in jobs:
-        key = (TITLES[job.engine], job.precision)
-        done = [(r["engine"], r["precision"]) for r in results["engines"] if _whole(r)]
-        if key in done:
-            continue
-        if job.in_4bit and job.on_vllm and detect_device() == "cpu":
-            print(f"{job.engine}: left out, vLLM has no 4-bit weights on a CPU")
-            continue
-        print(f"{', '.join(key)} ...", flush=True)
-        others = [r for r in results["engines"] if (r["engine"], r["precision"]) != key]
-
-        def keep(record: dict[str, Any], others: list = others) -> None:
-            results.update(record.pop("machine", {}))
-            results["engines"] = [*others, record]
-            out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-
-        run_child(job, keep, timeout)
+        return before
     return results
 
 
-def _whole(record: dict[str, Any]) -> bool:
-    return "seconds" in record and "error" not in record
+def _left_out(job: Job) -> bool:
+    return ROWS[job.row].gpu_only and detect_device() == "cpu"
+
+
+def _find(results: dict[str, Any], job: Job) -> dict[str, Any]:
+    return next((r for r in results["engines"] if r["row"] == job.row), {})
+
+
+def _put(results: dict[str, Any], job: Job, record: dict[str, Any]) -> None:
+    """Replace the row's record; keep the records in the order of `ROWS`."""
+    row = ROWS[job.row]
+    names = {"row": job.row, "engine": row.title, "precision": row.precision}
+    others = [r for r in results["engines"] if r["row"] != job.row]
+    order = list(ROWS)
+    results["engines"] = sorted(
+        [*others, {**names, **record}], key=lambda r: order.index(r["row"])
+    )
+
+
+def _together(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Add the repeats of this pass to those of an earlier one, cell by cell.
+
+    What is measured once, as the load with cold caches, stays that of the first pass.
+    """
+    if not earlier.get("passes"):
+        return record
+    merged = {**record, **earlier, "passes": earlier["passes"] + record["passes"]}
+    for name in BY_SIZE:
+        cells = dict(earlier.get(name, {}))
+        for size, values in record.get(name, {}).items():
+            cells[size] = [*cells.get(size, []), *values]
+        merged[name] = cells
+    return merged
+
+
+def merge(files: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Put comparisons of the same kind into one file; the last record of a row wins."""
+    found = [json.loads(file.read_text("utf-8")) for file in files]
+    results = {**found[0], "engines": []}
+    for one in found:
+        if any(one[key] != results[key] for key in ("model", "job", "device")):
+            raise ValueError(f"not the same comparison: {one['job']}")
+        for record in one["engines"]:
+            _put(results, Job(record["row"], ""), record)
+    out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    return results
 
 
 def run_child(job: Job, keep: Callable[[dict[str, Any]], None], timeout: float) -> None:
-    """Measure one engine; `keep` gets its record as it grows, and how it ended."""
+    """Measure one row; `keep` gets its record as it grows, and how it ended."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder, "record.json"), Path(folder, "log")
 
         def record() -> dict[str, Any]:
-            measured = json.loads(path.read_text()) if path.exists() else {}
-            return {
-                "engine": TITLES[job.engine],
-                "precision": job.precision,
-                **measured,
-            }
+            return json.loads(path.read_text()) if path.exists() else {}
 
         words = [sys.executable, "-m", "tools.compare_engines_child"]
         with open(log, "wb") as output:
@@ -107,12 +160,12 @@ def run_child(job: Job, keep: Callable[[dict[str, Any]], None], timeout: float) 
                         if time.monotonic() - start > timeout:
                             status = f"not done after {timeout:.0f} s"
             finally:
-                if child.poll() is None:
-                    os.killpg(child.pid, signal.SIGKILL)  # Its workers too.
-                    child.wait()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)  # Its engine's processes too.
+                child.wait()
         seconds = round(time.monotonic() - start, 1)
         if status == 0:
-            keep({**record(), "seconds": seconds})
+            keep({**record(), "seconds": seconds, "passes": 1})
         else:
             tail = log.read_text(errors="replace")[-3000:].strip()
             print(f"failed ({status}):\n{tail}", file=sys.stderr)
@@ -126,27 +179,25 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = text.split(",")
-        if not set(found) <= set(known):
-            raise argparse.ArgumentTypeError(f"choose from {','.join(known)}")
-        return found
-
-    return names
+def _row_names(text: str) -> list[str]:
+    found = text.split(",")
+    if not set(found) <= set(ROWS):
+        raise argparse.ArgumentTypeError(f"choose from {','.join(ROWS)}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m tools.compare_engines",
-        description="All other arguments: see Job in tools/compare_engines_child.py.",
+        description="All other arguments: see Job in tools/engines.py.",
     )
     parser.add_argument("--model", default=TINY_THINKER)
     parser.add_argument("--out", type=Path, default=Path("_build/engines.json"))
-    parser.add_argument("--engines", type=_names(list(TITLES)), default=list(TITLES))
-    parser.add_argument("--precisions", type=_names(PRECISIONS), default=PRECISIONS)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds per engine")
-    for entry in fields(Job)[3:]:
+    parser.add_argument("--rows", type=_row_names, default=list(ROWS))
+    parser.add_argument("--passes", type=int, default=1, help="every second backwards")
+    parser.add_argument("--seconds", type=float, default=7200, help="for all rows")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE")
+    for entry in fields(Job)[2:]:
         kind = _numbers if isinstance(entry.default, tuple) else type(entry.default)
         option = f"--{entry.name.replace('_', '-')}"
         parser.add_argument(option, type=kind, default=entry.default)
@@ -154,17 +205,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where an engine failed, 0 otherwise."""
+    """Run the command line; return 1 if an engine failed, else 0."""
     options = _parser().parse_args(arguments)
-    settings = {entry.name: getattr(options, entry.name) for entry in fields(Job)[3:]}
+    settings = {entry.name: getattr(options, entry.name) for entry in fields(Job)[2:]}
     job = Job("", options.model, **settings)
-    jobs = [
-        replace(job, engine=engine, precision=precision)
-        for precision in options.precisions
-        for engine in options.engines
-    ]
+    jobs = [replace(job, row=row) for row in options.rows]
     try:
-        results = run(jobs, options.out, options.timeout)
+        if options.merge:
+            results = merge(options.merge, options.out)
+        else:
+            results = run(jobs, options.out, options.passes, options.seconds)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
