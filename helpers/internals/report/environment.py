@@ -164,7 +164,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
 
     name, make = settings.model_name, partial(Check, "Model")
     try:
-        path = resolve_model_path(name)
+        path = resolve_model_path(name, make=False)
         here = find_folder(path) is not None
     except Exception as error:  # huggingface_hub may refuse the name as well.
         fix = f"correct MODEL_NAME; MODEL_NAME={TINY_THINKER} runs anywhere"
