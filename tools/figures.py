@@ -10,8 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.charts import plot_throughput
-from helpers.speed import EngineFigures, load_figures
+from helpers.speed import EngineFigures, load_figures, plot_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = "h100"

@@ -1,4 +1,9 @@
-"""The facts about GPUs and main memory, asked of NVML and psutil; imports no torch."""
+"""The facts about GPUs and main memory, from NVML and psutil.
+
+Nothing goes in but the environment's CUDA_VISIBLE_DEVICES; out come GPUs, the driver
+and free memory, in MiB. It imports no torch and starts no CUDA. It knows nothing of
+models and settings.
+"""
 
 import contextlib
 import importlib.util
@@ -7,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +22,14 @@ import pynvml
 MIB = 1024 * 1024
 GPU_MEMORY = "GPU memory"
 RESIDENT_MEMORY = "resident memory"
-# The files of a control group that hold its limit and use of memory, in bytes, and how
-# memory.stat names the part of the use that is given up on demand.
-_CGROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_CGROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One GPU, or one MIG slice of it, as NVML sees it.
 
-    `index` is the one that `nvidia-smi` prints, of a slice that of its card.
-    `compute_capability` is None where the driver does not tell it.
+    `index` is the card's number in `nvidia-smi`. `compute_capability` is None if the
+    driver does not tell it.
     """
 
     index: int
@@ -44,14 +46,14 @@ class Gpu:
 
     @property
     def bf16(self) -> bool:
-        """Whether it computes in bfloat16: Ampere (8.0) and later do."""
+        """True if it computes in bfloat16: Ampere (8.0) and later do."""
         return self.compute_capability is not None and self.compute_capability >= (8, 0)
 
 
 class Driver(NamedTuple):
     """The NVIDIA driver, and the newest CUDA that it runs as (major, minor).
 
-    Where it can't be used `error` says why, and `cuda` is (0, 0).
+    If it can't be used, `error` says why and `cuda` is (0, 0).
     """
 
     version: str = ""
@@ -70,10 +72,11 @@ class MainMemory(NamedTuple):
 
 
 class _Card(NamedTuple):
-    """A card, and what CUDA can use of it: its MIG slices, or itself, or nothing."""
+    """What CUDA can use of a card: its MIG slices, or itself, or nothing."""
 
-    uuid: str
-    gpus: list[Gpu]
+    uuid: str = ""
+    gpus: list[Gpu] = []
+    problem: str = ""
 
 
 @contextlib.contextmanager
@@ -86,7 +89,7 @@ def _nvml() -> Iterator[None]:
 
 
 def read_driver() -> Driver:
-    """Which driver there is, and what it can run."""
+    """Read the driver's version, and the newest CUDA that it runs."""
     try:
         with _nvml():
             cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -97,60 +100,58 @@ def read_driver() -> Driver:
 
 
 def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA shows this process, in its order; or all of the machine.
+    """List the GPUs that CUDA shows this process, in its order; or all of the machine.
 
-    Empty with no driver, no GPU, or a `CUDA_VISIBLE_DEVICES` that hides them all.
-    Indices in `CUDA_VISIBLE_DEVICES` are taken in PCI order, as `nvidia-smi` counts;
-    where cards of different kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`. A card
-    in MIG mode is listed by its slices. `gpu_problems` says which are left out.
+    Empty with no driver, no GPU, or a `CUDA_VISIBLE_DEVICES` that hides them all. That
+    variable may name cards by their index in `nvidia-smi` (where cards of different
+    kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`), cards and MIG slices by their
+    whole UUID. A card in MIG mode is listed by its slices.
     """
-    cards, _ = _read_cards()
-    return tuple(_visible(cards) if visible else _all(cards))
+    cards = _read_cards()
+    return tuple(_visible_gpus(cards) if visible else _all_gpus(cards))
 
 
 def gpu_problems() -> tuple[str, ...]:
-    """Each card of the machine that can't be used, with the reason."""
-    return tuple(_read_cards()[1])
+    """Name each card of the machine that can't be used, and the reason."""
+    return tuple(card.problem for card in _read_cards() if card.problem)
 
 
-def _read_cards() -> tuple[list[_Card], list[str]]:
-    cards, problems = [], []
+def _read_cards() -> list[_Card]:
+    """Read each card of the machine, even unusable ones: an index is a place."""
+    cards = []
     with contextlib.suppress(pynvml.NVMLError), _nvml():
         for index in range(pynvml.nvmlDeviceGetCount()):
-            problem = f"GPU {index} is in MIG mode, and no slice of it is here"
             try:
-                card = _read_card(index)
+                cards.append(_read_card(index))
             except pynvml.NVMLError as error:
-                card, problem = _Card("", []), f"GPU {index} can't be used: {error}"
-            cards.append(card)  # Even an unusable one, to keep the indices.
-            problems += [] if card.gpus else [problem]
-    return cards, problems
+                cards.append(_Card(problem=f"GPU {index} can't be used: {error}"))
+    return cards
 
 
 def _read_card(index: int) -> _Card:
     card = pynvml.nvmlDeviceGetHandleByIndex(index)
-    places = range(_ask("MaxMigDeviceCount", card) or 0)
-    slices = [_ask("MigDeviceHandleByIndex", card, place) for place in places]
+    places = range(_query_or_none("MaxMigDeviceCount", card) or 0)
+    slices = [_query_or_none("MigDeviceHandleByIndex", card, p) for p in places]
     # In a container some are out of reach, which are None here.
     parts = [part for part in slices if part is not None]
-    mode = _ask("MigMode", card)
-    if not parts and (not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE):
-        parts = [card]
-    gpus = [_describe(part, card, index) for part in parts]
+    mode = _query_or_none("MigMode", card)
+    if not parts and mode and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
+        return _Card(problem=f"GPU {index} is in MIG mode, and no slice of it is here")
+    gpus = [_describe_gpu(part, card, index) for part in parts or [card]]
     return _Card(pynvml.nvmlDeviceGetUUID(card), gpus)
 
 
-def _ask(what: str, *arguments: Any) -> Any:
-    """What NVML tells of a device, None for what this one has not."""
+def _query_or_none(name: str, *arguments: Any) -> Any:
+    """Query one NVML property; return None if this device does not support it."""
     with contextlib.suppress(pynvml.NVMLError):
-        return getattr(pynvml, f"nvmlDeviceGet{what}")(*arguments)
+        return getattr(pynvml, f"nvmlDeviceGet{name}")(*arguments)
     return None
 
 
-def _describe(handle: Any, card: Any, index: int) -> Gpu:
-    """`handle` is the card's own, or that of one of its slices."""
-    capability = _ask("CudaComputeCapability", card)
-    name = _ask("Name", handle) or "NVIDIA GPU"
+def _describe_gpu(handle: Any, card: Any, index: int) -> Gpu:
+    """Describe a card, or the slice of it that `handle` stands for."""
+    capability = _query_or_none("CudaComputeCapability", card)
+    name = _query_or_none("Name", handle) or "NVIDIA GPU"
     uuid = pynvml.nvmlDeviceGetUUID(handle)
     # Like nvidia-smi, version 2 does not count what the driver reserves.
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
@@ -158,45 +159,35 @@ def _describe(handle: Any, card: Any, index: int) -> Gpu:
     return Gpu(index, uuid, name, total, used, capability and tuple(capability))
 
 
-def _visible(cards: list[_Card]) -> list[Gpu]:
-    """What CUDA makes of `CUDA_VISIBLE_DEVICES`: CUDA C++ Programming Guide, 5.2.
+def _visible_gpus(cards: list[_Card]) -> list[Gpu]:
+    """Choose as CUDA does by `CUDA_VISIBLE_DEVICES` (CUDA C++ Programming Guide, 5.2).
 
-    The list ends at the first entry that names no GPU; one named twice hides all. A
-    UUID may be shortened as long as it is unique. Where there is a MIG slice CUDA shows
-    the first one and nothing else (MIG User Guide, "CUDA Device Enumeration").
+    The list ends at the first entry that names no GPU; one named twice hides all. If
+    there is a MIG slice, CUDA shows the first one and nothing else (MIG User Guide,
+    "CUDA Device Enumeration").
     """
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = _all(cards) if variable is None else []
-    for entry in variable.split(",") if variable is not None else ():
-        named = _named(entry.strip(), cards)
-        if not named:
-            break
-        chosen += named
+    chosen = _all_gpus(cards)
+    if variable is not None:
+        by_name = {str(index): card.gpus for index, card in enumerate(cards)}
+        by_name |= {gpu.uuid: [gpu] for gpu in chosen}
+        by_name |= {card.uuid: card.gpus for card in cards}
+        named = (by_name.get(entry.strip()) for entry in variable.split(","))
+        chosen = list(chain.from_iterable(takewhile(bool, named)))
     if len(set(chosen)) < len(chosen):
         return []
     slices = [gpu for gpu in chosen if gpu.uuid.startswith("MIG-")]
     return slices[:1] or chosen
 
 
-def _all(cards: list[_Card]) -> list[Gpu]:
+def _all_gpus(cards: list[_Card]) -> list[Gpu]:
     return [gpu for card in cards for gpu in card.gpus]
 
 
-def _named(entry: str, cards: list[_Card]) -> list[Gpu]:
-    """What an entry stands for, which is a card's index or the beginning of a UUID."""
-    if entry.isdecimal():
-        return cards[int(entry)].gpus if int(entry) < len(cards) else []
-    by_uuid = {card.uuid: card.gpus for card in cards}
-    by_uuid |= {gpu.uuid: [gpu] for gpu in _all(cards)}
-    matches = [gpus for uuid, gpus in by_uuid.items() if uuid.startswith(entry)]
-    is_uuid = entry.startswith(("GPU-", "MIG-"))
-    return matches[0] if is_uuid and len(matches) == 1 else []
-
-
 def current_gpu() -> Gpu | None:
-    """The GPU that models of this process are on, None where they are in main memory.
+    """Find the GPU that holds the models of this process; None for main memory.
 
-    A GPU that the imported torch can't use (a CPU build, an old driver) is none.
+    A GPU that the imported torch can't use (a CPU build, an old driver) does not count.
     """
     torch = sys.modules.get("torch")
     if torch is not None and not torch.cuda.is_available():
@@ -215,10 +206,10 @@ def current_gpu() -> Gpu | None:
 
 
 def main_memory(root: Path = Path("/")) -> MainMemory:
-    """The machine's, or what its control groups leave this process if that is less.
+    """Read the machine's memory, or what this process's control groups leave of it.
 
     A container's limit is one: past it the process is killed, however much is free.
-    `root` is where the files of the system are.
+    `root` is the top of the file system.
     """
     machine = psutil.virtual_memory()
     total, available = machine.total, machine.available
@@ -229,32 +220,31 @@ def main_memory(root: Path = Path("/")) -> MainMemory:
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use in bytes of each control group that this process is in.
+    """Yield limit and use, in bytes, of each control group that this process is in.
 
-    cgroups(7): a line of /proc/self/cgroup is number:controllers:path, and version 2
-    has no controllers. In a container that path may be the host's, which is not there;
-    what is mounted at its beginning is then the container's own group.
+    cgroups(7), version 2: the line 0::PATH of /proc/self/cgroup. In a container PATH
+    may be the host's, which is not there; the top is then the container's own group.
     """
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            top, files = root / "sys/fs/cgroup", _CGROUP_V2
-            if controllers:
-                top, files = top / "memory", _CGROUP_V1
-            if controllers and "memory" not in controllers.split(","):
-                continue
-            folder = top / path.strip("/")
-            for group in (folder, *folder.parents):
-                if group.is_relative_to(top):
-                    with contextlib.suppress(OSError, ValueError):  # "max" is none.
-                        limit, used = (int((group / f).read_text()) for f in files[:2])
-                        statistics = (group / "memory.stat").read_text().split()
-                        reclaimable = statistics[statistics.index(files[2]) + 1]
-                        yield limit, used - int(reclaimable)
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # Not Linux.
+        return
+    top = root / "sys/fs/cgroup"
+    for path in (line[3:] for line in lines if line.startswith("0::")):
+        folder = top / path.strip("/")
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
+                    limit = int((group / "memory.max").read_text())
+                    used = int((group / "memory.current").read_text())
+                    statistics = (group / "memory.stat").read_text().split()
+                    # Cached files: given up on demand.
+                    cached = statistics[statistics.index("inactive_file") + 1]
+                    yield limit, used - int(cached)
 
 
 def free_memory_mib() -> int:
-    """Free memory, in MiB: of the current GPU, else of the machine."""
+    """Read the free memory, in MiB: of the current GPU, else of the machine."""
     gpu = current_gpu()
     return gpu.free_mib if gpu else main_memory().available_mib
 
@@ -287,18 +277,18 @@ def measure_memory() -> int:
 
 
 def runs_cuda() -> bool:
-    """Whether PyTorch is built for CUDA and the driver is new enough for that build."""
+    """Return True if PyTorch is built for CUDA and the driver can run that build."""
     built_for, (major, _) = torch_cuda(), read_driver().cuda
     # CUDA's minor version compatibility: only the major version has to fit.
     return bool(built_for) and major >= int(built_for.split(".")[0])
 
 
 def torch_cuda() -> str | None:
-    """The CUDA version that PyTorch is built for, None for a CPU build or none."""
+    """Find the CUDA version that PyTorch is built for; None for a CPU build or none."""
     spec = importlib.util.find_spec("torch")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        with contextlib.suppress(OSError):
-            text = (Path(folder) / "version.py").read_text()
-            if found := re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE):
-                return found[1]
-    return None
+    if spec is None or spec.origin is None:
+        return None
+    version_file = Path(spec.origin).with_name("version.py")
+    text = version_file.read_text() if version_file.exists() else ""
+    found = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE)
+    return found[1] if found else None

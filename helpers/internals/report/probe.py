@@ -1,6 +1,7 @@
-"""Import one package, and write what was found: `python -m ...probe NAME FILE`.
+"""Import one package and write its facts as JSON: `python -m ...probe NAME FILE`.
 
-`packages` runs this in a child process, since a bad build can end Python at once.
+A program for a child process, since a bad build can end Python at once. It knows
+nothing of rows: `package_rows` starts it and reads the file.
 """
 
 import importlib
@@ -9,9 +10,12 @@ import os
 import sys
 from pathlib import Path
 
+from ..engine.cpu import import_unsloth
+from ..machine.settings import load_settings
+
 
 def probe_torch() -> dict:
-    """Whether it finds a GPU, and can compute on it."""
+    """Import PyTorch; report if it finds a GPU, after a sum on it."""
     import torch
 
     found = torch.cuda.is_available()
@@ -21,10 +25,7 @@ def probe_torch() -> dict:
 
 
 def probe_unsloth() -> dict:
-    """What it would run on, and why it has switched vLLM off, if it has."""
-    from ..engine.cpu import import_unsloth
-    from ..machine.settings import load_settings
-
+    """Import Unsloth; report its device, and why it has switched vLLM off, or None."""
     unsloth = import_unsloth(load_settings())
     import_fixes = importlib.import_module("unsloth.import_fixes")
     on_cpu = getattr(unsloth, "_IS_CPU_BACKEND", False)
@@ -33,7 +34,7 @@ def probe_unsloth() -> dict:
 
 
 def probe_vllm() -> dict:
-    """What it is built for, once its compiled part has loaded."""
+    """Load vLLM's compiled part; report the device that it is built for."""
     import vllm  # noqa: F401
     from vllm.platforms import current_platform
 
@@ -45,7 +46,7 @@ PROBES = {"torch": probe_torch, "unsloth": probe_unsloth, "vllm": probe_vllm}
 
 
 def main(name: str, file: str) -> None:
-    """Write the facts as JSON, "error" among them where the import failed, and end."""
+    """Write the facts, "error" among them if the import failed, and end the process."""
     try:
         facts = PROBES[name]()
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The form of a report on this machine: rows, as text, as HTML and as JSON."""
+"""The form of a report: rows, shown as text, as HTML and as JSON."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from ...charts import html_table
 
 @dataclass(frozen=True)
 class Check:
-    """One row: what was looked at, how it is, and what fixes it if it is not ok."""
+    """One row: the thing checked, its state, and the command or step that fixes it."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
@@ -26,11 +26,11 @@ class EnvironmentReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed; warnings do not count."""
+        """True if nothing failed; warnings do not count."""
         return all(row.status != "failed" for row in self.rows)
 
     def to_json(self) -> str:
-        """The report for a machine: `{"ok": ..., "rows": [...]}`."""
+        """Write the report for a program: `{"ok": ..., "rows": [...]}`."""
         rows = [asdict(row) for row in self.rows]
         return json.dumps({"ok": self.ok, "rows": rows}, indent=2)
 
@@ -53,18 +53,10 @@ class EnvironmentReport:
 
     def _repr_html_(self) -> str:
         heads = ["check", "status", "found, and what fixes it"]
-        rows = [
-            (
-                escape(row.name),
-                row.status if row.status == "ok" else f"<b>{row.status}</b>",
-                _found(row),
-            )
-            for row in self.rows
-        ]
+        rows = []
+        for row in self.rows:
+            status = row.status if row.status == "ok" else f"<b>{row.status}</b>"
+            # The fix goes below: a narrow window has no room for a fourth column.
+            found = "<br>&rarr; ".join(escape(t) for t in (row.detail, row.fix) if t)
+            rows.append((escape(row.name), status, found.replace("/", "/<wbr>")))
         return f"{html_table(heads, rows)}<p>{escape(self._summary())}</p>"
-
-
-def _found(row: Check) -> str:
-    """What fixes it stands below: a narrow window has no room for one more column."""
-    texts = [escape(text) for text in (row.detail, row.fix) if text]
-    return "<br>&rarr; ".join(texts).replace("/", "/<wbr>")  # Where a path may break.

