@@ -23,6 +23,7 @@ from nbformat.v4 import new_markdown_cell
 
 import helpers
 from helpers.internals.machine.settings import defaults, load_settings
+from helpers.models import TINY_THINKER_DIRECTORY
 from tools.execution import (
     KERNELSPEC,
     STAMP,
@@ -41,8 +42,11 @@ MEDIAN_LINES, NINETIETH_PERCENTILE_LINES, MARKDOWN_PER_CODE = 8, 25, 1.2
 # What Unsloth changes as it is imported; peft brings transformers in.
 PATCHED = ("transformers", "trl", "vllm", "peft")
 LOADING = "helpers.FastLanguageModel"  # the import that brings Unsloth in safely
-# How a take-away keeps Unsloth's probe from ending Python, or asks for a GPU first.
-GUARDS = ('"vllm._C"', "torch.cuda.is_available()")
+# What a CPU needs, which no take-away says: as `set_up` sets it in a notebook's kernel.
+PRELUDE = """\
+from helpers.internals.engine.cpu import hide_unusable_extension
+hide_unusable_extension()
+"""
 # In the condition of an assert these would skip it without a word.
 SWITCHES = {"NOISE", "is_noise", "on_gpu"}
 # A notebook that is longer is two.
@@ -206,8 +210,8 @@ def check_unsloth_first(path: Path) -> list[str]:
     """The loading code comes before all that Unsloth changes, in each cell by itself.
 
     A reader may run any cell first, in a fresh kernel, where a bare import of unsloth
-    ends Python on many CPUs. The take-away, which has no loading code, keeps Unsloth
-    from that by itself, or asks for a GPU first.
+    ends Python on many CPUs. The take-away, which has no loading code, is run
+    where that is taken care of: see `PRELUDE`.
     """
     code = cells(path, "code")
     first = next(imports(code[0][1].source), None) if code else None
@@ -225,8 +229,6 @@ def check_unsloth_first(path: Path) -> list[str]:
                 f"{module} is imported before unsloth in the take-away"
                 for module in imported_too_early(cell.source, "unsloth")
             ]
-            if not any(guard in cell.source for guard in GUARDS):
-                complaints.append("the take-away imports unsloth without protection")
     return complaints
 
 
@@ -547,12 +549,26 @@ _LIBRARY_LOG = re.compile(
 )
 
 
+ON_A_CPU = {
+    "MODEL_NAME": str(TINY_THINKER_DIRECTORY),
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TORCHDYNAMO_DISABLE": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_USE_AOT_COMPILE": "0",
+}
+_PROGRESS = re.compile(r"\d+%\|")
+
+
 def check_take_away_runs(path: Path) -> list[str]:
     """The take-away prints something, in a Python of its own, and writes no stderr.
 
-    It runs in the notebook's folder, without the settings of a user. Libraries'
-    progress bars, what they say of their own future, and logs of PyTorch (that there is
-    no Triton) and of Ray's core are left out, all else counts.
+    It runs in the notebook's folder on the embedded model, without the settings of a
+    user. Libraries' progress bars, what they say of their own future, and logs of
+    PyTorch (that there is no Triton) and of Ray's core are left out, all else counts.
     """
     source = next(
         cell.source for _, cell in cells(path, "code") if "take-away" in tags(cell)
@@ -561,14 +577,9 @@ def check_take_away_runs(path: Path) -> list[str]:
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", source],
+            [sys.executable, "-c", PRELUDE + source],
             cwd=path.parent,
-            env=environment
-            | {
-                "HF_HUB_OFFLINE": "1",
-                "TQDM_DISABLE": "1",
-                "PYTHONWARNINGS": "ignore::FutureWarning",
-            },
+            env=environment | ON_A_CPU,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -581,7 +592,11 @@ def check_take_away_runs(path: Path) -> list[str]:
         complaints.append(f"the take-away ended with {done.returncode}")
     if not done.stdout.strip():
         complaints.append("the take-away prints nothing")
-    lines = [line for line in done.stderr.splitlines() if not _LIBRARY_LOG.match(line)]
+    lines = [
+        line
+        for line in done.stderr.splitlines()
+        if not (_LIBRARY_LOG.match(line) or _PROGRESS.search(line))
+    ]
     if "".join(lines).strip():
         shown = lines[-1] if done.returncode else lines[0]
         complaints.append(f"the take-away writes on stderr: {shown[:200]}")

@@ -349,11 +349,11 @@ def test_numbering_gate_complains():
         ("print(1); raise ValueError('no')", "on stderr: ValueError: no"),
         ("print(1); import os; os._exit(3)", "ended with 3"),
         ("print(open('../model.txt').read())", "FileNotFoundError"),
-        ("import os; print(os.environ['MODEL_NAME'])", "KeyError"),
+        ("import os; print(os.environ['LOAD_IN_4BIT'])", "KeyError"),
     ],
 )
 def test_take_away_gate_complains(program, complaint, tmp_path, monkeypatch):
-    monkeypatch.setenv("MODEL_NAME", "tiny-thinker")
+    monkeypatch.setenv("LOAD_IN_4BIT", "true")
     notebook = small_notebook()
     path = write(tmp_path, canonical_bytes(notebook))
     assert check_take_away_runs(path) == []

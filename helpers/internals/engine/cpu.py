@@ -17,6 +17,7 @@ from ..machine.settings import Settings
 from ..machine.versions import PATCHED_BY_UNSLOTH, lacks_plugin
 from .errors import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .hub import adapter_config, hub_cache, link_models
+from .plan import detect_device
 from .quiet import is_loud, quiet, quieten_packages
 
 # Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
@@ -175,6 +176,10 @@ def import_unsloth(settings: Settings) -> types.ModuleType:
             )
         settings.apply()
         os.environ.setdefault(_ALIASING, "0")
+        if detect_device(settings) == "cpu":
+            # Compiling takes half a minute and a C++ compiler, and gains little.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
         hide_unusable_extension()
     cache = hub_cache()
     with quiet(settings):
