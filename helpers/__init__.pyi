@@ -3,8 +3,10 @@
 from .batch import run_batch as run_batch
 from .charts import Chart as Chart
 from .charts import new_axes as new_axes
+from .charts import plot_lines as plot_lines
+from .charts import plot_throughput as plot_throughput
 from .charts import show_table as show_table
-from .display import show_thinking as show_thinking
+from .charts import show_thinking as show_thinking
 from .explorer import DistributionExplorer as DistributionExplorer
 from .explorer import describe as describe
 from .explorer import entropy as entropy
@@ -36,8 +38,6 @@ from .schedule import watch_schedule as watch_schedule
 from .speed import engine_table as engine_table
 from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine
-from .speed import plot_lines as plot_lines
-from .speed import plot_throughput as plot_throughput
 from .thinking import THINK_END_TOKEN_ID as THINK_END_TOKEN_ID
 from .thinking import ThinkingStream as ThinkingStream
 from .thinking import parse_thinking_response as parse_thinking_response

@@ -1,10 +1,10 @@
 """End the kernel and all that it started: the last cell of every notebook.
 
-The Jupyter server that owns a kernel has to end it: one that ends by itself looks like
-a crash, and is started again (jupyter_client issue 237). 06 tells the whole story.
+The Jupyter server that owns a kernel has to end it: a kernel that exits by itself looks
+like a crash, and is started again (jupyter_client issue 237). 06 tells the whole story.
+A kernel that waits for its reader keeps a file in Jupyter's runtime folder. It ends
+when another notebook, whose load needs the memory, removes that file.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ import psutil
 REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
 REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
 EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
-ALONE_SECONDS = 1.0  # after the cell before, as when this one is run by itself
+LEAVE_SECONDS = 20.0  # for a waiting kernel to end once its file is gone
+ALONE_SECONDS = 1.0  # of rest before a cell that is not part of Run All
+_NOTE = "waits-in-last-cell-"  # begins the name of a waiting kernel's file
 _last_actions: list[Callable[[], None]] = []
 
 
 def at_shutdown(action: Callable[[], None]) -> None:
-    """Have `shutdown_kernel` call this first, while the page can still be written to.
+    """Have `action` called before the kernel ends, while the page can still change.
 
-    What it raises is ignored.
+    Errors of `action` are ignored.
     """
     _last_actions.append(action)
 
@@ -38,18 +40,15 @@ def at_shutdown(action: Callable[[], None]) -> None:
 def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
     """End this kernel, its child processes and the memory that they hold.
 
-    Where nobody can answer (nbmake, nbconvert, papermill) that is done at once. A
-    reader at the screen, who may just have pressed Run All, is asked first, by two
-    buttons below the cell: the kernel stays for the exercises, and ends by itself
-    `idle` seconds after the last cell or control. Run again, by itself, this ends it.
+    Where nobody can answer (nbmake, nbconvert, papermill) the kernel ends at once. For
+    a reader, who may just have pressed Run All, it stays for the exercises. It ends
+    `idle` seconds after the last cell, at once when this cell is run again by itself,
+    or when a load in another notebook needs the memory.
 
     Child processes (vLLM's engine core and workers) have `wait` seconds to end by
-    themselves. The kernel follows about a second after the cell, ended by its Jupyter
-    server, or by itself where it has none (VS Code, nbmake); an exit that hangs is
-    forced. Outside a kernel this only says so.
-
-    A server that only a password opens, or that listens on a Unix socket, can't be
-    asked: the memory is given back, but the server starts an empty kernel again.
+    themselves. The kernel follows about a second after the cell. A Jupyter server that
+    only a password opens, or that listens on a Unix socket, can't be asked to end it:
+    the memory is given back, but that server starts an empty kernel again.
     """
     app = _kernel_app()
     if app is None:
@@ -57,9 +56,9 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
         return
     # Runners say with each cell that nobody would answer a question, front ends don't.
     if app.kernel.get_parent()["content"].get("allow_stdin"):
-        last = _Question.last
-        if last is None or time.monotonic() - last.since < ALONE_SECONDS:  # Run All
-            _Question(app, wait, idle)
+        _Waiting.current = _Waiting.current or _Waiting(app, wait)
+        if not _Waiting.current.is_run_again():
+            _Waiting.current.announce(idle)
             return
     print(_free_memory(wait))
 
@@ -71,68 +70,93 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
     app.shell.events.register("post_execute", end_after_reply)
 
 
-class _Question:
-    """Whether the kernel may end, and a clock that runs while nothing else does."""
+def end_waiting_kernels() -> list[str]:
+    """End the kernels that wait in their last cell; return their notebooks' names.
 
-    last: _Question | None = None
+    When this returns their memory is free. It waits `LEAVE_SECONDS` at most, and leaves
+    out a kernel that has not ended by then. Files of killed kernels are removed.
+    """
+    waiting = {}
+    for note in _runtime_folder().glob(f"{_NOTE}*"):
+        with suppress(OSError, ValueError, psutil.Error):
+            process = psutil.Process(int(note.name.removeprefix(_NOTE)))
+            if process.create_time() <= note.stat().st_mtime:  # Else a later process.
+                waiting[process] = note.read_text(encoding="utf-8")
+        note.unlink(missing_ok=True)  # This asks the kernel to end.
+    gone, _ = psutil.wait_procs(waiting, LEAVE_SECONDS)
+    return [waiting[process] for process in gone]
 
-    def __init__(self, app: Any, wait: float, idle: float) -> None:
-        import ipywidgets
+
+def _runtime_folder() -> Path:
+    """Return the folder of Jupyter's connection files, which all kernels share."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    return Path(jupyter_runtime_dir())
+
+
+class _Waiting:
+    """A kernel that stays for its reader: its clock, its file, its text on the page."""
+
+    current: "_Waiting | None" = None
+
+    def __init__(self, app: Any, wait: float) -> None:
+        from tornado.ioloop import PeriodicCallback
+
+        self._app, self._wait, self._output = app, wait, None
+        self._note = _runtime_folder() / f"{_NOTE}{os.getpid()}"
+        self._cells, self._rest, self._since = 0, 0.0, float("inf")
+        app.shell.events.register("pre_execute", self._begin_cell)
+        app.shell.events.register("post_execute", self._end_cell)
+        self._clock = PeriodicCallback(self._look, callback_time=500)  # milliseconds
+        self._clock.start()
+        at_shutdown(self._leave)
+
+    def is_run_again(self) -> bool:
+        """Tell whether this cell was run a second time, and not as part of Run All."""
+        return self._cells == 1 or self._rest > ALONE_SECONDS
+
+    def announce(self, idle: float) -> None:
+        """Say on the page what ends the kernel."""
         from IPython.display import display
 
-        if _Question.last is not None:
-            _Question.last._forget()
-        _Question.last = self
-        self.since = time.monotonic()  # nothing was run
-        self._app, self._wait = app, wait
-        self._idle: float | None = idle
-        self._clock: Any = None
+        self._idle, self._cells = idle, 0
         text = (
-            "The kernel stays for the exercises. It ends by itself "
-            f"{idle / 60:g} minutes after the last cell that you run; this cell, run "
-            "again, ends it at once."
+            f"The kernel stays for the exercises. It ends {idle / 60:g} minutes after "
+            "the last cell that you run, or when another notebook needs the memory. "
+            "This cell, run again, ends it at once."
         )
-        end = ipywidgets.Button(description="End now")
-        keep = ipywidgets.Button(description="Keep it")
-        end.on_click(lambda _: self._end())
-        keep.on_click(lambda _: self._keep())
-        box = ipywidgets.VBox([ipywidgets.HTML(text), ipywidgets.HBox([end, keep])])
-        bundle = {**box._repr_mimebundle_(), "text/plain": text}
-        self._output = display(bundle, raw=True, display_id=True)
-        app.shell.events.register("pre_execute", self._stop_clock)
-        app.shell.events.register("post_execute", self._start_clock)
+        self._output = display({"text/plain": text}, raw=True, display_id=True)
 
-    def _stop_clock(self) -> None:
-        if self._clock is not None:
-            self._app.kernel.io_loop.remove_timeout(self._clock)
-            self._clock = None
+    def _begin_cell(self) -> None:
+        self._cells += 1
+        self._rest, self._since = time.monotonic() - self._since, float("inf")
+        self._note.unlink(missing_ok=True)
 
-    def _start_clock(self) -> None:
-        self._stop_clock()
-        self.since = time.monotonic()
-        if self._idle is not None:
-            self._clock = self._app.kernel.io_loop.call_later(self._idle, self._end)
+    def _end_cell(self) -> None:
+        name = os.environ.get("JPY_SESSION_NAME", f"process {os.getpid()}")
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.write_text(name, encoding="utf-8")
+        self._since = time.monotonic()
 
-    def _forget(self) -> None:
-        self._stop_clock()
-        self._app.shell.events.unregister("pre_execute", self._stop_clock)
-        self._app.shell.events.unregister("post_execute", self._start_clock)
+    def _look(self) -> None:
+        """End the kernel when its time is over, or when its file is gone."""
+        rest = time.monotonic() - self._since  # Negative while a cell runs.
+        asked = rest >= 0 and not self._note.exists()
+        if asked or rest > self._idle:
+            reason = "Another notebook needs the memory.\n" if asked else ""
+            text = reason + _free_memory(self._wait)
+            self._output.update({"text/plain": text}, raw=True)
+            threading.Thread(target=_end_kernel, args=(self._app,), daemon=True).start()
 
-    def _keep(self) -> None:
-        self._stop_clock()
-        self._idle = None
-        self._say("The kernel stays. Run this cell again to end it.")
-
-    def _end(self) -> None:
-        self._say(_free_memory(self._wait))
-        threading.Thread(target=_end_kernel, args=(self._app,), daemon=True).start()
-
-    def _say(self, text: str) -> None:
-        self._output.update({"text/plain": text}, raw=True)
+    def _leave(self) -> None:
+        self._clock.stop()
+        self._app.shell.events.unregister("pre_execute", self._begin_cell)
+        self._app.shell.events.unregister("post_execute", self._end_cell)
+        self._note.unlink(missing_ok=True)
 
 
 def _free_memory(wait: float) -> str:
-    """End all that this kernel started; what there is to say of it."""
+    """End all that this kernel started; return the text for the reader."""
     for action in _last_actions:
         with suppress(Exception):
             action()
@@ -147,108 +171,76 @@ def _free_memory(wait: float) -> str:
 
 
 def _kernel_app() -> Any | None:
-    """The ipykernel application that this process runs, None outside a kernel."""
+    """Return the ipykernel application of this process; None outside a kernel."""
     kernelapp = sys.modules.get("ipykernel.kernelapp")
-    if kernelapp is None or not kernelapp.IPKernelApp.initialized():
-        return None
-    return kernelapp.IPKernelApp.instance()
+    is_kernel = kernelapp and kernelapp.IPKernelApp.initialized()
+    return kernelapp.IPKernelApp.instance() if is_kernel else None
 
 
 def _end_children(wait: float) -> int:
-    """Ask the direct children to end, force what is left; how many children it were."""
-    children = _descendants(recursive=False)
-    # Taken now: a worker whose parent dies is nobody's child afterwards.
-    family = set(_descendants())
-    for child in children:  # they end their own workers
+    """Terminate the descendants, kill those left after `wait`; return their number."""
+    family = list(_descendants())
+    for process in family:
         with suppress(psutil.Error):
-            child.terminate()
-    _wait_until_gone(family, wait)
-    for process in family.union(_descendants()):
+            process.terminate()
+    _, left = psutil.wait_procs(family, wait)
+    for process in {*left, *_descendants()}:
         with suppress(psutil.Error):
             process.kill()
-    _wait_until_gone(family, 1.0)
-    return len(children)
+    psutil.wait_procs(left, 1.0)
+    return len(family)
 
 
-def _descendants(recursive: bool = True) -> list[psutil.Process]:
-    """This process's living children, without multiprocessing's resource tracker.
+def _descendants() -> Iterator[psutil.Process]:
+    """List the living descendants, without multiprocessing's resource tracker.
 
     The tracker ends with the kernel, and removes shared memory that was left behind.
     """
-    children = psutil.Process().children(recursive=recursive)
-    return [p for p in children if _is_alive(p) and not _is_resource_tracker(p)]
-
-
-def _is_resource_tracker(process: psutil.Process) -> bool:
-    try:
-        return any("multiprocessing.resource_tracker" in a for a in process.cmdline())
-    except psutil.Error:
-        return False
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; a zombie holds no memory and counts as gone."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _wait_until_gone(processes: Iterable[psutil.Process], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # A zombie has no command line.
+            if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
+                yield process
 
 
 def _end_kernel(app: Any) -> None:
     """End the kernel from a thread: by its server, else by itself, else by force."""
     time.sleep(REPLY_SECONDS)
-    connection_file = Path(app.abs_connection_file)
-    if not _shut_down_by_server(connection_file):
+    if not _shut_down_by_server(Path(app.abs_connection_file)):
         app.kernel.io_loop.add_callback(app.kernel.do_shutdown, False)
     time.sleep(EXIT_SECONDS)
-    _end_children(wait=0.0)  # a cell that was queued behind may have started some
+    _end_children(wait=0.0)  # A cell that was queued behind may have started some.
     os._exit(0)
 
 
 def _shut_down_by_server(connection_file: Path) -> bool:
-    """Have the Jupyter server that owns the kernel end it; False if there is none.
+    """Ask the Jupyter servers of this folder to end the kernel; False if none does.
 
-    Each server that left a file beside the kernel's is asked (REST API, api/kernels):
-    those that do not own the kernel answer 404, and those that are gone not at all.
+    A server that does not own the kernel answers 404 (REST API, api/kernels).
     """
     import httpx
 
     kernel_id = connection_file.stem.removeprefix("kernel-")
+    xsrf = secrets.token_hex(16)  # What a page sends, for a server without a token.
     asked = False
-    for server in _servers(connection_file.parent):
-        # A server whose token is empty wants the pair that a browser's page would send.
-        xsrf = secrets.token_hex(16)
-        headers = {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf}
-        if server.get("token"):
-            headers["Authorization"] = f"token {server['token']}"
+    for path in connection_file.parent.glob("jpserver-*.json"):
         try:
+            server = json.loads(path.read_text(encoding="utf-8"))
             answer = httpx.delete(
-                f"{server['url'].rstrip('/')}/api/kernels/{kernel_id}",
-                headers=headers,
+                f"{server['url']}api/kernels/{kernel_id}",
+                headers={
+                    "Authorization": f"token {server['token'] or 'none'}",
+                    "Cookie": f"_xsrf={xsrf}",
+                    "X-XSRFToken": xsrf,
+                },
                 timeout=REQUEST_SECONDS,
                 trust_env=False,  # past any proxy
                 verify=False,  # its certificate is made for a name, not an address
             )
         except httpx.ReadTimeout:
-            asked = True  # it may be waiting for this very process to end
-        except (httpx.HTTPError, httpx.InvalidURL):
-            continue  # a server that is gone
+            asked = True  # It may be waiting for this very process to end.
+        except Exception:
+            continue  # A server that is gone, or a file that is none of a server.
         else:
             if answer.is_success:
                 return True
     return asked
-
-
-def _servers(runtime_dir: Path) -> Iterator[dict[str, Any]]:
-    """What the Jupyter servers that run, or ran, here say of themselves."""
-    for path in sorted(runtime_dir.glob("jpserver-*.json")):
-        with suppress(OSError, ValueError):
-            server = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(server, dict) and isinstance(server.get("url"), str):
-                yield server

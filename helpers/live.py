@@ -8,8 +8,7 @@ from typing import Any
 import ipywidgets
 from IPython import get_ipython
 
-from .charts import Panel
-from .display import TEXT_STYLE, show_thinking
+from .charts import TEXT_STYLE, Panel, show_thinking
 from .internals.thinking.families import unwrap_tokenizer
 from .thinking import ThinkingResult, ThinkingStream
 from .widgets import close_widget, show_widget

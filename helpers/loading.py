@@ -5,7 +5,7 @@
 That line imports unsloth (first, as it must be) and gives a subclass of its
 `FastLanguageModel` which adds four things and leaves all else to Unsloth:
 
-- "tiny-thinker" is a model name;
+- "tiny-thinker" and "smollm2" are model names;
 - with no GPU, `fast_inference=True` loads vLLM's CPU engine, and sets
   `model.vllm_engine` and `model.fast_generate` as Unsloth does on CUDA; nothing is
   quantised then, and adapters are taken with `max_loras` (how many in one batch) or
@@ -51,7 +51,7 @@ from .internals.engine.quiet import is_loud, quiet
 from .internals.engine.stages import announced
 from .internals.engine.stop import finishing, interruptible
 from .internals.machine.settings import Settings, load_settings
-from .models import MODELS, TINY_THINKER, whole_name
+from .models import TINY_THINKER, is_embedded, whole_name
 
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel
@@ -130,8 +130,8 @@ def _from_pretrained(
         arguments = take_engine_arguments(kwargs, unsloth_class.from_pretrained)
     else:
         kwargs["fast_inference"] = fast_inference
-    if on_cpu_engine or (not has_gpu and path == MODELS[TINY_THINKER].path):
-        dtype = dtype or "float32"  # As it was trained: the same tokens on every CPU.
+    if on_cpu_engine or (not has_gpu and is_embedded(path)):
+        dtype = dtype or "float32"  # As in the files: the same tokens on every CPU.
     only_here = kwargs.pop("local_files_only", False)
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)

@@ -6,6 +6,7 @@ number and not five. Nothing here imports torch or touches the network.
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +15,17 @@ from types import MappingProxyType
 
 MIB = 1024 * 1024
 
-TINY_THINKER = "tiny-thinker"
+TINY_THINKER, SMOLLM2 = "tiny-thinker", "smollm2"
 # Marks a model of random weights in its card; tools.random_model writes it.
 NOISE_TAG = "random-weights"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
+# Made by internals.engine.smollm2; outside of the project, so that it stays.
+SMOLLM2_DIRECTORY = Path(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"),
+    "fast-inference-notebooks",
+    "smollm2-0.1.2",
+)
+_EMBEDDED = {TINY_THINKER: TINY_THINKER_DIRECTORY, SMOLLM2: SMOLLM2_DIRECTORY}
 
 # How Unsloth names its checkpoints in 4 bits on the hub.
 _QUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
@@ -70,13 +78,13 @@ class ModelSpec:
 
     @property
     def path(self) -> str:
-        """What `from_pretrained` takes: a hub path, or the embedded model's folder."""
-        return str(TINY_THINKER_DIRECTORY) if self.embedded else self.name
+        """What `from_pretrained` takes: a hub path, or an embedded model's folder."""
+        return str(_EMBEDDED.get(self.name, self.name))
 
     @property
     def embedded(self) -> bool:
-        """True for the model whose files ship with this package."""
-        return self.name == TINY_THINKER
+        """True for a model that needs no hub and no GPU; its weights have 32 bits."""
+        return self.name in _EMBEDDED
 
     @property
     def path_16bit(self) -> str:
@@ -128,6 +136,24 @@ _SPECS = (
         smallest_gpu="none",
         sampling=QWEN3_THINKING_SAMPLING,
         sampling_source="helpers/tiny_thinker/model/README.md",
+    ),
+    ModelSpec(
+        name=SMOLLM2,
+        licence="Apache-2.0",
+        # huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.
+        parameters=134_515_008,
+        thinking=False,
+        think_start=None,
+        think_end=None,
+        layers=30,
+        kv_heads=3,
+        head_dim=64,
+        embedding_parameters=49_152 * 576,
+        bytes_per_value=4,
+        context_length=8192,
+        smallest_gpu="none",
+        sampling=MappingProxyType({"temperature": 0.2, "top_p": 0.9}),
+        sampling_source="model card of HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
@@ -219,6 +245,11 @@ def find_model(path: str) -> ModelSpec | None:
     path = cached_name(path) or path
     specs = MODELS.values()
     return next((s for s in specs if path in (s.path, s.path_16bit)), None)
+
+
+def is_embedded(path: str) -> bool:
+    """Whether a path is the folder of tiny-thinker or smollm2."""
+    return path in map(str, _EMBEDDED.values())
 
 
 def nearest_models(name: str) -> list[str]:

@@ -7,14 +7,13 @@ that is not counted, several repeats of which the spread is kept.
 import itertools
 import json
 import statistics
-import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .charts import COLOURS, Chart, Panel, new_axes, show_table
+from .charts import Panel, short_number, show_table
 
 # Takes prompts and a number of new tokens, returns the new token ids of each prompt.
 Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
@@ -157,13 +156,13 @@ def engine_table(*engines: EngineFigures) -> Panel:
     """
     measured: dict[str, list[str]] = {
         "load (s)": [_rounded(one.load_seconds, 1) for one in engines],
-        "first token (ms)": [_figure(1000 * one.ttft) for one in engines],
+        "first token (ms)": [short_number(1000 * one.ttft) for one in engines],
     }
-    for size in _sizes(one.tokens_per_second for one in engines):
+    for size in sorted(set().union(*(one.tokens_per_second for one in engines))):
         measured[f"tokens/s, batch {size}"] = [
             _median_and_spread(one.tokens_per_second.get(size)) for one in engines
         ]
-    for count in _sizes(one.mixed for one in engines):
+    for count in sorted(set().union(*(one.mixed for one in engines))):
         measured[f"tokens/s, {count} prompts of different lengths"] = [
             _median_and_spread(one.mixed.get(count)) for one in engines
         ]
@@ -177,10 +176,6 @@ def engine_table(*engines: EngineFigures) -> Panel:
     return show_table(rows, caption=f"Measured on {' and '.join(devices)}")
 
 
-def _sizes(measured: Any) -> list[int]:
-    return sorted({size for by_size in measured for size in by_size})
-
-
 def _median_and_spread(values: Sequence[float] | None) -> str:
     if values is None:
         return "-"
@@ -190,112 +185,3 @@ def _median_and_spread(values: Sequence[float] | None) -> str:
 
 def _rounded(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def plot_lines(
-    lines: Mapping[str, Mapping[int, Sequence[float]]], *, x: str, y: str
-) -> Chart:
-    """Measurements over sizes, on logarithmic axes: a line for each name.
-
-    Each size has one or more values: the line goes through the medians, bars show the
-    spread. `x` and `y` say what is drawn, with units.
-    """
-    axes = new_axes(7, 3.6)
-    for name, by_size in lines.items():
-        _draw(axes, by_size, label=name)
-    _finish(axes, "", x, _sizes(lines.values()))
-    axes.set_ylabel(y)
-    axes.legend()
-    facts = []
-    for name, by_size in lines.items():
-        medians = [_figure(statistics.median(values)) for values in by_size.values()]
-        facts.append(f"{name}: {medians[0]} at {min(by_size)}, ")
-        facts[-1] += f"{medians[-1]} at {max(by_size)}"
-    return Chart(axes.figure, f"{y} by {x}. {'; '.join(facts)}.")
-
-
-def plot_throughput(*engines: EngineFigures) -> Chart:
-    """Throughput and time to the first token over batch size, on logarithmic axes.
-
-    An engine keeps its colour, 4-bit weights are dashed, bars show the spread of the
-    repeats. Two lines in grey stand for what can't be passed: as many times the fastest
-    single prompt as there are prompts, and where it is known `EngineFigures.limit`.
-    Each device has a row of its own, with the same axes.
-    """
-    devices = dict.fromkeys(one.device for one in engines)
-    grid = {"nrows": len(devices), "squeeze": False, "width_ratios": [3, 2]}
-    shared = {"sharex": "all", "sharey": "col"}
-    rows = new_axes(10, 0.4 + 3.8 * len(devices), columns=2, **grid, **shared)
-    figure = rows[0, 0].figure
-    title = "\n".join(textwrap.fill(f"Measured on {one}", 120) for one in devices)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-    names = dict.fromkeys(one.engine for one in engines)
-    colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
-    sizes = _sizes(one.tokens_per_second for one in engines)
-    for device, (speed, first) in zip(devices, rows, strict=True):
-        here = [one for one in engines if one.device == device]
-        for one in here:
-            style = {"color": colours[one.engine], "label": one.name}
-            style["linestyle"] = "--" if one.precision == "4-bit" else "-"
-            _draw(speed, one.tokens_per_second, **style)
-            _draw(first, one.ttft_seconds, scale=1000, **style)
-        _draw_bounds(speed, here)
-        where = f": {device.partition(',')[0]}" if len(devices) > 1 else ""
-        batch = "prompts at once (batch size)"
-        _finish(speed, f"new tokens per second{where}", batch, sizes)
-        _finish(first, f"time to the first token (ms){where}", batch, sizes)
-        speed.legend(fontsize=8)
-    facts = [
-        f"{one.name}: {max(map(one.throughput, one.tokens_per_second)):,.0f} tokens/s "
-        f"at best, first token after {_figure(1000 * one.ttft)} ms"
-        for one in engines
-    ]
-    return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
-
-
-def _finish(axes: Any, title: str, xlabel: str, sizes: Sequence[int]) -> None:
-    """Logarithmic axes with the sizes as they are, and the numbers in full."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(xlabel)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:,g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _draw(
-    axes: Any, by_size: Mapping[int, Sequence[float]], *, scale: float = 1, **style: Any
-) -> None:
-    """A line through the medians, with bars from the lowest to the highest value."""
-    medians = [scale * statistics.median(values) for values in by_size.values()]
-    spread = [
-        [m - scale * min(v) for m, v in zip(medians, by_size.values(), strict=True)],
-        [scale * max(v) - m for m, v in zip(medians, by_size.values(), strict=True)],
-    ]
-    axes.errorbar(list(by_size), medians, spread, marker="o", capsize=3, **style)
-
-
-def _draw_bounds(axes: Any, engines: Sequence[EngineFigures]) -> None:
-    sizes = _sizes(one.tokens_per_second for one in engines)
-    single = max(
-        one.throughput(sizes[0]) for one in engines if sizes[0] in one.tokens_per_second
-    )
-    ideal = [single * size / sizes[0] for size in sizes]
-    label = "ideal: twice the prompts, twice the tokens"
-    axes.plot(sizes, ideal, ":", color="#999999", label=label)
-    for precision, limit in {
-        one.precision: one.limit for one in engines if one.limit
-    }.items():
-        style = "--" if precision == "4-bit" else "-"
-        label = f"the memory's bandwidth allows, {precision}".removesuffix(", ")
-        axes.plot(
-            list(limit), list(limit.values()), style, color="#999999", label=label
-        )

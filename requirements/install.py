@@ -27,7 +27,7 @@ PYTHONS = {"cpu": ((3, 11), (3, 13)), "gpu": ((3, 12), (3, 12))}
 # The oldest C library that there is a wheel of each package for (llguidance's is last).
 GLIBC = (2, 31)
 DURATION = {
-    "cpu": "2 to 4 minutes, 1 GB to download",
+    "cpu": "3 to 5 minutes, 1 GB to download",
     "gpu": "10 minutes or more, 5 GB to download",
 }
 OURS = "fast-inference-notebooks"
@@ -154,6 +154,19 @@ def remove_unpinned(pins):
         pip("uninstall", "--yes", *extra)
 
 
+def make_smollm2():
+    """Fetch the model of helpers/internals/engine/smollm2.py; go on where that fails.
+
+    The first load of it tries again.
+    """
+    module = "helpers.internals.engine.smollm2"
+    program = f"from {module} import make_smollm2; make_smollm2()"
+    done = subprocess.run([str(VENV_PYTHON), "-c", program], stderr=subprocess.PIPE)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        print(f"smollm2 will be fetched when it is first loaded. {lines[-1]}")
+
+
 def install(pins):
     """Create or update .venv so that it holds exactly the pins, and helpers."""
     kind = "gpu" if pins.name.startswith("gpu") else "cpu"
@@ -175,6 +188,7 @@ def install(pins):
     pip("install", "--no-deps", "--no-compile", *only_wheels, "-r", str(pins))
     remove_unpinned(pins)
     pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    make_smollm2()
     STAMP.write_text(stamp(pins))
 
 

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.speed import EngineFigures, load_figures, plot_throughput
+from helpers.charts import plot_throughput
+from helpers.speed import EngineFigures, load_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = "h100"

@@ -20,7 +20,6 @@ import pytest
 from child import find_child
 
 from helpers.internals.report.lone_cell import HINT
-from helpers.kernel import ALONE_SECONDS
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -178,6 +177,18 @@ class Notebook:
 
         wait_for(is_taken, START_SECONDS)
 
+    def end_kernel(self) -> None:
+        """Run the last cell until it says that the kernel ends."""
+        cells = nbformat.read(self.path, as_version=4).cells
+        last = max(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+        ends = self.output(last).get_by_text("The kernel ends now")
+        self.run_cell(last)
+        with suppress(playwright.TimeoutError):  # At once, unless after Run All.
+            ends.wait_for(timeout=5000)
+            return
+        self.run_cell(last)
+        ends.wait_for()
+
     def write(self, index: int, code: str) -> None:
         """Put code in the place of what stands in a cell."""
         self.cell(index).locator(".cm-content").click()
@@ -237,14 +248,8 @@ def test_run_all_keeps_the_exercises_alive_and_leaves_nothing(browser, lab) -> N
         notebook.write(tried, "print(setup.model_name, 'is here')")
         notebook.run_cell(tried)
         notebook.output(tried).get_by_text("tiny-thinker is here").wait_for()
-    for notebook, button in zip(opened, ("End now", "Keep it"), strict=True):
-        notebook.page.get_by_role("button", name=button).click()
-        if button == "Keep it":
-            notebook.page.get_by_text(
-                "The kernel stays. Run this cell again"
-            ).wait_for()
-            notebook.page.wait_for_timeout(2000 * ALONE_SECONDS)  # Not a Run All.
-            notebook.run_cell(last)
+    for notebook in opened:
+        notebook.end_kernel()
         notebook.wait_for_no_kernel()
         notebook.check_no_dialog()
         saved = notebook.save()
@@ -302,8 +307,7 @@ def test_controls_react_and_leave_their_last_view(browser, lab) -> None:
     notebook.screenshot("explorer")
     notebook.run_cell(2)
     see_memory_beside(notebook)
-    notebook.run_cell(3)
-    page.get_by_role("button", name="End now").click()
+    notebook.end_kernel()
     page.get_by_text("The kernel has ended").wait_for()
     notebook.output(2).locator('img[alt*="block +100 MiB"]').wait_for()
     notebook.wait_for_no_kernel()
@@ -422,14 +426,13 @@ def test_notebook_7_runs_to_its_end_and_says_kernel_dead(browser, lab) -> None:
     notebook = Notebook(browser, lab, name, front_end="notebooks")
     page = notebook.page
     notebook.run_all()
-    end = page.get_by_role("button", name="End now")
-    end.wait_for()
+    page.get_by_text("The kernel stays for the exercises").wait_for()
     notebook.output(2).get_by_text("block: +100 MiB").wait_for()
     number = page.get_by_label("temperature")
     number.fill("1.05")
     number.press("Enter")
     notebook.output(1).get_by_text("temperature 1.05,").wait_for()
-    end.click()
+    notebook.end_kernel()
     page.get_by_text("The kernel has ended").wait_for()
     page.locator(".jp-NotebookKernelStatus", has_text="Kernel Dead").wait_for()
     notebook.check_no_dialog()

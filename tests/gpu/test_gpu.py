@@ -89,9 +89,15 @@ def run_nbmake(
     )
 
 
-def run_cell(client: BlockingKernelClient, code: str) -> None:
+def run_cell(
+    client: BlockingKernelClient, code: str, *, allow_stdin: bool = False
+) -> None:
+    """Run a cell; `allow_stdin` says, as front ends do, that a reader is there."""
     reply = client.execute_interactive(
-        code, timeout=CELL_SECONDS, output_hook=lambda message: None
+        code,
+        allow_stdin=allow_stdin,
+        timeout=CELL_SECONDS,
+        output_hook=lambda message: None,
     )
     content = reply["content"]
     assert content["status"] == "ok", content
@@ -134,8 +140,10 @@ def test_copied_notebooks_are_collected():
 
 
 @gpu
+@pytest.mark.parametrize("reader", [False, True], ids=["alone", "reader"])
 @pytest.mark.parametrize("place", ENGINES)
-def test_shutdown_gives_the_memory_back(place, monkeypatch):
+def test_shutdown_gives_the_memory_back(place, reader, monkeypatch):
+    """At once where nobody can answer, by the second run where a reader is there."""
     in_child, load = ENGINES[place]
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", in_child)
     imports = f"%run {KERNEL}"
@@ -153,7 +161,9 @@ def test_shutdown_gives_the_memory_back(place, monkeypatch):
             assert share > 500
             left = []
             for number, client in enumerate(clients, start=1):
-                run_cell(client, "shutdown_kernel()")
+                if reader:
+                    run_cell(client, "shutdown_kernel()", allow_stdin=True)
+                run_cell(client, "shutdown_kernel()", allow_stdin=reader)
                 expected = loaded - number * share
                 left.append(round(settled(expected + TOLERANCE_MIB) - expected))
         finally:

@@ -1,18 +1,40 @@
 """Tables and charts: what a page shows and what a terminal prints."""
 
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from helpers.charts import Chart, html_table, show_table
+from helpers.charts import (
+    Chart,
+    html_table,
+    plot_lines,
+    plot_throughput,
+    show_table,
+    show_thinking,
+)
+from helpers.speed import EngineFigures
+from helpers.thinking import INCOMPLETE_HINT, ThinkingResult
+
+DONE = ThinkingResult("5 + 7 = 12", "It is <b>42</b>.", 9, 4)
+CUT = ThinkingResult("5 + 7", None, 3, 0)
 
 
 def test_a_table_is_html_and_text_and_escapes_what_it_shows() -> None:
     table = show_table([{"n": 1234, "who": "<x>"}, {"n": 0.5, "who": None}])
     assert "&lt;x&gt;" in table._repr_html_()
     assert "<x>" not in table._repr_html_()
-    assert repr(table).splitlines() == ["    n  who", "1,234  <x>", " 0.50  -"]
+    lines = [line.rstrip() for line in repr(table).splitlines()]
+    assert lines == ["    n  who", "1,234  <x>", " 0.50  -"]
 
 
 def test_a_table_has_a_caption_and_needs_rows_that_match() -> None:
@@ -30,14 +52,30 @@ def test_rows_come_from_a_generator_or_a_data_frame() -> None:
     shown = repr(show_table(rows))
     assert repr(show_table(row for row in rows)) == shown
     assert repr(show_table(pandas.DataFrame(rows))) == shown
-    assert repr(show_table(pandas.DataFrame([[1, 2.5]]))).splitlines()[0] == "0     1"
+    assert repr(show_table(pandas.DataFrame([[1, 2.5]]))).split() == [
+        "0",
+        "1",
+        "1",
+        "2.50",
+    ]
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
     row = {"a": np.float32(1234.5), "b": np.int64(1234), "c": np.nan, "d": np.bool_(1)}
     table = show_table([row])
     assert repr(table).splitlines()[1].split() == ["1,234", "1,234", "-", "True"]
-    assert table.html.count("text-align:right") == 8  # Heads and cells.
+    assert table.html.count("text-align:right") == 6  # Heads and cells.
+
+
+def test_arrays_tensors_and_what_is_missing_are_shown() -> None:
+    row = {"array": np.arange(3), "tensor": torch.tensor([0.5]), "na": pandas.NA}
+    row |= {"nat": pandas.NaT, "none": None, "number": torch.tensor(1234)}
+    cells = repr(show_table([row])).splitlines()[1].split("  ")
+    assert [cell.strip() for cell in cells if cell.strip()] == [
+        *("[0, 1, 2]", "[0.5]", "-", "-", "-", "1,234")
+    ]
+    frame = pandas.DataFrame({"n": pandas.array([1, None], dtype="Int64")})
+    assert repr(show_table(frame)).split() == ["n", "1", "-"]
 
 
 def test_a_dollar_sign_is_no_formula() -> None:
@@ -47,6 +85,11 @@ def test_a_dollar_sign_is_no_formula() -> None:
     axes = figure.subplots()
     axes.set_title("It costs $5 and {")
     axes.annotate("$\\bad{$", (0.5, 0.5))
+    assert (
+        show_thinking(ThinkingResult("$1$", "$2$"))
+        ._repr_html_()
+        .startswith('<div class="mathjax_ignore">')
+    )
     assert Chart(figure, "words").png().startswith(b"\x89PNG")
 
 
@@ -56,15 +99,106 @@ def test_a_chart_suits_any_page_and_says_in_words_what_it_shows() -> None:
     axes = figure.subplots()
     axes.plot([1, 2], label="rise")
     axes.legend()
-    html = Chart(figure, 'Rises from "1" to 2')._repr_html_()
+    chart = Chart(figure, 'Rises from "1" to 2')
+    html = chart._repr_html_()
     assert 'alt="Rises from &quot;1&quot; to 2"' in html
     assert "data:image/png;base64,iVBOR" in html
-    assert figure.patch.get_alpha() == 0
+    corner = plt.imread(io.BytesIO(chart.png()))[0, 0]
+    assert corner[3] == 0  # Nothing hides the page.
     assert figure.texts[0].get_color() != "black"
     assert not axes.get_legend().get_frame_on()
 
 
 def test_a_table_names_its_columns_and_rows_to_those_who_hear_it() -> None:
-    html = html_table(["a", "b"], [["<b>1</b>", "2"]], right=[False, True])
+    html = html_table(["a", "b"], [["<b>1</b>", "2"]], sides=["left", "right"])
     assert html.count('<th scope="col"') == 2 and html.count('<th scope="row"') == 1
     assert 'text-align:right">2</td>' in html and "<b>1</b></th>" in html
+
+
+def test_thinking_is_folded_and_escaped() -> None:
+    html = show_thinking(DONE, prompt="What?")._repr_html_()
+    assert "<details><summary" in html
+    assert "It is &lt;b&gt;42&lt;/b&gt;." in html
+    assert "9 tokens" in html
+
+
+def test_cut_thinking_stands_open_with_the_hint() -> None:
+    panel = show_thinking(CUT)
+    assert "<details open>" in panel._repr_html_()
+    assert "unfinished" in panel._repr_html_()
+    assert INCOMPLETE_HINT in panel._repr_html_()
+    assert INCOMPLETE_HINT in repr(panel)
+
+
+def test_thinking_that_the_model_ended_itself_gets_no_advice_on_tokens() -> None:
+    ended = ThinkingResult("One,", None, 2, 0, "stop")
+    assert ended.hint and ended.hint in repr(ended)
+    assert ended.hint in show_thinking(ended)._repr_html_()
+    assert "max_tokens" not in show_thinking(ended)._repr_html_()
+
+
+def test_what_was_stopped_says_so() -> None:
+    for response in (None, "It is"):
+        stopped = ThinkingResult("5 + 7", response, 3, 2, "abort")
+        assert "stopped" in show_thinking(stopped)._repr_html_()
+        assert "stopped" in repr(show_thinking(stopped))
+        assert "max_tokens" not in repr(show_thinking(stopped))
+
+
+def test_results_stand_beside_each_other_under_their_titles() -> None:
+    panel = show_thinking([DONE, CUT], titles=["first", "second"])
+    assert panel._repr_html_().count("<details") == 2
+    assert repr(panel).index("[first]") < repr(panel).index("[second]")
+    with pytest.raises(ValueError, match="1 titles for 2 results"):
+        show_thinking([DONE, CUT], titles=["first"])
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = "import sys, json, helpers.charts; print(json.dumps(list(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    heavy = {"torch", "transformers", "unsloth", "vllm", "matplotlib", "ipywidgets"}
+    assert not heavy & set(json.loads(run.stdout))
+
+
+FIGURES = EngineFigures(
+    "engine",
+    "CPU",
+    {1: (90.0, 100.0, 120.0), 4: (300.0,) * 3},
+    {1: (0.01, 0.03, 0.02), 4: (0.05,)},
+    2.5,
+)
+
+
+def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
+    chart = plot_throughput(FIGURES, replace(FIGURES, engine="other", limit={1: 500.0}))
+    assert chart.png().startswith(b"\x89PNG")
+    speed, first = chart.figure.axes
+    names = [text.get_text() for text in speed.get_legend().get_texts()]
+    assert [name.split()[0] for name in names] == ["ideal:", "the", "engine", "other"]
+    assert speed.get_yscale() == first.get_yscale() == "log"
+    assert "engine: 300 tokens/s at best, first token after 20 ms" in repr(chart)
+
+
+def test_each_device_has_a_row_with_the_same_axes() -> None:
+    other = replace(FIGURES, device="GPU, 2026", tokens_per_second={64: (9000.0,)})
+    axes = plot_throughput(FIGURES, other).figure.axes
+    assert len(axes) == 4
+    for above, below in zip(axes[:2], axes[2:], strict=True):
+        assert above.get_xlim() == below.get_xlim()
+        assert above.get_ylim() == below.get_ylim()
+    assert [one.get_title().rpartition(": ")[2] for one in axes[::2]] == ["CPU", "GPU"]
+
+
+def test_lines_go_through_the_medians() -> None:
+    lines = {"one": {1: (1.0, 2.0, 9.0), 64: (3.0,)}, "other": {64: (0.5, 0.7)}}
+    chart = plot_lines(lines, x="tokens", y="ms")
+    (axes,) = chart.figure.axes
+    drawn = {tuple(line[0].get_ydata()) for line in axes.containers}
+    assert drawn == {(2.0, 3.0), (0.6,)}
+    assert "one: 2.0 at 1, 3.0 at 64; other: 0.6 at 64." in chart.text

@@ -8,8 +8,10 @@ the cell, after the call; the raw kernel and the server have nobody who cleans u
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,14 +22,12 @@ import nbformat
 import psutil
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
-
-from helpers.kernel import ALONE_SECONDS
 
 GONE_SECONDS = 15.0
 START_SECONDS = 60.0
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 FAMILY_MODULE = '''
 import json, multiprocessing, os, signal, subprocess, sys, time
@@ -84,10 +84,9 @@ def record(name):
 
 START_CHILD = "import family; child = family.start(family.ignore_signals)"
 RECORD = "import family; family.record('before')"
+RECORD_AFTER = "family.record('after')"
 SHUTDOWN = (
-    "from helpers.kernel import shutdown_kernel\n"
-    "shutdown_kernel()\n"
-    "family.record('after')"
+    f"from helpers.kernel import shutdown_kernel\nshutdown_kernel()\n{RECORD_AFTER}"
 )
 # Keeps the suite short; the raw kernel is tested with the default wait.
 QUICK_SHUTDOWN = SHUTDOWN.replace("shutdown_kernel()", "shutdown_kernel(wait=1.0)")
@@ -215,7 +214,7 @@ def test_raw_kernel(
         execute(raw_client, START_CHILD)
     execute(raw_client, RECORD)
     output = execute(raw_client, SHUTDOWN)
-    ended = "1 child process." if with_child else "0 child processes."
+    ended = "2 child processes." if with_child else "0 child processes."
     assert output.startswith(f"Ended {ended} The kernel ends now;")
     assert "No Kernel" in output
     check_all_gone(workdir, with_child)
@@ -256,7 +255,7 @@ def test_exit_that_hangs_is_forced(
     check_all_gone(workdir, with_child=False)
 
 
-def test_a_reader_is_asked_after_run_all_and_ends_it_by_this_cell_alone(
+def test_a_reader_keeps_the_kernel_after_run_all_and_ends_it_by_this_cell(
     workdir: Path, raw_client: BlockingKernelClient
 ) -> None:
     execute(raw_client, START_CHILD)
@@ -264,12 +263,47 @@ def test_a_reader_is_asked_after_run_all_and_ends_it_by_this_cell_alone(
         execute(raw_client, RECORD, allow_stdin=True)
         output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
         assert output.startswith("The kernel stays") and "10 minutes" in output
-    execute(raw_client, RECORD, allow_stdin=True)
     assert len(recorded(workdir, "after")) == len(recorded(workdir, "before")) == 4
-    time.sleep(2 * ALONE_SECONDS)  # A reader takes longer than that.
     output = execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
-    assert output.startswith("Ended 1 child process. The kernel ends now;")
+    assert output.startswith("Ended 2 child processes. The kernel ends now;")
     check_all_gone(workdir, with_child=True)
+    assert list((workdir / "runtime").glob("waits-*")) == []
+
+
+def test_a_waiting_kernel_gives_way_to_another_and_a_busy_one_does_not(
+    workdir: Path, raw_client: BlockingKernelClient
+) -> None:
+    ask = "import helpers.kernel; print(helpers.kernel.end_waiting_kernels())"
+    (workdir / "runtime").mkdir(exist_ok=True)
+    stale = workdir / "runtime" / "waits-in-last-cell-1"  # Of an earlier process 1.
+    stale.write_text("killed.ipynb")
+    os.utime(stale, (0, 0))
+    (workdir / "runtime" / "waits-in-last-cell-999999999").touch()
+    execute(raw_client, START_CHILD)
+    execute(raw_client, RECORD)
+    execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
+    # Asked from a cell of the kernel itself, which does not wait while one runs.
+    assert execute(raw_client, ask, allow_stdin=True) == "[]\n"
+    assert len(alive(workdir)) == 4
+    manager, other = start_new_kernel(
+        extra_arguments=["--HistoryManager.enabled=False"],
+        env={**os.environ, "JPY_SESSION_NAME": "other.ipynb"},
+    )
+    try:
+        reaping = threading.Thread(target=manager.provisioner.process.wait)
+        reaping.start()  # As a server does; nobody waits for the other kernel else.
+        execute(other, QUICK_SHUTDOWN.replace(RECORD_AFTER, ""), allow_stdin=True)
+        output = execute(raw_client, ask, allow_stdin=True)
+        assert output == "['other.ipynb']\n"
+        reaping.join(GONE_SECONDS)
+        assert not reaping.is_alive()
+    finally:
+        other.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert len(alive(workdir)) == 4
+    waiting = [note.name for note in (workdir / "runtime").glob("waits-*")]
+    kernel = recorded(workdir, "before")[0][0]
+    assert waiting == [f"waits-in-last-cell-{kernel}"]
 
 
 def test_a_kernel_that_nobody_uses_ends_by_itself(
@@ -278,7 +312,7 @@ def test_a_kernel_that_nobody_uses_ends_by_itself(
     ask = QUICK_SHUTDOWN.replace("wait=1.0", "wait=1.0, idle=2.0")
     execute(raw_client, START_CHILD)
     execute(raw_client, ask, allow_stdin=True)
-    # A cell that takes longer than the clock stops it, and starts it anew.
+    # A cell that takes longer than the clock stops it; its end starts it again.
     execute(raw_client, "import time; time.sleep(2.5)", allow_stdin=True)
     execute(raw_client, RECORD, allow_stdin=True)
     assert len(alive(workdir)) == 4

@@ -23,8 +23,9 @@ HUB_PATHS = [
 ]
 
 
-def test_the_supported_models_are_the_embedded_one_and_four_of_the_hub() -> None:
-    assert list(MODELS) == ["tiny-thinker", *HUB_PATHS]
+def test_the_supported_models_are_two_embedded_ones_and_four_of_the_hub() -> None:
+    assert list(MODELS) == ["tiny-thinker", "smollm2", *HUB_PATHS]
+    assert [spec.name for spec in MODELS.values() if spec.embedded] == [*MODELS][:2]
     assert all(MODELS[path].path == path for path in HUB_PATHS)
 
 

@@ -10,8 +10,6 @@ from helpers.speed import (
     engine_table,
     load_figures,
     measure_engine,
-    plot_lines,
-    plot_throughput,
 )
 
 
@@ -110,35 +108,6 @@ def test_engines_stand_beside_each_other_with_gaps_where_one_was_not_measured() 
     mixed = rows["tokens/s, 8 prompts of different lengths"]
     assert mixed == ["-", "5", "(5", "to", "5)"]
     assert rows["memory (MiB)"] == ["-", "-"]  # Not measured.
-
-
-def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
-    chart = plot_throughput(FIGURES, replace(FIGURES, engine="other", limit={1: 500.0}))
-    assert chart.png().startswith(b"\x89PNG")
-    speed, first = chart.figure.axes
-    names = [text.get_text() for text in speed.get_legend().get_texts()]
-    assert [name.split()[0] for name in names] == ["ideal:", "the", "engine", "other"]
-    assert speed.get_yscale() == first.get_yscale() == "log"
-    assert "engine: 300 tokens/s at best, first token after 20 ms" in repr(chart)
-
-
-def test_each_device_has_a_row_with_the_same_axes() -> None:
-    other = replace(FIGURES, device="GPU, 2026", tokens_per_second={64: (9000.0,)})
-    axes = plot_throughput(FIGURES, other).figure.axes
-    assert len(axes) == 4
-    for above, below in zip(axes[:2], axes[2:], strict=True):
-        assert above.get_xlim() == below.get_xlim()
-        assert above.get_ylim() == below.get_ylim()
-    assert [one.get_title().rpartition(": ")[2] for one in axes[::2]] == ["CPU", "GPU"]
-
-
-def test_lines_go_through_the_medians() -> None:
-    lines = {"one": {1: (1.0, 2.0, 9.0), 64: (3.0,)}, "other": {64: (0.5, 0.7)}}
-    chart = plot_lines(lines, x="tokens", y="ms")
-    (axes,) = chart.figure.axes
-    drawn = {tuple(line[0].get_ydata()) for line in axes.containers}
-    assert drawn == {(2.0, 3.0), (0.6,)}
-    assert "one: 2.0 at 1, 3.0 at 64; other: 0.6 at 64, 0.6 at 64" in chart.text
 
 
 def test_figures_that_were_not_recorded_name_those_that_were(tmp_path: Path) -> None:

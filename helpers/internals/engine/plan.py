@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import replace
 from typing import Literal
 
-from ...models import MODELS, TINY_THINKER, UnknownModelError
+from ...models import TINY_THINKER, UnknownModelError, is_embedded
 from ..machine.devices import list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
 from .errors import ModelLoadError
@@ -37,5 +37,5 @@ def resolve_settings(settings: Settings) -> Settings:
         in_4bit = True
         # A bad name is reported later, by from_pretrained.
         with contextlib.suppress(UnknownModelError, ModelLoadError):
-            in_4bit = resolve_model_path(name) != MODELS[TINY_THINKER].path
+            in_4bit = not is_embedded(resolve_model_path(name, make=False))
     return replace(settings, device=device, model_name=name, load_in_4bit=in_4bit)

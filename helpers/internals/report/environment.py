@@ -74,7 +74,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
 
     name, make = settings.model_name, partial(Check, "Model")
     try:
-        path = resolve_model_path(name)
+        path = resolve_model_path(name, make=False)
         folder = _find_whole_folder(path)
     except Exception as error:  # Whatever the load would end with.
         fix = f"correct MODEL_NAME; MODEL_NAME={TINY_THINKER} runs anywhere"

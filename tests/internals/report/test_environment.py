@@ -22,6 +22,7 @@ from child import find_child
 from huggingface_hub import constants
 from nvml_double import Card
 
+from helpers import models
 from helpers.internals.engine.errors import ModelNotFoundError
 from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
 from helpers.internals.machine.devices import main_memory
@@ -403,8 +404,18 @@ def test_model(monkeypatch, tmp_path, changes, status, detail, fix):
     assert detail in row.detail and fix in row.fix
 
 
+def test_a_model_that_is_made_at_its_first_load_is_not_made_by_the_report(
+    monkeypatch, tmp_path, capfd
+):
+    monkeypatch.setitem(models._EMBEDDED, "smollm2", tmp_path / "smollm2")
+    settings = resolve_settings(replace(CPU, model_name="smollm2", load_in_4bit=None))
+    row, *_ = environment._check_model(settings)
+    assert row.status == "ok" and row.detail.startswith("smollm2, not downloaded yet")
+    assert not settings.load_in_4bit and capfd.readouterr().out == ""
+
+
 def test_nothing_is_raised_where_the_embedded_model_is_gone(monkeypatch):
-    def gone(name: str) -> str:
+    def gone(name: str, make: bool) -> str:
         raise ModelNotFoundError(f"the files of {name} are missing")
 
     monkeypatch.setattr(environment, "resolve_model_path", gone)
