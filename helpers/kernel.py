@@ -20,6 +20,8 @@ from typing import Any
 
 import psutil
 
+from .internals.machine.devices import free_memory_mib
+
 REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
 REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
 EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
@@ -85,6 +87,16 @@ def end_waiting_kernels() -> list[str]:
         note.unlink(missing_ok=True)  # This asks the kernel to end.
     gone, _ = psutil.wait_procs(waiting, LEAVE_SECONDS)
     return [waiting[process] for process in gone]
+
+
+def make_room(needed_mib: float) -> None:
+    """End the kernels that wait in their last cell if less memory than that is free.
+
+    The memory is that of models: the GPU's, or main memory, in MiB.
+    """
+    if free_memory_mib() < needed_mib:
+        for name in end_waiting_kernels():
+            print(f"Ended the kernel of {name}: its memory is needed here.")
 
 
 def _runtime_folder() -> Path:

@@ -2,14 +2,17 @@
 
 GPU figures come from NVML, the library behind `nvidia-smi`, so that they include other
 processes and need no torch. Where there is no GPU, resident memory takes their place.
+A monitor samples from a thread; out comes a chart, or a live view on the page.
 """
 
 import threading
 import time
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
+from typing import Any
 
-from .charts import Chart, new_axes
+from .charts import Chart, Panel, new_axes
 from .internals.engine.release import CleanupReport, free_unused_memory
 from .internals.machine.devices import (
     GPU_MEMORY,
@@ -19,6 +22,10 @@ from .internals.machine.devices import (
     measure_resident_memory,
     memory_kind,
 )
+from .kernel import at_shutdown
+
+_WIDTH, _HEIGHT = 480, 140  # of the live view
+_POINTS = 400  # More are thinned out: the eye sees no more.
 
 
 class NoSuchGpuError(LookupError):
@@ -26,12 +33,12 @@ class NoSuchGpuError(LookupError):
 
 
 def measure_gpu_memory(index: int | None = None) -> int:
-    """MiB in use, by all processes together, on the GPU that this process uses.
+    """Measure the MiB in use, by all processes, on the GPU that this process uses.
 
     That is torch's current device once CUDA runs here, before that the first one in
     `CUDA_VISIBLE_DEVICES`. `index` names another one as `nvidia-smi` counts them,
-    whatever is visible. 0 with no driver or no GPU to use; with an `index` that the
-    machine does not have, `NoSuchGpuError`.
+    whatever is visible. Returns 0 with no driver or no GPU to use; raises
+    `NoSuchGpuError` for an `index` that the machine does not have.
     """
     if index is not None:
         gpus = list_gpus(visible=False)
@@ -71,12 +78,20 @@ class MemoryMonitor:
     `kind` is GPU_MEMORY, that of all processes on the GPU, or RESIDENT_MEMORY, that of
     this process and its children (default: the first where there is a GPU). An
     allocation shorter than `interval_s` (seconds) can pass unseen, except at a `mark`.
+
+    With `live=True` the samples are on the page while cells run; "Create New View for
+    Cell Output" (by a right click in JupyterLab) puts them beside the notebook. At
+    `stop()`, or at the end of the kernel, the chart takes their place.
     """
 
-    def __init__(self, interval_s: float = 0.2, kind: str | None = None) -> None:
+    def __init__(
+        self, interval_s: float = 0.2, kind: str | None = None, *, live: bool = False
+    ) -> None:
         self.interval_s = interval_s
         self.kind = memory_kind() if kind is None else kind
+        self.live = live
         self.samples: list[Sample] = []
+        self._page: Any = None  # The handle of the live view.
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -88,6 +103,11 @@ class MemoryMonitor:
             raise RuntimeError("This monitor has run already: make a new one.")
         self._started = time.perf_counter()
         self._sample("start")
+        if self.live:
+            from IPython.display import display
+
+            self._page = display(self._live_view(), display_id=True)
+            at_shutdown(self.stop)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -99,6 +119,10 @@ class MemoryMonitor:
         self._stopping.set()
         self._thread.join()
         self._sample("stop")
+        if self._page:  # None outside a notebook.
+            chart = self.plot()
+            html = chart._repr_html_() + self._html_steps()
+            self._page.update(Panel(html, chart.text))
 
     def __enter__(self) -> "MemoryMonitor":
         return self.start()
@@ -107,7 +131,7 @@ class MemoryMonitor:
         self.stop()
 
     def mark(self, label: str) -> int:
-        """Sample now under this name; returns the MiB in use."""
+        """Sample now under this name; return the MiB in use."""
         if self._thread is None or self._stopping.is_set():
             raise RuntimeError("The monitor is not running: start it first.")
         return self._sample(label)
@@ -123,11 +147,11 @@ class MemoryMonitor:
         return max((sample.mib for sample in self.samples), default=0)
 
     def steps(self) -> list[tuple[str, int]]:
-        """Each mark with the MiB that it stands above (or below) the mark before."""
+        """List each mark with its difference from the mark before, in MiB."""
         return [(b.label, b.mib - a.mib) for a, b in pairwise(self.marks)]
 
     def plot(self) -> Chart:
-        """Memory over time, with a line at each mark; the steps are in its text."""
+        """Draw memory over time, with a line at each mark; its text has the steps."""
         axes = new_axes(8, 3)
         times = [sample.seconds for sample in self.samples]
         mib = [sample.mib for sample in self.samples]
@@ -135,8 +159,7 @@ class MemoryMonitor:
         axes.plot(times, mib)
         for mark in self.marks:
             axes.axvline(mark.seconds, color="0.5", linestyle=":", linewidth=1)
-        kind = self.kind[0].upper() + self.kind[1:]
-        axes.set_title(f"{kind}, peak {self.peak:,} MiB")
+        axes.set_title(f"{self._title}, peak {self.peak:,} MiB")
         axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         steps = ", ".join(f"{label} {mib:+,} MiB" for label, mib in self.steps())
@@ -156,4 +179,38 @@ class MemoryMonitor:
             mib = measure_gpu_memory() if on_gpu else measure_resident_memory()
             seconds = time.perf_counter() - self._started
             self.samples.append(Sample(seconds, mib, label))
+        if self._page and label != "stop":
+            self._page.update(self._live_view())
         return mib
+
+    @property
+    def _title(self) -> str:
+        return self.kind[0].upper() + self.kind[1:]
+
+    def _live_view(self) -> Panel:
+        """Draw the samples so far as a line, with numbered marks and their steps."""
+        samples = list(self.samples)
+        last = samples[-1]
+        x, y = _WIDTH / (last.seconds or 1), -0.9 * _HEIGHT / (self.peak or 1)
+        thinned = [*samples[:: len(samples) // _POINTS + 1], last]
+        points = " ".join(f"{s.seconds * x:.1f},{s.mib * y:.1f}" for s in thinned)
+        marks = "".join(
+            f'<text x="{mark.seconds * x:.1f}" y="{-0.92 * _HEIGHT}">{number}</text>'
+            f'<path d="M{mark.seconds * x:.1f},0v{-0.9 * _HEIGHT}" stroke="#777"/>'
+            for number, mark in enumerate(self.marks[1:], start=1)
+        )
+        words = f"{self._title}: {last.mib:,} MiB after {last.seconds:.0f} s"
+        html = (
+            f'<p style="margin:0"><b>{words}</b>, {self.peak:,} at most</p>'
+            f'<svg role="img" aria-label="{words}" style="max-width:40em" '
+            f'viewBox="-5 {-_HEIGHT} {_WIDTH + 10} {_HEIGHT + 2}" font-size="12" '
+            f'fill="currentColor" text-anchor="middle">{marks}'
+            f'<path d="M0,0L{points}V0z" fill="#1F84C4" fill-opacity="0.3"/>'
+            f'<polyline points="{points}" fill="none" stroke="#1F84C4" '
+            'stroke-width="2"/></svg>'
+        )
+        return Panel(html + self._html_steps(), words)
+
+    def _html_steps(self) -> str:
+        items = [f"<li>{escape(name)}: {mib:+,} MiB</li>" for name, mib in self.steps()]
+        return f'<ol style="margin:0;line-height:1.4">{"".join(items)}</ol>'

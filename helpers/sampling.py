@@ -1,7 +1,9 @@
-"""Sampling presets: one definition, for vLLM's engine and for `generate`.
+"""Sampling: presets, and the distribution that sampling parameters leave.
 
-The four presets are starting points for any model; what a model's own authors recommend
-is in `helpers.models.MODELS[...].sampling`.
+A preset has one definition, for vLLM's engine and for `generate`. The four are starting
+points for any model; the values that a model's own authors recommend are in
+`helpers.models.MODELS[...].sampling`. `reshape` computes what vLLM's sampler computes;
+a test holds it against vLLM's own code and against transformers'.
 """
 
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .internals.engine.sampling_params import sampling_params
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from vllm import SamplingParams
 
 
@@ -29,7 +32,7 @@ PRESETS: Mapping[str, Mapping[str, float | int]] = _fixed(
     thinking=_fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=2048),
 )
 
-# vLLM's names for what transformers' GenerationConfig has as well, and its names.
+# Names in vLLM, and those of the same parameters in transformers' GenerationConfig.
 _GENERATE: Mapping[str, str] = _fixed(
     max_tokens="max_new_tokens",
     min_tokens="min_new_tokens",
@@ -39,13 +42,16 @@ _GENERATE: Mapping[str, str] = _fixed(
 )
 # vLLM has these off by default; `generate` must be told, or it takes the values of the
 # model's generation_config.json.
-_OFF = _fixed(top_p=1.0, top_k=0, min_p=0.0)
+_OFF = _fixed(top_k=0, top_p=1.0, min_p=0.0)
+# The values that leave the distribution as the model gave it.
+NEUTRAL: Mapping[str, float] = _fixed(temperature=1.0, **_OFF)
+_GREEDY_BELOW = 1e-5  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
 
 
 def preset(
     name: str, *, for_generate: bool = False, **overrides: Any
 ) -> "SamplingParams | dict[str, Any]":
-    """A preset as vLLM `SamplingParams`, or as keyword arguments of `generate`.
+    """Make vLLM `SamplingParams` of a preset, or keyword arguments of `generate`.
 
     `overrides` are named as in `SamplingParams` (`max_tokens` in tokens, `seed`, ...)
     and win over the preset. With `for_generate=True` no engine is imported, and
@@ -88,3 +94,73 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
     else:
         values = {k: v for k, v in values.items() if k not in ("temperature", *_OFF)}
     return {"do_sample": sample, **{_GENERATE[k]: v for k, v in values.items()}}
+
+
+def reshape(
+    logprobs: "ndarray",
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> "ndarray":
+    """Compute the probabilities from which vLLM draws the next token; they sum to 1.
+
+    `logprobs` are the model's own, natural logarithms; they and the result have the
+    shape (vocabulary,). The order is that of vllm/v1/sample/sampler.py: temperature,
+    min_p, top_k, top_p, each applied to the result of the one before. (transformers
+    applies min_p last.) A `temperature` of 0 is greedy and ignores the rest; `top_k` of
+    0 or -1 is off.
+
+    Raises `ValueError` for a parameter out of its range.
+    """
+    import numpy as np
+
+    if temperature < 0 or top_k < -1 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
+        raise ValueError(
+            "temperature must be at least 0, top_k at least -1, top_p above 0 and at "
+            "most 1, min_p from 0 to 1"
+        )
+    logits = np.asarray(logprobs, dtype=np.float64)
+    if temperature < _GREEDY_BELOW:
+        greedy = np.zeros_like(logits)
+        greedy[logits.argmax()] = 1.0
+        return greedy
+    logits = logits / temperature
+    probabilities = _softmax(logits)
+    if min_p > 0:
+        logits = np.where(probabilities < min_p * probabilities.max(), -np.inf, logits)
+    if 0 < top_k < logits.size:
+        smallest = np.partition(logits, -top_k)[-top_k]
+        logits = np.where(logits < smallest, -np.inf, logits)  # Ties all stay.
+    if top_p < 1:
+        order = np.argsort(logits, kind="stable")
+        below = np.cumsum(_softmax(logits)[order]) <= 1 - top_p
+        below[-1] = False  # The most likely token is never lost.
+        logits[order[below]] = -np.inf
+    return _softmax(logits)
+
+
+def _softmax(logits: "ndarray") -> "ndarray":
+    import numpy as np
+
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def entropy(probabilities: "ndarray") -> float:
+    """Measure in bits how open the choice is: n equally likely tokens have log2(n)."""
+    import numpy as np
+
+    some = probabilities[probabilities > 0]
+    return float(-(some * np.log2(some)).sum()) + 0.0  # Not -0.0 for certainty.
+
+
+def describe(probabilities: "ndarray") -> str:
+    """Say how many tokens can be drawn, how likely the first is, and the entropy."""
+    count = int((probabilities > 0).sum())
+    can = "token" if count == 1 else "tokens"
+    return (
+        f"{count:,} {can} can be drawn, the likeliest with {probabilities.max():.1%}; "
+        f"{entropy(probabilities):.2f} bits"
+    )

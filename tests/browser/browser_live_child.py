@@ -1,10 +1,10 @@
 # The cells of a notebook for test_jupyterlab.py: responses that never end.
 # %%
 import helpers.loading
+from helpers.sampling import preset
 
 # %%
-from helpers.live import LiveResponse
-from helpers.sampling import preset
+from helpers.widgets import LiveResponse
 
 model, tokenizer = helpers.loading.FastLanguageModel.from_pretrained(
     "tiny-thinker", load_in_4bit=False

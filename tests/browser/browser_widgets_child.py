@@ -2,7 +2,7 @@
 # %%
 import numpy as np
 
-from helpers.explorer import DistributionExplorer
+from helpers.widgets import DistributionExplorer
 
 explorer = DistributionExplorer(
     np.log([0.5, 0.3, 0.15, 0.05]),
@@ -12,9 +12,9 @@ explorer = DistributionExplorer(
 # %%
 explorer  # noqa: B018
 # %%
-from helpers.memory_panel import MemoryPanel  # noqa: E402
+from helpers.memory import MemoryMonitor  # noqa: E402
 
-panel = MemoryPanel().start()
+panel = MemoryMonitor(interval_s=1.0, live=True).start()
 block = bytearray(b"x") * 100 * 2**20
 marked = panel.mark("block")
 # %%

@@ -10,9 +10,9 @@ import os
 import sys
 from contextlib import redirect_stdout
 
-from helpers.live import LiveResponse
 from helpers.loading import FastLanguageModel
 from helpers.thinking import parse_thinking_response
+from helpers.widgets import LiveResponse
 
 model, tokenizer = FastLanguageModel.from_pretrained(
     "tiny-thinker", max_seq_length=512, load_in_4bit=True

@@ -1,4 +1,5 @@
 import gc
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -175,3 +176,32 @@ def test_plot_shows_marks_and_peak(nvml):
 def test_measure_memory_is_resident_memory_without_a_gpu(no_driver, monkeypatch):
     monkeypatch.setattr(devices, "measure_resident_memory", lambda: 123)
     assert measure_memory() == 123
+
+
+@pytest.fixture
+def live(nvml):
+    """A live monitor that samples at its marks alone; outside a notebook, as text."""
+    monitor = MemoryMonitor(interval_s=60, live=True).start()
+    yield monitor
+    monitor.stop()
+
+
+def test_a_live_view_draws_each_mark(live, nvml):
+    nvml.cards[0].used = 3000
+    assert live.mark("load <model>") == 3000
+    nvml.cards[0].used = 500
+    live.mark("release")
+    html = live._live_view().html
+    assert "GPU memory: 500 MiB after" in html and "3,000 at most" in html
+    assert "<li>load &lt;model&gt;: +2,000 MiB</li><li>release: -2,500 MiB" in html
+    points = re.search(r'<polyline points="([^"]+)"', html)[1]
+    heights = [-float(point.split(",")[1]) for point in points.split()]
+    assert heights[1] == pytest.approx(3 * heights[0], rel=0.01)
+    assert heights[2] == pytest.approx(heights[0] / 2, rel=0.01)
+
+
+def test_hours_of_samples_are_thinned_out(live):
+    live.samples += live.samples[-1:] * 10_000
+    live.mark("now")
+    points = re.search(r'<polyline points="([^"]+)"', live._live_view().html)[1]
+    assert 300 < len(points.split()) <= 402

@@ -1,8 +1,20 @@
+import json
+
 import numpy as np
 import pytest
+from child import run_child
+from hypothesis import given
+from hypothesis import strategies as st
 
 from helpers.internals.engine.sampling_params import sampling_params
-from helpers.sampling import PRESETS, preset
+from helpers.sampling import (
+    NEUTRAL,
+    PRESETS,
+    describe,
+    entropy,
+    preset,
+    reshape,
+)
 
 VALUES = {
     "conservative": (0.3, 0.9, None, 512),
@@ -88,3 +100,101 @@ def test_values_for_vllm_are_converted_or_refused() -> None:
         sampling_params({"seed": 1.5})
     with pytest.raises(TypeError, match="did you mean temperature"):
         sampling_params({"temprature": 1})
+
+
+SETTINGS = [
+    {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+    {"temperature": 0.3, "top_p": 0.9},
+    {"temperature": 1.7},
+    {"top_k": 1},
+    {"top_p": 0.01},
+    {"min_p": 0.2},
+    {"temperature": 1.3, "min_p": 0.05, "top_k": 7, "top_p": 0.8},
+]
+
+
+def logprobs_of(seed: int, size: int = 300) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(scale=3, size=size)
+    return logits - np.log(np.exp(logits).sum())
+
+
+def small() -> np.ndarray:
+    return np.log([0.5, 0.25, 0.15, 0.1])
+
+
+def test_neutral_parameters_change_nothing() -> None:
+    assert reshape(small(), **NEUTRAL) == pytest.approx([0.5, 0.25, 0.15, 0.1])
+
+
+def test_each_parameter_does_what_its_name_says() -> None:
+    squared = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+    assert reshape(small(), temperature=0.5) == pytest.approx(squared / squared.sum())
+    assert reshape(small(), top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0])
+    assert reshape(small(), top_p=0.6) == pytest.approx([2 / 3, 1 / 3, 0, 0])
+    assert reshape(small(), min_p=0.28) == pytest.approx([5 / 9, 2.5 / 9, 1.5 / 9, 0])
+
+
+def test_temperature_zero_is_greedy_whatever_else_is_set() -> None:
+    assert list(reshape(small(), temperature=0, top_k=3)) == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 0}, {"top_k": -2}, {"min_p": 1.1}]
+)
+def test_a_parameter_out_of_range_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        reshape(small(), **wrong)
+
+
+@given(
+    st.lists(st.floats(-20, 20), min_size=1, max_size=40),
+    st.floats(0, 2),
+    st.integers(-1, 50),
+    st.floats(0.01, 1),
+    st.floats(0, 1),
+)
+def test_probabilities_sum_to_one_and_keep_a_likeliest(
+    logits, temperature, top_k, top_p, min_p
+) -> None:
+    logprobs = np.array(logits) - np.log(np.exp(logits).sum())
+    after = reshape(
+        logprobs, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    assert after.sum() == pytest.approx(1)
+    assert logprobs[after.argmax()] == pytest.approx(logprobs.max())
+
+
+def test_vllm_draws_from_the_same_probabilities() -> None:
+    logprobs = logprobs_of(3)
+    arguments = json.dumps(logprobs.tolist()), json.dumps(SETTINGS)
+    results = run_child("vllm_probabilities", *arguments)["probabilities"]
+    for values, theirs in zip(SETTINGS, results, strict=True):
+        ours = reshape(logprobs, **values)
+        assert (np.array(theirs) > 0).sum() == (ours > 0).sum(), values
+        assert theirs == pytest.approx(ours, abs=1e-6), values
+
+
+@pytest.mark.parametrize("values", SETTINGS[:-1])
+def test_generate_of_transformers_draws_from_the_same_probabilities(values) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as warpers
+
+    order = {
+        "temperature": warpers.TemperatureLogitsWarper,
+        "top_k": warpers.TopKLogitsWarper,
+        "top_p": warpers.TopPLogitsWarper,
+        "min_p": warpers.MinPLogitsWarper,
+    }
+    logprobs = logprobs_of(4)
+    logits = torch.from_numpy(logprobs)[None]
+    for name, warper in order.items():
+        if name in values:
+            logits = warper(values[name])(None, logits)
+    theirs = logits.softmax(-1)[0].tolist()
+    assert theirs == pytest.approx(reshape(logprobs, **values), abs=1e-9)
+
+
+def test_entropy_is_in_bits() -> None:
+    assert entropy(np.full(8, 1 / 8)) == pytest.approx(3)
+    assert entropy(np.array([1.0, 0.0])) == 0
+    assert describe(np.array([1.0, 0.0])).startswith("1 token can be drawn")

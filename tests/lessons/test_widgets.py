@@ -1,60 +1,155 @@
-"""Controls, and what they leave when the kernel ends: see also test_jupyterlab.py."""
+"""Widgets without a page; on one: tests/browser/test_jupyterlab.py."""
 
 from pathlib import Path
 
 import ipywidgets
 import nbformat
+import numpy as np
 import pytest
 from child import find_child
 from ipywidgets.widgets.widget import _instances
 from jupyter_client.manager import start_new_kernel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from helpers.widgets import action_button, close_widget, parameter_controls
+from helpers.charts import Panel
+from helpers.sampling import NEUTRAL
+from helpers.thinking import parse_thinking_response
+from helpers.widgets import DistributionExplorer, LiveResponse, close_widget
 
 ROOT = Path(__file__).resolve().parents[2]
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def test_a_control_is_a_named_number_and_a_slider_that_move_together() -> None:
-    controls = parameter_controls({"top_k": 20, "min_p": 0.1})
-    assert list(controls) == ["top_k", "min_p"]
-    for name, (box, slider) in controls.items():
-        assert box.description == name and box.value == slider.value
-        assert box.tabbable is not False and slider.tabbable is not False
-    box, slider = controls["top_k"]
-    slider.value = 5
-    assert box.value == 5
-    box.value = 500  # Beyond the highest.
-    assert slider.value == box.value == slider.max
-    box, slider = parameter_controls({"top_p": 0.95})["top_p"]
-    slider.value = 0.9500000000000001  # As the page sends it.
-    assert box.value == 0.95
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["</s>"])
+    core.add_tokens(["<think>", "</think>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+
+
+def test_a_live_response_ends_as_parsing_at_once_does(tokenizer, capsys) -> None:
+    prompt = tokenizer.encode("Hi<think>")
+    completion = tokenizer.encode("one and two</think>three, four, five")
+    live = LiveResponse(tokenizer)
+    live.put([prompt])
+    for token_id in completion:
+        live.put([token_id])
+    live.end()
+    assert live.result == parse_thinking_response(
+        completion, tokenizer, prompt_token_ids=prompt
+    )
+    assert tuple(live.result) == ("one and two", "three, four, five")
+    # Outside a notebook it is printed, once.
+    assert capsys.readouterr().out.count("three, four, five") == 1
+
+
+def test_a_live_response_tells_the_models_end_from_its_limit(tokenizer) -> None:
+    for last, reason in ([], None), ([tokenizer.eos_token_id], "stop"):
+        live = LiveResponse(tokenizer)
+        live.put(tokenizer.encode("Hi<think>"))
+        live.put([*tokenizer.encode("one"), *last])
+        live.end()
+        assert (live.result.response, live.result.finish_reason) == (None, reason)
+
+
+def test_a_live_response_refuses_a_batch(tokenizer) -> None:
+    with pytest.raises(ValueError, match="one prompt"):
+        LiveResponse(tokenizer).put([[1], [2]])
+
+
+def test_the_next_token_after_the_stop_button_is_an_interrupt(tokenizer) -> None:
+    live = LiveResponse(tokenizer)
+    live.put(tokenizer.encode("Hi<think>"))
+    live.put(tokenizer.encode("one"))
+    live._stop.set()  # As the button does.
+    with pytest.raises(KeyboardInterrupt):
+        live.put(tokenizer.encode(" two"))
+    assert live.result.finish_reason == "abort"
+    assert tuple(live.result) == ("one", None)
+
+
+def small() -> np.ndarray:
+    return np.log([0.5, 0.25, 0.15, 0.1])
+
+
+def decode(token_ids: list[int]) -> str:
+    return ["<b>", " two", "\n", ""][token_ids[0]]
+
+
+def explorer(sample=lambda parameters: "text", **kwargs) -> DistributionExplorer:
+    return DistributionExplorer(small(), decode, sample, tokens=2, **kwargs)
+
+
+def test_moving_a_slider_redraws_the_chart() -> None:
+    it = explorer()
+    before = it.chart.value
+    it.controls["top_k"].value = 1
+    assert it.parameters["top_k"] == 1
+    assert it.chart.value != before
+    assert "1 token can be drawn" in it.chart.value
+    it.controls["top_k"].value = 0
+    assert it.chart.value == before
+    it.controls["top_p"].value = 0.9500000000000001  # As the page sends it.
+    assert it.parameters["top_p"] == 0.95
+
+
+def test_each_slider_has_a_name_and_can_be_reached_by_tab() -> None:
+    for name, slider in explorer().controls.items():
+        assert slider.description == name and slider.tabbable is not False
+
+
+def test_controls_begin_at_the_parameters_given() -> None:
+    it = explorer(parameters={"temperature": 0.6, "top_p": 0.95})
+    assert it.parameters == {**NEUTRAL, "temperature": 0.6, "top_p": 0.95}
     with pytest.raises(ValueError, match="no control for max_tokens"):
-        parameter_controls({"max_tokens": 5})
+        explorer(parameters={"max_tokens": 5})
 
 
-def test_a_button_shows_what_its_action_gave_or_why_it_failed() -> None:
-    seen = []
+def test_the_button_samples_with_the_present_parameters() -> None:
+    asked = []
 
-    def action() -> str:
-        seen.append((button.disabled, output.value))
-        if len(seen) == 2:
-            raise ValueError("no <engine>")
-        return "<b>done</b>"
+    def sample(parameters):
+        asked.append(parameters)
+        assert it.button.disabled
+        return Panel("<b>drawn</b>", "drawn")
 
-    button, output = action_button("Sample", "Draw", action)
-    button.click()
-    assert seen == [(True, '<p role="status">Sample ...</p>')]
-    assert "<b>done</b>" in output.value and not button.disabled
-    button.click()
-    assert "ValueError: no &lt;engine&gt;" in output.value and not button.disabled
+    it = explorer(sample)
+    it.controls["temperature"].value = 1.5
+    it.button.click()
+    assert asked == [{**NEUTRAL, "temperature": 1.5}]
+    assert "<b>drawn</b>" in it.output.value
+    assert not it.button.disabled
 
 
-def test_a_button_says_what_to_do_when_the_model_is_gone() -> None:
-    button, output = action_button("Sample", "Draw", lambda: released_model.generate())  # noqa: F821
-    button.click()
-    assert "released_model is gone" in output.value
-    assert "from the top" in output.value
+def test_a_failed_sample_is_shown_and_the_button_lives() -> None:
+    def sample(parameters):
+        raise ValueError("no <engine>")
+
+    it = explorer(sample)
+    it.button.click()
+    assert "ValueError: no &lt;engine&gt;" in it.output.value
+    assert not it.button.disabled
+
+
+def test_a_sample_of_a_model_that_is_gone_says_what_to_do() -> None:
+    it = explorer(lambda parameters: released_model.generate())  # noqa: F821
+    it.button.click()
+    assert "released_model" in it.output.value
+    assert "from the top" in it.output.value
+
+
+def test_the_static_view_is_a_table_that_escapes_its_tokens() -> None:
+    panel = explorer(parameters={"top_k": 1}).panel()
+    assert "<code>&#x27;&lt;b&gt;&#x27;</code>" in panel.html
+    assert '<th scope="row"' in panel.html and "<caption" in panel.html
+    lines = panel.text.splitlines()
+    assert lines[2].split() == ["'<b>'", "50.0%", "100.0%", "#" * 30]
+    assert lines[-1].split() == ["2", "others", "25.0%", "0.0%"]
 
 
 def test_a_closed_widget_leaves_none_of_its_parts_in_the_kernel() -> None:
@@ -66,7 +161,7 @@ def test_a_closed_widget_leaves_none_of_its_parts_in_the_kernel() -> None:
     assert _instances == before
 
 
-def test_a_widget_goes_out_with_a_page_and_a_text_and_ends_as_these() -> None:
+def test_live_views_go_out_with_a_page_and_a_text_and_end_as_these() -> None:
     """In a kernel that no Jupyter server owns, such as VS Code starts."""
     source = find_child("browser_widgets").read_text(encoding="utf-8")
     manager, client = start_new_kernel(kernel_name="python3")
@@ -85,8 +180,9 @@ def test_a_widget_goes_out_with_a_page_and_a_text_and_ends_as_these() -> None:
             name = message["content"]["transient"]["display_id"]
             update = message["msg_type"] == "update_display_data"
             (ended if update else shown)[name] = set(message["content"]["data"])
-    assert list(shown.values()) == 2 * [{VIEW, "text/html", "text/plain"}]
-    assert ended == dict.fromkeys(shown, {"text/html", "text/plain"})
+    texts = {"text/html", "text/plain"}  # The live view of memory is no widget.
+    assert list(shown.values()) == [{VIEW, *texts}, texts]
+    assert ended == dict.fromkeys(shown, texts)
 
 
 def test_what_is_committed_needs_no_widget() -> None:
