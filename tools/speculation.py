@@ -1,0 +1,175 @@
+"""Measure what speculation gains, by how many tokens of a step are accepted.
+
+    python -m tools.speculation --model DIRECTORY --out FILE.json
+
+Bare vLLM proposes `DRAFTED` tokens a step by n-grams and checks them in one pass. On a
+GPU the acceptance is set: vLLM's "synthetic" rejection accepts as many as it is told,
+so that random weights show the speed of every acceptance. On a CPU, which lacks it, the
+acceptance is what the model makes of the drafts. The file is written after each
+measurement; the plain engine is measured first, in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers.internals.engine.hub import resolve_model_path
+from helpers.internals.engine.plan import detect_device
+from helpers.internals.machine.settings import load_settings
+from helpers.models import TINY_THINKER, is_noise
+
+from .measuring import describe_machine
+
+DRAFTED = 4
+LENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0)  # Tokens of a step: the accepted ones and one more.
+BATCH_SIZES = (1, 8, 64, 256)
+PROMPT_TOKENS, MAX_TOKENS = 64, 128
+SPECULATION = {
+    "method": "ngram",
+    "num_speculative_tokens": DRAFTED,
+    "prompt_lookup_min": 1,
+    "prompt_lookup_max": 3,
+}
+
+
+def load_engine(model: str, speculate: bool, device: str, most: int) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # The acceptance is set in it.
+    load_settings().apply()
+    from vllm import LLM
+
+    options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
+    if device == "cuda":
+        options = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
+    if speculate:
+        synthetic = {
+            "rejection_sample_method": "synthetic",
+            "synthetic_acceptance_length": LENGTHS[0],
+        }
+        chosen = SPECULATION | (synthetic if device == "cuda" else {})
+        options["speculative_config"] = chosen
+    return LLM(
+        str(Path(resolve_model_path(model)).resolve()),
+        max_model_len=512,
+        max_num_seqs=257 if most == 256 else most,
+        enable_prefix_caching=False,
+        disable_log_stats=False,
+        **options,
+    )
+
+
+def set_acceptance(worker: Any, length: float) -> None:
+    """Let the worker accept drafts so that a step has `length` tokens on average.
+
+    Runs in the engine, by `collective_rpc`: whole drafts up to the length, and the one
+    after them with the probability that is left, as vLLM itself shares it out.
+    """
+    rates = worker.model_runner.rejection_sampler.synthetic_conditional_rates
+    chances = [min(1.0, max(0.0, length - 1 - place)) for place in range(len(rates))]
+    rates.copy_(rates.new_tensor(chances))
+
+
+def count_drafts(engine: Any) -> dict[str, float]:
+    """Return how many drafts, drafted and accepted tokens the engine has counted."""
+    names = {
+        f"vllm:spec_decode_num_{name}": name
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
+    }
+    found = {metric.name: metric for metric in engine.get_metrics()}
+    return {short: getattr(found.get(n), "value", 0) for n, short in names.items()}
+
+
+def measure(engine: Any, size: int, repeats: int) -> dict[str, Any]:
+    """Return tokens per second, and what became of the drafts, for one batch size."""
+    from vllm import SamplingParams
+
+    # Few different ids: what comes next has nearly always been there before.
+    numbers = random.Random(0)
+    prompts = [
+        {
+            "prompt_token_ids": [
+                numbers.randrange(300, 330) for _ in range(PROMPT_TOKENS)
+            ]
+        }
+        for _ in range(size)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    seconds, before = [], {}
+    for _ in range(repeats + 1):
+        before = before or count_drafts(engine)
+        start = time.perf_counter()
+        outputs = engine.generate(prompts, params, use_tqdm=False)
+        seconds.append(time.perf_counter() - start)
+        assert all(len(one.outputs[0].token_ids) == MAX_TOKENS for one in outputs)
+    after = count_drafts(engine)
+    made = {name: after[name] - before[name] for name in after}
+    tokens = size * MAX_TOKENS * (repeats + 1)
+    record: dict[str, Any] = {
+        "tokens_per_second": [size * MAX_TOKENS / one for one in seconds[1:]]
+    }
+    if made["drafts"]:
+        record["tokens_per_draft"] = 1 + made["accepted_tokens"] / made["drafts"]
+        # Each accepted token saves a step; without drafts there is one for each token.
+        record["tokens_per_step"] = tokens / (tokens - made["accepted_tokens"])
+    return record
+
+
+def measure_engine(options: argparse.Namespace) -> None:
+    """Measure the plain or the speculating engine, in this process."""
+    device, sizes = detect_device(), options.batch_sizes
+    speculate = options.engine == "speculating"
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    engine = load_engine(options.model, speculate, device, max(sizes))
+    lengths = LENGTHS if speculate and device == "cuda" else (0.0,)
+    for length in lengths:
+        name = f"{length:g}" if length else "real" if speculate else "none"
+        if length:
+            engine.collective_rpc(set_acceptance, args=(length,))
+        cells = found.setdefault("acceptance", {}).setdefault(name, {})
+        for size in sizes:
+            cells[str(size)] = measure(engine, size, options.repeats)
+            options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    os._exit(0)  # Its threads may take long to end.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 1 if an engine failed."""
+    parser = argparse.ArgumentParser("python -m tools.speculation")
+    parser.add_argument("--model", default=TINY_THINKER)
+    parser.add_argument("--out", type=Path, default=Path("_build/speculation.json"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--batch-sizes",
+        type=lambda text: tuple(map(int, text.split(","))),
+        default=BATCH_SIZES,
+    )
+    parser.add_argument("--engine", choices=("plain", "speculating"))
+    options = parser.parse_args(arguments)
+    if options.engine:
+        measure_engine(options)
+    noise, name = is_noise(options.model), Path(options.model).name
+    found = {
+        **describe_machine(),
+        "model": f"random weights in the shape of {name}" if noise else name,
+        "job": {"prompt_tokens": PROMPT_TOKENS, "max_tokens": MAX_TOKENS},
+        "speculation": SPECULATION,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = [sys.executable, "-m", "tools.speculation", *given, "--engine"]
+    statuses = [
+        subprocess.run([*command, engine]).returncode
+        for engine in ("plain", "speculating")
+    ]
+    return int(any(statuses))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
