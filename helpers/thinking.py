@@ -13,7 +13,7 @@ from operator import index
 from typing import Any
 
 from .internals.thinking import families
-from .internals.thinking.splitting import Run, Split, last_turn, split
+from .internals.thinking.splitting import SPLITS, Run, Split, last_turn
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
 # Parsing never uses it: other tokenizers have other ids.
@@ -77,10 +77,11 @@ class ThinkingResult:
         return "" if self.complete else unfinished_hint(self.finish_reason)
 
     def __repr__(self) -> str:
-        facts = (
-            vars(self) if self.markers_in_text else dict(list(vars(self).items())[:-1])
+        text = ", ".join(
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if name != "markers_in_text" or value
         )
-        text = ", ".join(f"{name}={value!r}" for name, value in facts.items())
         return f"ThinkingResult({text})" + ("" if self.complete else f"  # {self.hint}")
 
 
@@ -96,9 +97,6 @@ class ThinkingParser:
     ) -> None:
         self._tokenizer = families.unwrap_tokenizer(tokenizer)
         self._markers = families.find_markers(self._tokenizer, markers)
-        self._unknown = {}
-        if markers is None:
-            self._unknown = families.unknown_markers(self._tokenizer, self._markers)
 
     def parse(
         self,
@@ -129,7 +127,9 @@ class ThinkingParser:
             for one, reason in zip(splits, finish_reasons, strict=True)
         ]
         for token_ids, result in zip(completions, results, strict=True):
-            self._warn_of_markers(token_ids, result)
+            first = self._tokenizer.convert_ids_to_tokens(token_ids[:1])
+            answer = "" if result.markers_in_text else result.response or ""
+            families.warn_of_unused(self._markers, first, answer)
         return results
 
     def may_think(self, prompt_token_ids: Iterable[int]) -> bool:
@@ -153,13 +153,8 @@ class ThinkingParser:
         known = prompt is not None
         prompt = as_token_ids(prompt) if known else self._usual_prompt
         turn = last_turn(prompt, known, self._turn_ids)
+        split = SPLITS[type(self._markers)]
         return split(token_ids, turn, self._markers, self._decode_one)
-
-    def _warn_of_markers(self, token_ids: list[int], result: ThinkingResult) -> None:
-        seen = {self._unknown[i] for i in token_ids if i in self._unknown}
-        text = "" if result.markers_in_text else result.response or ""
-        left = ", ".join(sorted(seen)) or families.unused_marker(text, self._markers)
-        families.warn_of_markers(left)
 
     def _decode_one(self, token_ids: list[int]) -> str:
         return self.decode([token_ids])[0] if token_ids else ""
@@ -183,7 +178,7 @@ class ThinkingParser:
         models `<｜User｜>` is not special. White space marks no turns (Gemma has it as
         added tokens), and neither do markers of thinking.
         """
-        if isinstance(self._markers, families.ChannelTokens):
+        if isinstance(self._markers, families.Channels):
             return self._markers.breaks
         template = str(getattr(self._tokenizer, "chat_template", None) or "")
         found = set(self._tokenizer.all_special_ids)
@@ -191,7 +186,7 @@ class ThinkingParser:
             written = text in template or token_id in self._usual_prompt
             if special or (text.strip() and (written or not template)):
                 found.add(token_id)
-        if isinstance(self._markers, families.PairTokens):
+        if isinstance(self._markers, families.Pairs):
             found -= self._markers.texts.keys()
         return frozenset(found)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from .families import ChannelTokens, Markers, PairTokens, SpelledPairs
+from .families import Channels, Pairs, SpelledPairs
 
 Phase = Literal["before", "thinking", "answer"]
 Run = list[int] | str  # Tokens to decode, or text.
@@ -62,17 +62,8 @@ class Split:
             self.response_tokens += tokens
 
 
-def split(token_ids: list[int], turn: Turn, markers: Markers, decode: Decode) -> Split:
-    """Split a completion by the rules that its model's markers ask for."""
-    if isinstance(markers, PairTokens):
-        return split_at_pairs(token_ids, turn, markers, decode)
-    if isinstance(markers, ChannelTokens):
-        return split_at_channels(token_ids, turn, markers, decode)
-    return split_at_spelled(token_ids, turn, markers, decode)
-
-
 def split_at_pairs(
-    token_ids: list[int], turn: Turn, markers: PairTokens, decode: Decode
+    token_ids: list[int], turn: Turn, markers: Pairs, decode: Decode
 ) -> Split:
     """Cut at the first end marker that belongs to the open start marker."""
     texts, ends = markers.texts, markers.ends
@@ -82,6 +73,10 @@ def split_at_pairs(
     if last is not None and (turn.known or last in ends):
         split.phase = "thinking" if last in ends else "answer"
     seen = False  # Whether a marker has come.
+
+    def is_blank() -> bool:
+        return not any(decode(run).strip() for run in split.thinking if run)
+
     for piece in _pieces(token_ids, texts.keys() | markers.wrappers):
         if isinstance(piece, list):
             split.add(piece, len(piece))
@@ -93,7 +88,7 @@ def split_at_pairs(
         first, seen = not seen, True
         if end is not None and split.phase == "before":
             split.phase, open_end = "thinking", end
-        elif thinking and first and end == open_end and _is_blank(split, decode):
+        elif thinking and first and end == open_end and is_blank():
             pass  # The prompt had opened the thinking already.
         elif thinking and piece == open_end:
             split.phase = "answer"
@@ -108,11 +103,11 @@ def split_at_pairs(
 
 
 def split_at_channels(
-    token_ids: list[int], turn: Turn, markers: ChannelTokens, decode: Decode
+    token_ids: list[int], turn: Turn, markers: Channels, decode: Decode
 ) -> Split:
     """Sort messages by the channel that they name; one channel is thinking."""
-    split = Split()
     name: list[int] | None = None  # The channel's name, while it is being written.
+    split = Split()
     marker_ids = {markers.name, markers.body, *markers.breaks}
     # The completion may continue the last message of the prompt.
     for tokens in (turn.token_ids, token_ids):
@@ -178,10 +173,6 @@ def _pieces(token_ids: list[int], marker_ids: Container[int]) -> Iterator[Run | 
         yield token_ids[begin:]
 
 
-def _is_blank(split: Split, decode: Decode) -> bool:
-    return not any(decode(run).strip() for run in split.thinking if run)
-
-
 def _end_of_open(turn: Turn, markers: SpelledPairs, decode: Decode) -> str:
     """The end marker of the thinking that the prompt leaves open; "" for none."""
     text = decode(turn.token_ids).rstrip()
@@ -198,3 +189,10 @@ def _count_tokens(text: str, token_ids: list[int], decode: Decode) -> int:
         return decode(token_ids[:count])[: len(text)] == text
 
     return bisect_left(range(len(token_ids)), True, key=is_written)
+
+
+SPLITS = {
+    Pairs: split_at_pairs,
+    Channels: split_at_channels,
+    SpelledPairs: split_at_spelled,
+}
