@@ -47,12 +47,9 @@ from .internals.engine.hub import (
     hub_switched_off,
     resolve_model_path,
 )
-from .internals.engine.plan import needed_mib
-from .internals.engine.quiet import is_loud, quiet
-from .internals.engine.stages import announced
+from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
 from .internals.machine.settings import Settings, load_settings
-from .kernel import make_room
 from .models import TINY_THINKER, is_embedded, whole_name
 
 if TYPE_CHECKING:
@@ -118,10 +115,7 @@ def _from_pretrained(
     fast_inference: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """Load a model and its tokenizer; see the module's docstring.
-
-    Raises `ModelLoadError` or a subclass, `UnknownModelError` for a name of nothing.
-    """
+    """Load a model and its tokenizer; raise `ModelLoadError` or `UnknownModelError`."""
     settings, path = load_settings(), resolve_model_path(model_name)
     on_cpu_engine = fast_inference and not has_gpu
     if on_cpu_engine:
@@ -137,8 +131,6 @@ def _from_pretrained(
     only_here = kwargs.pop("local_files_only", False)
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
-    share = kwargs.get("gpu_memory_utilization", 0.5) if fast_inference else 0.0
-    make_room(needed_mib(path, max_seq_length, load_in_4bit, share))
 
     def load(**where: Any) -> tuple[Any, Any]:
         with explain(), _loading(model_name, settings) as stage:

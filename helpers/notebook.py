@@ -7,7 +7,7 @@ engines: `loading` does.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -86,7 +86,7 @@ class Setup:
 
         name, in_4bit = model_name or self.model_name, self.load_in_4bit
         if name != self.model_name:
-            settings = replace(load_settings(), model_name=name)
+            settings = load_settings().model_copy(update={"model_name": name})
             in_4bit = resolve_settings(settings).load_in_4bit
         options = {
             "max_seq_length": self.max_seq_length,

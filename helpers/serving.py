@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from .internals.engine.kept import KeptProcess
 from .internals.engine.plan import resolve_settings
-from .internals.engine.stages import announced
+from .internals.engine.quiet import announced
 from .internals.engine.vllm_command import serve_command
 from .internals.machine.settings import load_settings
 

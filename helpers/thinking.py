@@ -77,11 +77,12 @@ class ThinkingResult:
         return "" if self.complete else unfinished_hint(self.finish_reason)
 
     def __repr__(self) -> str:
-        facts = [f"{name}={value!r}" for name, value in vars(self).items()]
-        if not self.markers_in_text:
-            facts.pop()
-        hint = "" if self.complete else f"  # {self.hint}"
-        return f"ThinkingResult({', '.join(facts)}){hint}"
+        text = ", ".join(
+            f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if name != "markers_in_text" or value
+        )
+        return f"ThinkingResult({text})" + ("" if self.complete else f"  # {self.hint}")
 
 
 class ThinkingParser:
@@ -203,9 +204,14 @@ def _result(
     first, _, rest = thinking.partition("\n")
     if parts.label and first == parts.label:
         thinking = rest.lstrip()
-    counts = parts.thinking_tokens, parts.response_tokens, finish_reason
-    answer = None if parts.phase == "thinking" else response
-    return ThinkingResult(thinking, answer, *counts, parts.markers_in_text)
+    return ThinkingResult(
+        thinking,
+        None if parts.phase == "thinking" else response,
+        parts.thinking_tokens,
+        parts.response_tokens,
+        finish_reason,
+        parts.markers_in_text,
+    )
 
 
 def as_token_ids(token_ids: Any) -> list[int]:
@@ -250,10 +256,11 @@ def parse_thinking_response(
     generation prompt does. Without `prompt_token_ids` a lone end marker still cuts;
     after a prompt that is known not to have opened the thinking, it is text.
     `finish_reason` is that of vLLM's `CompletionOutput`. `markers` are the model's own
-    start and end marker where it is of no known family.
+    start and end marker where it is of no known family. `ThinkingParser` does the same
+    for one completion after the other.
 
-    Raises TypeError for a nested sequence or what is no tokenizer, and ValueError for
-    tokens that the tokenizer can't have made.
+    Raises TypeError for a nested sequence and ValueError for tokens that the tokenizer
+    can't have made.
     """
     parser = ThinkingParser(tokenizer, markers=markers)
     return parser.parse(
@@ -275,9 +282,9 @@ def parse_thinking_responses(
     completion; ValueError if they have not.
     """
     completions = list(completions)
-    nothing = [None] * len(completions)
-    prompts = nothing if prompt_token_ids is None else prompt_token_ids
-    reasons = nothing if finish_reasons is None else finish_reasons
+    none = [None] * len(completions)
+    prompts = none if prompt_token_ids is None else prompt_token_ids
+    reasons = none if finish_reasons is None else finish_reasons
     parser = ThinkingParser(tokenizer, markers=markers)
     return parser.parse_all(completions, prompts, reasons)
 
@@ -300,9 +307,8 @@ class ThinkingStream:
         if not isinstance(tokenizer, ThinkingParser):
             tokenizer = ThinkingParser(tokenizer, markers=markers)
         self._parser = tokenizer
-        self._prompt = prompt_token_ids
-        if prompt_token_ids is not None:
-            self._prompt = as_token_ids(prompt_token_ids)
+        known = prompt_token_ids is not None
+        self._prompt = as_token_ids(prompt_token_ids) if known else None
         self._token_ids: list[int] = []
 
     def feed(self, token_ids: Iterable[int]) -> None:

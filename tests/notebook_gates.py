@@ -515,7 +515,8 @@ def texts(path: Path) -> Iterator[tuple[str, str]]:
 
 def check_private(path: Path) -> list[str]:
     """No token, and no path of the machine that it ran on."""
-    token = load_settings().hf_token
+    secret = load_settings().hf_token
+    token = secret and secret.get_secret_value()
     own = [str(ROOT), str(Path.home()), *([token] if token else [])]
     complaints = []
     for where, text in texts(path):

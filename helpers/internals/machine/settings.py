@@ -1,116 +1,79 @@
-"""What a user may set in `.env` or in the environment, read and checked in one place.
+"""The user's choices, read from `.env` and the environment, and checked.
 
-The fields of `Settings` are all of it; `.env.example` says what each one means.
+In go the nearest `.env` and the environment, which wins; out comes one `Settings`.
+`.env.example` says what each field means. Variables of other libraries are passed on.
+It knows nothing of models: `internals.engine.plan` replaces each "auto".
 """
 
 import contextlib
 import difflib
 import io
-import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from dotenv import dotenv_values, find_dotenv
 from dotenv.parser import parse_stream
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 AUTO = "auto"
-LOG_LEVELS = ("debug", "info", "warning", "error")
-DEVICES = (AUTO, "cpu", "cuda")
-_TRUTH_VALUES = {
-    **dict.fromkeys(("true", "1", "yes", "on"), True),
-    **dict.fromkeys(("false", "0", "no", "off"), False),
-    AUTO: None,
-}
-# What other programs write for a missing token.
-_NO_TOKEN = ("none", "null")
-# Which library reads variables with this prefix, most of them only when imported.
+_ANY_CASE = BeforeValidator(str.lower)
+# Libraries that read variables with these prefixes as they are imported.
 _READ_BY = {"HF_": "huggingface_hub", "CUDA_": "torch", "VLLM_": "vllm"}
 
 
 class SettingsWarning(UserWarning):
-    """Something in `.env` has no effect; after the last colon stands what would."""
+    """A line of `.env` has no effect; the text after the last colon would have."""
 
 
 class SettingsError(ValueError):
     """A setting that can't be used; names the variable, its value, what is allowed."""
 
 
-def _word(value: str) -> str:
-    if any(character.isspace() for character in value):
-        raise ValueError
-    return value
+def _none_for(*words: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if str(value).lower() in words else value)
 
 
-def _model(value: str) -> str:
-    # A name has no spaces; the path of a directory may.
-    is_path = value.startswith((".", "/", "~")) or Path(value).is_dir()
-    return value if is_path and value.isprintable() else _word(value)
+def _check_token(token: SecretStr | None) -> SecretStr | None:
+    if token and any(map(str.isspace, token.get_secret_value())):
+        raise ValueError("a token has no spaces")
+    return token
 
 
-def _choice(*allowed: str) -> Callable[[str], str]:
-    return lambda value: allowed[allowed.index(value.lower())]
+class Settings(BaseSettings):
+    """The user's choices, each in the variable of its name in capitals.
 
-
-def _number(kind: type, above: float, most: float = math.inf) -> Callable[[str], Any]:
-    def parse(value: str) -> Any:
-        number = kind(value)
-        if not above < number <= most:  # Also refuses NaN.
-            raise ValueError
-        return number
-
-    return parse
-
-
-def _setting(default: Any, allowed: str, parse: Callable, repr: bool = True) -> Any:
-    """A field that knows how its variable is read, and what it may hold."""
-    metadata = {"allowed": allowed, "parse": parse}
-    return field(default=default, repr=repr, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The user's choices; `resolve_settings` replaces each "auto".
-
-    Each has the variable of its name in capitals; None for `load_in_4bit` is "auto".
+    `load_in_4bit` is None for "auto". A token may be written as "none" or "null".
     """
 
-    model_name: str = _setting(
-        AUTO,
-        "auto, a name in helpers.models.MODELS or a hub path, with no spaces, or a "
-        "directory",
-        _model,
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        env_file_encoding="utf-8-sig",
+        extra="ignore",
+        frozen=True,
     )
-    load_in_4bit: bool | None = _setting(
-        None, "auto, true or false", lambda value: _TRUTH_VALUES[value.lower()]
+
+    model_name: str = AUTO
+    load_in_4bit: Annotated[bool | None, _none_for(AUTO)] = None
+    max_seq_length: int = Field(4096, ge=64)
+    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _ANY_CASE] = (
+        "error"
     )
-    max_seq_length: int = _setting(4096, "a whole number from 64 up", _number(int, 63))
-    gpu_memory_utilization: float = _setting(
-        0.5, "a number above 0 and up to 1", _number(float, 0, 1)
-    )
-    log_level: str = _setting("error", ", ".join(LOG_LEVELS), _choice(*LOG_LEVELS))
-    hf_token: str | None = _setting(
-        None, "a token without spaces, or nothing", _word, repr=False
-    )
-    device: str = _setting(AUTO, ", ".join(DEVICES), _choice(*DEVICES))
-    vllm_cpu_kvcache_space: int = _setting(
-        1, "a whole number from 1 up", _number(int, 0)
-    )
+    hf_token: Annotated[
+        SecretStr | None, _none_for("none", "null"), AfterValidator(_check_token)
+    ] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], _ANY_CASE] = AUTO
+    vllm_cpu_kvcache_space: int = Field(1, ge=1)
 
     def apply(self) -> None:
-        """Set the process environment that the engines read.
-
-        Call it before torch, unsloth and vllm are imported: all read their variables
-        then.
-        """
-        if self.hf_token:
-            os.environ["HF_TOKEN"] = self.hf_token  # vLLM reads it only there.
-        elif os.environ.get("HF_TOKEN", "").lower() in _NO_TOKEN:
-            del os.environ["HF_TOKEN"]  # The hub would refuse it.
+        """Set the variables that torch, unsloth and vllm read as they are imported."""
+        os.environ.pop("HF_TOKEN", None)  # The Hub would refuse "none".
+        if self.hf_token:  # vLLM reads it only there.
+            os.environ["HF_TOKEN"] = self.hf_token.get_secret_value()
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self.vllm_cpu_kvcache_space)
         os.environ["VLLM_LOGGING_LEVEL"] = self.log_level.upper()
         os.environ["TRANSFORMERS_VERBOSITY"] = self.log_level
@@ -122,8 +85,15 @@ class Settings:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def defaults() -> dict[str, str]:
+    """Return the default of each variable, as a `.env` would write it."""
+    table = {name: row.default for name, row in Settings.model_fields.items()}
+    table |= {"load_in_4bit": AUTO, "hf_token": ""}
+    return {name.upper(): str(value) for name, value in table.items()}
+
+
 def find_env_file() -> Path | None:
-    """The nearest `.env`, from the working directory upwards; there may be none."""
+    """Return the nearest `.env`, from the working directory upwards, or None."""
     with contextlib.suppress(OSError):  # The working directory has been deleted.
         if found := find_dotenv(usecwd=True):
             return Path(found)
@@ -133,88 +103,65 @@ def find_env_file() -> Path | None:
 def load_settings(env_file: Path | None = None) -> Settings:
     """Read `.env`, then the environment, which wins; an empty value counts as not set.
 
-    Without `env_file` it is that of `find_env_file`. What it holds for other libraries,
-    such as HF_HOME or CUDA_VISIBLE_DEVICES, is put into the environment unless it is
-    set there, as python-dotenv's `load_dotenv` does. Warns (`SettingsWarning`) of what
-    has no effect. Raises `SettingsError` for a value that is not allowed, a line that
-    can't be read, and an `env_file` that is not there.
+    Without `env_file` it is the nearest one. A folder that it names in MODEL_NAME
+    counts from its own. Its variables for other libraries, such as HF_HOME, go into the
+    environment where they are not set. Warns (`SettingsWarning`) of lines without
+    effect. Raises `SettingsError` for a value that is not allowed, and for a file or a
+    line that can't be read.
     """
     env_file = env_file or find_env_file()
-    from_file = {} if env_file is None else _read_env_file(env_file)
-    _warn_of_no_effect(env_file, from_file)
-    values = {}
-    for row in fields(Settings):
-        name = row.name.upper()
-        for source, value in (
-            ("the environment", os.environ.get(name, "").strip()),
-            (env_file, from_file.pop(name, "").strip()),
-        ):
-            if value and (row.repr or value.lower() not in _NO_TOKEN):
-                values[row.name] = _parse(row, value, source)
-                break
-    _export(from_file)
-    return Settings(**values)
-
-
-def _warn_of_no_effect(env_file: Path | None, names: Iterable[str]) -> None:
-    """Of what looks like one of our variables: misspelt, or in lower case."""
-    known = defaults()
-    for name in names:
-        near = difflib.get_close_matches(name.upper(), known, 1, 0.8)
-        if near and name not in known:
-            message = f"{name} in {env_file} has no effect: write {near[0]} instead."
-            warnings.warn(message, SettingsWarning, stacklevel=3)
-
-
-def _export(variables: dict[str, str]) -> None:
-    """Set variables of other libraries where the environment does not."""
-    for name, value in variables.items():
-        if name in os.environ or not value:
-            continue
-        os.environ[name] = value
-        for prefix, library in _READ_BY.items():
-            if name.startswith(prefix) and library in sys.modules:
-                warnings.warn(
-                    f"{name} of .env was read after {library} had been imported, and "
-                    "may have no effect: restart the kernel, load_settings() first.",
-                    SettingsWarning,
-                    stacklevel=3,
-                )
-
-
-def _parse(row: Field, value: str, source: object) -> Any:
+    if env_file:
+        _pass_on(_read_env_file(env_file), env_file)
     try:
-        return row.metadata["parse"](value)
-    except (ValueError, KeyError):
-        shown = repr(value) if row.repr else "(not shown)"
-        raise SettingsError(
-            f"{row.name.upper()}={shown} in {source} can't be used. "
-            f"Allowed: {row.metadata['allowed']}."
-        ) from None
+        settings = Settings(_env_file=env_file)
+    except ValidationError as error:
+        problems = [_explain(problem, env_file) for problem in error.errors()]
+        raise SettingsError("; ".join(problems)) from None
+    if env_file and not os.environ.get("MODEL_NAME"):
+        beside = env_file.absolute().parent / settings.model_name
+        if beside.is_dir():
+            return settings.model_copy(update={"model_name": str(beside)})
+    return settings
 
 
-def _read_env_file(env_file: Path) -> dict[str, str]:
-    """The assignments of a `.env`; of two for one variable the later one counts."""
+def _explain(problem: dict, env_file: Path | None) -> str:
+    name = str(problem["loc"][0]).upper()
+    value = "(not shown)" if name == "HF_TOKEN" else repr(problem["input"])
+    source = "the environment" if os.environ.get(name) else env_file
+    return f"{name}={value} in {source} can't be used: {problem['msg']}"
+
+
+def _read_env_file(env_file: Path) -> dict[str, str | None]:
     try:
-        text = Path(env_file).read_text(encoding="utf-8-sig")
-        bindings = list(parse_stream(io.StringIO(text)))
+        text = env_file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"{env_file} can't be read as UTF-8 text ({type(error).__name__}). "
-            "Copy .env.example to .env and start from that."
+            f"{env_file} can't be read as UTF-8 text ({type(error).__name__}). Mend "
+            "it, or start from a copy of .env.example."
         ) from None
-    for binding in bindings:
-        # The line itself is not shown: it may hold a token.
-        if binding.error or (binding.key and binding.value is None):
-            raise SettingsError(
-                f"{env_file}, line {binding.original.line} is not an assignment. "
+    for line in parse_stream(io.StringIO(text)):
+        if line.error or (line.key and line.value is None):
+            raise SettingsError(  # The line is not shown: it may hold a token.
+                f"{env_file}, line {line.original.line} is not an assignment. "
                 "Allowed: NAME=value, or a comment that begins with #."
             )
-    # dotenv_values expands ${NAME}; the bindings are not expanded.
     return dotenv_values(stream=io.StringIO(text))
 
 
-def defaults() -> dict[str, str]:
-    """The default of each variable, as a `.env` would write it."""
-    table = {row.name.upper(): str(row.default) for row in fields(Settings)}
-    return table | {"LOAD_IN_4BIT": AUTO, "HF_TOKEN": ""}
+def _pass_on(variables: dict[str, str | None], env_file: Path) -> None:
+    """Set the variables of other libraries; warn of those that come to nothing."""
+    known = defaults()
+    for name, value in variables.items():
+        if name.upper() in known or not value:
+            continue
+        if near := difflib.get_close_matches(name.upper(), known, 1, 0.8):
+            message = f"{name} in {env_file} has no effect: write {near[0]} instead."
+            warnings.warn(message, SettingsWarning, stacklevel=3)
+        readers = [late for start, late in _READ_BY.items() if name.startswith(start)]
+        if name not in os.environ and any(late in sys.modules for late in readers):
+            message = (
+                f"{name} in {env_file} was read after {readers[0]} had been imported, "
+                "and may have no effect: restart the kernel, load_settings() first."
+            )
+            warnings.warn(message, SettingsWarning, stacklevel=3)
+        os.environ.setdefault(name, value)

@@ -57,7 +57,8 @@ def _check_settings() -> tuple[Check, Settings]:
             settings = load_settings()
         except SettingsError as error:
             fix = "correct it; .env.example shows what is allowed"
-            return Check("Settings", "failed", str(error), fix), Settings()
+            row = Check("Settings", "failed", str(error), fix)
+            return row, Settings.model_construct()  # The defaults.
     file = find_env_file()
     # "../.env" says that the file is of a folder above.
     detail = os.path.relpath(file) if file else "no .env, which is fine: defaults"

@@ -1,9 +1,9 @@
 import os
 import sys
 import warnings
-from dataclasses import FrozenInstanceError, fields
 
 import pytest
+from pydantic import ValidationError
 
 from helpers.internals.machine.settings import (
     Settings,
@@ -49,7 +49,14 @@ def test_file_is_read_and_typed(env_file):
         )
     )
     assert settings == Settings(
-        "tiny-thinker", True, 4096, 0.8, "debug", TOKEN, "cpu", 3
+        model_name="tiny-thinker",
+        load_in_4bit=True,
+        max_seq_length=4096,
+        gpu_memory_utilization=0.8,
+        log_level="debug",
+        hf_token=TOKEN,
+        device="cpu",
+        vllm_cpu_kvcache_space=3,
     )
 
 
@@ -83,17 +90,16 @@ def test_truth_values(env_file, text, value):
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("MODEL_NAME", "two words", "no spaces"),
-        ("LOAD_IN_4BIT", "maybe", "auto, true or false"),
-        ("MAX_SEQ_LENGTH", "lots", "a whole number from 64 up"),
-        ("MAX_SEQ_LENGTH", "63", "a whole number from 64 up"),
-        ("MAX_SEQ_LENGTH", "2048.5", "a whole number from 64 up"),
-        ("GPU_MEMORY_UTILIZATION", "0", "above 0 and up to 1"),
-        ("GPU_MEMORY_UTILIZATION", "80", "above 0 and up to 1"),
-        ("GPU_MEMORY_UTILIZATION", "nan", "above 0 and up to 1"),
-        ("LOG_LEVEL", "loud", "debug, info, warning, error"),
-        ("DEVICE", "gpu", "auto, cpu, cuda"),
-        ("VLLM_CPU_KVCACHE_SPACE", "0", "a whole number from 1 up"),
+        ("LOAD_IN_4BIT", "maybe", "should be a valid boolean"),
+        ("MAX_SEQ_LENGTH", "lots", "should be a valid integer"),
+        ("MAX_SEQ_LENGTH", "63", "greater than or equal to 64"),
+        ("MAX_SEQ_LENGTH", "2048.5", "should be a valid integer"),
+        ("GPU_MEMORY_UTILIZATION", "0", "greater than 0"),
+        ("GPU_MEMORY_UTILIZATION", "80", "less than or equal to 1"),
+        ("GPU_MEMORY_UTILIZATION", "nan", "less than or equal to 1"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("DEVICE", "gpu", "'auto', 'cpu' or 'cuda'"),
+        ("VLLM_CPU_KVCACHE_SPACE", "0", "greater than or equal to 1"),
     ],
 )
 def test_malformed_value_names_variable_value_and_what_is_allowed(
@@ -117,17 +123,25 @@ def test_malformed_value_names_variable_value_and_what_is_allowed(
         ("MODEL_NAME=${SHELL_FOLDER}/qwen", "/mnt/qwen"),
         ("MODEL_NAME=/my models/qwen # mine", "/my models/qwen"),
         ('MODEL_NAME="~/my models"', "~/my models"),
-        ("MODEL_NAME=a directory", "a directory"),
     ],
 )
 def test_values_are_expanded_and_paths_may_have_spaces(
-    env_file, monkeypatch, tmp_path, text, name
+    env_file, monkeypatch, text, name
 ):
     monkeypatch.setenv("SHELL_FOLDER", "/mnt")
     monkeypatch.setenv("FOLDER", "")  # Restored afterwards.
     monkeypatch.delenv("FOLDER")
-    (tmp_path / "a directory").mkdir()
     assert load_settings(env_file(text)).model_name == name
+
+
+def test_a_folder_in_the_file_counts_from_the_file(env_file, monkeypatch, tmp_path):
+    file = env_file("MODEL_NAME='models/my own'")
+    (tmp_path / "models/my own").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert load_settings().model_name == str(tmp_path / "models/my own")
+    monkeypatch.setenv("MODEL_NAME", "models/my own")  # This one is the shell's.
+    assert load_settings(file).model_name == "models/my own"
 
 
 def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
@@ -157,8 +171,7 @@ def test_a_variable_that_is_read_too_late(env_file, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("max_seq_length", "MAX_SEQ_LENGTH"),
-        ("Hf_Token", "HF_TOKEN"),
+        ("MAX_SEQUENCE_LENGTH", "MAX_SEQ_LENGTH"),
         ("DEVISE", "DEVICE"),
     ],
 )
@@ -172,8 +185,9 @@ def test_a_name_without_effect_is_warned_of(env_file, monkeypatch, name, meant):
 def test_what_is_no_token(env_file, monkeypatch, text):
     assert load_settings(env_file(f"HF_TOKEN={text}")).hf_token is None
     monkeypatch.setenv("HF_TOKEN", text)  # As os.environ["HF_TOKEN"] = str(token) does.
-    assert load_settings(env_file(f"HF_TOKEN={TOKEN}")).hf_token == TOKEN
-    Settings().apply()
+    settings = load_settings()
+    assert settings.hf_token is None
+    settings.apply()
     assert os.environ.get("HF_TOKEN", "") == ""
 
 
@@ -189,9 +203,10 @@ def test_deleted_working_directory(monkeypatch, tmp_path):
     "text", ["MAX_SEQ_LENGTH", f"HF_TOKEN='{TOKEN}", "=1", b"\xff"]
 )
 def test_unreadable_file_is_an_error_that_shows_no_content(env_file, text):
+    file = env_file(text)
     with pytest.raises(SettingsError) as error:
-        load_settings(env_file(text))
-    assert TOKEN not in str(error.value)
+        load_settings()
+    assert TOKEN not in str(error.value) and str(file) in str(error.value)
 
 
 def test_missing_file_is_an_error_only_when_named(tmp_path):
@@ -201,15 +216,12 @@ def test_missing_file_is_an_error_only_when_named(tmp_path):
 
 def test_token_is_never_shown(env_file):
     settings = load_settings(env_file(f"HF_TOKEN={TOKEN}"))
-    assert settings.hf_token == TOKEN
+    assert settings.hf_token.get_secret_value() == TOKEN
     assert TOKEN not in repr(settings) + str(settings)
-    with pytest.raises(SettingsError) as error:
-        load_settings(env_file(f"HF_TOKEN='{TOKEN} x'"))
-    assert TOKEN not in str(error.value)
 
 
 def test_settings_are_frozen():
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(ValidationError):
         Settings().device = "cpu"
 
 
@@ -227,10 +239,10 @@ def test_apply_sets_what_the_engines_read(monkeypatch):
     }
     Settings(device="cpu").apply()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    assert os.environ["HF_TOKEN"] == TOKEN
+    assert os.environ["HF_TOKEN"] == TOKEN  # Read from the environment.
 
 
 def test_defaults_read_back_as_the_defaults(env_file):
-    assert [row.name.upper() for row in fields(Settings)] == VARIABLES
+    assert [name.upper() for name in Settings.model_fields] == VARIABLES
     text = "".join(f"{name}={value}\n" for name, value in defaults().items())
     assert load_settings(env_file(text)) == Settings()
