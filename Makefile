@@ -1,13 +1,8 @@
 # `make notebooks` and `make test` are all that is needed; `make help` shows the rest.
 
-# The pins to install: requirements/gpu.txt on Linux with an NVIDIA GPU. An environment
-# that is there keeps the kind that it was made with.
-REQUIREMENTS ?= requirements/$(or $(shell cat .venv/.kind 2>/dev/null),cpu).txt
-# The first Python here that the pins fit; setup explains it when none does.
-PYTHONS := $(if $(findstring gpu,$(REQUIREMENTS)),3.12,3.11 3.12 3.13)
-PYTHON ?= $(shell for version in $(PYTHONS); do \
-	  python$$version -c "" 2>/dev/null && echo python$$version && exit; \
-	  done; echo python3)
+# Any Python finds out what to install, and with which one; PYTHON= gives that one.
+ANY_PYTHON = $(shell for name in python3 python3.11 python3.12 python3.13 $(PYTHON); do \
+	  $$name -c "" 2>/dev/null && echo $$name && exit; done; echo python3)
 VENV_PYTHON := .venv/bin/python
 
 # Nothing of the user's own Python may reach into .venv, nor its kernels into Jupyter. Where
@@ -16,7 +11,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup notebooks gallery test gpu-test lab benchmark figures train pins clean
+.PHONY: help setup plan notebooks gallery test gpu-test lab benchmark figures train pins clean
 
 help:
 	@echo "make notebooks  run every notebook into _build/ and make the gallery"
@@ -28,19 +23,24 @@ help:
 	@echo "make figures    draw the README's picture and table of speeds anew"
 	@echo "make train      train tiny-thinker anew, and measure its accuracy"
 	@echo "make setup      create .venv with everything; the others do it when needed"
+	@echo "make plan       say what setup would install here, and why"
 	@echo "make pins       rebuild requirements/cpu.txt and gpu.txt from the .in files"
 	@echo "make clean      remove .venv, _build and caches"
-	@echo "With a GPU: make setup REQUIREMENTS=requirements/gpu.txt"
+	@echo "A card with driver 580 or later gets the GPU's packages; DEVICE=cpu make ...: not"
 
+# The GPU's pins where there is a card, or the CPU's; .venv keeps the kind it was made with.
 setup:
-	@$(PYTHON) requirements/install.py $(REQUIREMENTS)
+	@$(ANY_PYTHON) requirements/install.py
+
+plan:
+	@$(ANY_PYTHON) requirements/install.py --plan
 
 notebooks gallery: setup
 	@$(VENV_PYTHON) -m tools.gallery build
 
 # Three at once, since many wait; not on a GPU: engines measure how much of it is free.
 # A file's tests stay together, so that each engine that they share starts once.
-LANES := $(if $(wildcard /dev/nvidiactl /dev/dxg),0,3)
+LANES = $(if $(filter gpu,$(shell cat .venv/.kind)),0,3)
 test: setup
 	@$(VENV_PYTHON) -m tools.browser
 	@$(VENV_PYTHON) -m pytest -rs -n $(LANES) --dist loadfile --no-loadscope-reorder \
@@ -48,7 +48,7 @@ test: setup
 
 # What only a GPU can show, on one that nothing else uses: tests/gpu/test_gpu.py.
 gpu-test:
-	@$(MAKE) --no-print-directory setup REQUIREMENTS=requirements/gpu.txt
+	@$(MAKE) --no-print-directory setup DEVICE=cuda
 	@$(VENV_PYTHON) -m pytest -m gpu -ra tests/gpu/test_gpu.py
 
 lab: setup

@@ -153,7 +153,7 @@ def _answer(result: Any) -> str:
     if error := getattr(result, "error", None):
         return f"(failed) {error}"
     if result.response is None:
-        return f"(no answer) {result.hint}"
+        return f"(no answer) {getattr(result, 'hint', '')}".strip()
     notes = {"abort": " (stopped)", "length": " (cut off: raise max_tokens)"}
     return result.response + notes.get(result.finish_reason, "")
 
@@ -165,13 +165,13 @@ def _html_card(result: Any, title: str) -> str:
         f'<details{opened}><summary style="cursor:pointer;opacity:0.75">Thinking '
         f"({result.thinking_tokens} tokens{state})</summary>"
         f'<div style="{TEXT_STYLE};opacity:0.75;font-size:0.9em">'
-        f"{escape(result.thinking)}</div></details>"
-        if result.thinking is not None
-        else ""
+        f"{escape(result.thinking or '')}</div></details>"
     )
-    answer = escape(_answer(result))
-    answer = f'<div style="{TEXT_STYLE};margin-top:0.5em">{answer}</div>'
-    return f'<div style="{_CARD}">{heading}{thinking}{answer}</div>'
+    answer = (
+        f'<div style="{TEXT_STYLE};margin-top:0.5em">{escape(_answer(result))}</div>'
+    )
+    parts = [heading, "" if result.thinking is None else thinking, answer]
+    return f'<div style="{_CARD}">{"".join(parts)}</div>'
 
 
 def _text_card(result: Any, title: str) -> str:
@@ -297,7 +297,7 @@ def plot_throughput(*engines: Any) -> Chart:
         here = [one for one in engines if one.device == device]
         for one in here:
             style = {"color": colours[one.engine], "label": one.name}
-            style["linestyle"] = _dashes(one.precision)
+            style["linestyle"] = "--" if one.precision == "4-bit" else "-"
             _draw_line(speed, one.tokens_per_second, **style)
             _draw_line(first, one.ttft_seconds, scale=1000, **style)
         _draw_limits(speed, here)
@@ -317,10 +317,6 @@ def plot_throughput(*engines: Any) -> Chart:
 def short_number(value: float) -> str:
     """Write a number with one decimal below 10, else with none."""
     return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def _dashes(precision: str) -> str:
-    return "--" if precision == "4-bit" else "-"
 
 
 def _label_axes(axes: Any, title: str, xlabel: str, sizes: Sequence[int]) -> None:
@@ -357,5 +353,7 @@ def _draw_limits(axes: Any, engines: Sequence[Any]) -> None:
     axes.plot(sizes, [single * n for n in sizes], ":", color="#999999", label=label)
     for precision, limit in {e.precision: e.limit for e in engines if e.limit}.items():
         label = f"the memory's bandwidth allows, {precision}".removesuffix(", ")
-        style = {"linestyle": _dashes(precision), "color": "#999999", "label": label}
-        axes.plot(list(limit), list(limit.values()), **style)
+        dashes = "--" if precision == "4-bit" else "-"
+        axes.plot(
+            *zip(*limit.items(), strict=True), dashes, color="#999999", label=label
+        )

@@ -47,9 +47,11 @@ from .internals.engine.hub import (
     hub_switched_off,
     resolve_model_path,
 )
+from .internals.engine.plan import needed_mib
 from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
 from .internals.machine.settings import Settings, load_settings
+from .kernel import make_room
 from .models import TINY_THINKER, is_embedded, whole_name
 
 if TYPE_CHECKING:
@@ -131,6 +133,8 @@ def _from_pretrained(
     only_here = kwargs.pop("local_files_only", False)
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
     explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
+    share = kwargs.get("gpu_memory_utilization", 0.5) if fast_inference else 0.0
+    make_room(needed_mib(path, max_seq_length, load_in_4bit, share))
 
     def load(**where: Any) -> tuple[Any, Any]:
         with explain(), _loading(model_name, settings) as stage:

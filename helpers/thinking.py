@@ -77,12 +77,11 @@ class ThinkingResult:
         return "" if self.complete else unfinished_hint(self.finish_reason)
 
     def __repr__(self) -> str:
-        text = ", ".join(
-            f"{name}={value!r}"
-            for name, value in vars(self).items()
-            if name != "markers_in_text" or value
-        )
-        return f"ThinkingResult({text})" + ("" if self.complete else f"  # {self.hint}")
+        facts = [f"{name}={value!r}" for name, value in vars(self).items()]
+        if not self.markers_in_text:
+            facts.pop()
+        hint = "" if self.complete else f"  # {self.hint}"
+        return f"ThinkingResult({', '.join(facts)}){hint}"
 
 
 class ThinkingParser:
@@ -204,14 +203,9 @@ def _result(
     first, _, rest = thinking.partition("\n")
     if parts.label and first == parts.label:
         thinking = rest.lstrip()
-    return ThinkingResult(
-        thinking,
-        None if parts.phase == "thinking" else response,
-        parts.thinking_tokens,
-        parts.response_tokens,
-        finish_reason,
-        parts.markers_in_text,
-    )
+    counts = parts.thinking_tokens, parts.response_tokens, finish_reason
+    answer = None if parts.phase == "thinking" else response
+    return ThinkingResult(thinking, answer, *counts, parts.markers_in_text)
 
 
 def as_token_ids(token_ids: Any) -> list[int]:
@@ -256,11 +250,10 @@ def parse_thinking_response(
     generation prompt does. Without `prompt_token_ids` a lone end marker still cuts;
     after a prompt that is known not to have opened the thinking, it is text.
     `finish_reason` is that of vLLM's `CompletionOutput`. `markers` are the model's own
-    start and end marker where it is of no known family. `ThinkingParser` does the same
-    for one completion after the other.
+    start and end marker where it is of no known family.
 
-    Raises TypeError for a nested sequence and ValueError for tokens that the tokenizer
-    can't have made.
+    Raises TypeError for a nested sequence or what is no tokenizer, and ValueError for
+    tokens that the tokenizer can't have made.
     """
     parser = ThinkingParser(tokenizer, markers=markers)
     return parser.parse(
@@ -282,9 +275,9 @@ def parse_thinking_responses(
     completion; ValueError if they have not.
     """
     completions = list(completions)
-    none = [None] * len(completions)
-    prompts = none if prompt_token_ids is None else prompt_token_ids
-    reasons = none if finish_reasons is None else finish_reasons
+    nothing = [None] * len(completions)
+    prompts = nothing if prompt_token_ids is None else prompt_token_ids
+    reasons = nothing if finish_reasons is None else finish_reasons
     parser = ThinkingParser(tokenizer, markers=markers)
     return parser.parse_all(completions, prompts, reasons)
 
@@ -307,8 +300,9 @@ class ThinkingStream:
         if not isinstance(tokenizer, ThinkingParser):
             tokenizer = ThinkingParser(tokenizer, markers=markers)
         self._parser = tokenizer
-        known = prompt_token_ids is not None
-        self._prompt = as_token_ids(prompt_token_ids) if known else None
+        self._prompt = prompt_token_ids
+        if prompt_token_ids is not None:
+            self._prompt = as_token_ids(prompt_token_ids)
         self._token_ids: list[int] = []
 
     def feed(self, token_ids: Iterable[int]) -> None:

@@ -1,5 +1,7 @@
-"""Create .venv from a file of pins: `python requirements/install.py [PINS]`.
+"""Create .venv from cpu.txt or gpu.txt: `python requirements/install.py [--plan]`.
 
+`choose_kind` says which of the two, by the variable DEVICE, the .venv that is there or
+the card; `find_python` with which Python. `--plan` prints both and ends.
 Run by `make setup` with any Python and nothing installed, so it uses the standard
 library alone and syntax that Python 3.6 reads: they must get as far as the message.
 """
@@ -18,12 +20,17 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".ready"
 KIND = VENV / ".kind"  # "cpu" or "gpu"; the Makefile reads it.
+PINS = {kind: ROOT / "requirements" / f"{kind}.txt" for kind in ("cpu", "gpu")}
+KINDS = {"cpu": "cpu", "cuda": "gpu"}  # by DEVICE
 VENV_PYTHON = VENV / "bin" / "python"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # GB of free disk: the environment, and as much again for pip's downloads and cache.
 DISK_GB = {"cpu": 5, "gpu": 25}
 # The oldest and the newest Python that there is a wheel of each package for.
 PYTHONS = {"cpu": ((3, 11), (3, 13)), "gpu": ((3, 12), (3, 12))}
+# The oldest driver and compute capability that CUDA 13 runs on
+# (docs.nvidia.com/cuda/cuda-toolkit-release-notes).
+DRIVER, CAPABILITY = 580, 7.5
 # The oldest C library that there is a wheel of each package for (llguidance's is last).
 GLIBC = (2, 31)
 DURATION = {
@@ -38,20 +45,70 @@ def fail(message):
     sys.exit("make setup: " + message)
 
 
+def choose_kind():
+    """Return "cpu" or "gpu", and why: DEVICE, what .venv has, or else the card."""
+    device = os.environ.get("DEVICE", "").lower()
+    if device in KINDS:
+        return KINDS[device], f"DEVICE={device}"
+    if KIND.exists():
+        return KIND.read_text(), "as in .venv; DEVICE=cpu or DEVICE=cuda changes it"
+    query = "--query-gpu=name,driver_version,compute_cap"
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    try:
+        shown = subprocess.check_output(command, stderr=subprocess.STDOUT, timeout=60)
+    except FileNotFoundError:
+        return "cpu", "no NVIDIA driver here (nvidia-smi is not on the PATH)"
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "output", None) or b"").decode(errors="replace").strip()
+        return "cpu", f"nvidia-smi finds no card ({said or error})"
+    cards = [line.split(", ") for line in shown.decode().strip().splitlines()]
+    if not cards or len(cards[0]) != 3:
+        return "cpu", "nvidia-smi finds no card"
+    name, driver, capability = cards[0]
+    if int(driver.split(".")[0]) < DRIVER:
+        return "cpu", (
+            f"the driver of {name}, {driver}, is too old for CUDA 13: update it to "
+            f"{DRIVER} or later, then `make setup DEVICE=cuda`"
+        )
+    if float(capability) < CAPABILITY:
+        return "cpu", f"{name} is older than CUDA 13 runs on ({capability})"
+    return "gpu", f"{name}, driver {driver}; DEVICE=cpu takes the other ones"
+
+
+def find_python(kind):
+    """Return PYTHON, or the first on the PATH with wheels of all pins, or this one."""
+    (major, oldest), (_, newest) = PYTHONS[kind]
+    known = [f"python{major}.{minor}" for minor in range(oldest, newest + 1)]
+    given = os.environ.get("PYTHON")
+    for python in [given] if given else known:
+        try:  # One of pyenv may be there, and not run.
+            subprocess.check_call([python, "-c", ""], stderr=subprocess.DEVNULL)
+            return python
+        except (OSError, subprocess.CalledProcessError) as error:
+            if given:
+                fail(f"PYTHON={given} does not run: {error}")
+    return sys.executable
+
+
+def version_of(python):
+    """Return the version of a Python as (major, minor)."""
+    program = "import sys; print(*sys.version_info[:2])"
+    return tuple(map(int, subprocess.check_output([python, "-c", program]).split()))
+
+
 def is_known(kind, version):
     """Whether the pins of `kind` have wheels for a version, as (major, minor)."""
     oldest, newest = PYTHONS[kind]
     return oldest <= version <= newest
 
 
-def check_python(kind, version=None):
-    """End with a message unless the pins fit `version` (default: this Python's)."""
-    version = tuple(version or sys.version_info)[:2]
+def check_python(kind, version):
+    """End with a message unless the pins fit `version`, as (major, minor)."""
     if is_known(kind, version):
         return
     oldest = PYTHONS[kind][0]
     if kind == "gpu":
-        needed = "Python 3.12 is needed for the GPU's pins"
+        needed = "Python 3.12 is needed for the GPU's pins (DEVICE=cpu: 3.11 or later)"
     elif version < oldest:
         needed = "Python 3.11 or later is needed"
     else:
@@ -80,15 +137,16 @@ def check_platform(system=None, machine=None, glibc=None):
         )
 
 
-def check_venv_module():
+def check_venv_module(python):
     """End with a message if this Python can't create environments with pip."""
-    try:
-        import ensurepip  # noqa: F401 (Debian's python3 has venv but leaves this out)
-        import venv  # noqa: F401
-    except ImportError:
+    # Debian's python3 has venv, but leaves ensurepip out.
+    if subprocess.call(
+        [python, "-c", "import ensurepip, venv"], stderr=subprocess.DEVNULL
+    ):
+        version = ".".join(map(str, version_of(python)))
         fail(
-            "this Python has no venv module. On Debian or Ubuntu: `sudo apt install "
-            f"python{sys.version_info[0]}.{sys.version_info[1]}-venv`."
+            f"{python} has no venv module. On Debian or Ubuntu: `sudo apt install "
+            f"python{version}-venv`."
         )
 
 
@@ -167,17 +225,18 @@ def make_smollm2():
         print(f"smollm2 will be fetched when it is first loaded. {lines[-1]}")
 
 
-def install(pins):
-    """Create or update .venv so that it holds exactly the pins, and helpers."""
-    kind = "gpu" if pins.name.startswith("gpu") else "cpu"
-    check_python(kind)
+def install(kind, python):
+    """Create or update .venv so that it holds exactly the pins, helpers and smollm2."""
+    pins = PINS[kind]
+    check_python(kind, version_of(python))
     check_platform()
-    check_venv_module()
+    check_venv_module(python)
     check_disk(kind)
     print(f"Setting up .venv, once: {DURATION[kind]}.", flush=True)
-    STAMP.unlink(missing_ok=True)
+    if STAMP.exists():
+        STAMP.unlink()
     if not is_usable(kind):
-        subprocess.check_call([sys.executable, "-m", "venv", "--clear", str(VENV)])
+        subprocess.check_call([python, "-m", "venv", "--clear", str(VENV)])
         KIND.write_text(kind)
     torch = re.search(r"^torch==\S+\+cpu$", pins.read_text(), re.MULTILINE)
     if torch:
@@ -194,9 +253,13 @@ def install(pins):
 
 def main():
     os.chdir(str(ROOT))
-    pins = Path(sys.argv[1] if len(sys.argv) > 1 else "requirements/cpu.txt").resolve()
-    if not (STAMP.exists() and STAMP.read_text() == stamp(pins)):
-        install(pins)
+    kind, why = choose_kind()
+    if STAMP.exists() and STAMP.read_text() == stamp(PINS[kind]) and len(sys.argv) < 2:
+        return
+    python = find_python(kind)
+    print(f"requirements/{PINS[kind].name}, {python}: {why}.", flush=True)
+    if "--plan" not in sys.argv:
+        install(kind, python)
 
 
 if __name__ == "__main__":

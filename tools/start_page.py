@@ -13,9 +13,9 @@ _TEXT = """\
 # Start here
 
 Click a notebook. It opens beside this page; **Run > Run All Cells** runs it from the
-top. Its last cell asks whether the kernel may end, so that the next notebook finds the
-memory free; until you say so you can try the exercises. The square button in its
-toolbar stops what is running. The contents of what you read stand on the right.
+top. The kernel then stays for the exercises. It ends ten minutes after the last cell,
+at once when you run the last cell again, or when the next notebook needs its memory.
+The square button in the toolbar stops what is running. The contents are on the right.
 
 {table}
 

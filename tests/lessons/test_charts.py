@@ -14,6 +14,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from helpers.batch import BatchResult
 from helpers.charts import (
     Chart,
     html_table,
@@ -143,6 +144,21 @@ def test_what_was_stopped_says_so() -> None:
         assert "stopped" in show_thinking(stopped)._repr_html_()
         assert "stopped" in repr(show_thinking(stopped))
         assert "max_tokens" not in repr(show_thinking(stopped))
+
+
+def test_what_a_batch_returns_is_shown_done_cut_off_or_failed() -> None:
+    done = BatchResult(0, "?", thinking="5 + 7", response="12", complete=True)
+    short = BatchResult(1, "?", None, "1", "It is", True, finish_reason="length")
+    open_ended = BatchResult(2, "?", thinking="5 +", finish_reason="length")
+    failed = BatchResult(3, "", error="an empty prompt.")
+    text = repr(show_thinking([done, short, open_ended, failed]))
+    cards = [card.split("Answer:\n")[1] for card in text.split("\n\n")]
+    assert cards[0] == "12"
+    assert cards[1] == "It is (cut off: raise max_tokens)"
+    assert cards[2].startswith("(no answer)")
+    assert cards[3] == "(failed) an empty prompt."
+    assert repr(show_thinking(failed)) == "Answer:\n(failed) an empty prompt."
+    assert "<details" not in show_thinking(failed)._repr_html_()
 
 
 def test_results_stand_beside_each_other_under_their_titles() -> None:

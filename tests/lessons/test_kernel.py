@@ -15,14 +15,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
-from jupyter_client.manager import KernelManager, start_new_kernel
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 GONE_SECONDS = 15.0
@@ -191,11 +191,13 @@ def execute(
     return "".join(output)
 
 
-@pytest.fixture
-def raw_client(workdir: Path) -> Iterator[BlockingKernelClient]:
-    """A client of a kernel that nobody watches, restarts or cleans up after."""
+@contextmanager
+def raw_kernel(**variables: str) -> Iterator[BlockingKernelClient]:
+    """Start a kernel that nobody watches, restarts or cleans up after."""
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel()
+    manager.start_kernel(env={**os.environ, **variables})
+    # Else it would stay as a zombie, as no kernel of a server does.
+    threading.Thread(target=manager.provisioner.process.wait, daemon=True).start()
     client = manager.client()
     client.start_channels()
     try:
@@ -204,6 +206,12 @@ def raw_client(workdir: Path) -> Iterator[BlockingKernelClient]:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def raw_client(workdir: Path) -> Iterator[BlockingKernelClient]:
+    with raw_kernel() as client:
+        yield client
 
 
 @pytest.mark.parametrize("with_child", [False, True], ids=["alone", "child"])
@@ -285,25 +293,30 @@ def test_a_waiting_kernel_gives_way_to_another_and_a_busy_one_does_not(
     # Asked from a cell of the kernel itself, which does not wait while one runs.
     assert execute(raw_client, ask, allow_stdin=True) == "[]\n"
     assert len(alive(workdir)) == 4
-    manager, other = start_new_kernel(
-        extra_arguments=["--HistoryManager.enabled=False"],
-        env={**os.environ, "JPY_SESSION_NAME": "other.ipynb"},
-    )
-    try:
-        reaping = threading.Thread(target=manager.provisioner.process.wait)
-        reaping.start()  # As a server does; nobody waits for the other kernel else.
+    with raw_kernel(JPY_SESSION_NAME="other.ipynb") as other:
         execute(other, QUICK_SHUTDOWN.replace(RECORD_AFTER, ""), allow_stdin=True)
         output = execute(raw_client, ask, allow_stdin=True)
         assert output == "['other.ipynb']\n"
-        reaping.join(GONE_SECONDS)
-        assert not reaping.is_alive()
-    finally:
-        other.stop_channels()
-        manager.shutdown_kernel(now=True)
     assert len(alive(workdir)) == 4
     waiting = [note.name for note in (workdir / "runtime").glob("waits-*")]
     kernel = recorded(workdir, "before")[0][0]
     assert waiting == [f"waits-in-last-cell-{kernel}"]
+
+
+def test_a_load_that_lacks_memory_ends_a_waiting_kernel_first(
+    workdir: Path, raw_client: BlockingKernelClient
+) -> None:
+    """This machine has memory enough, so the loading kernel is told another figure."""
+    execute(raw_client, RECORD)
+    execute(raw_client, QUICK_SHUTDOWN, allow_stdin=True)
+    load = "FastLanguageModel.from_pretrained('tiny-thinker', load_in_4bit=False)"
+    with raw_kernel() as loader:
+        execute(loader, "from helpers import FastLanguageModel")
+        assert "is needed here" not in execute(loader, load)
+        assert len(alive(workdir)) == 1
+        execute(loader, "import helpers.kernel as k; k.free_memory_mib = lambda: 9")
+        assert "Ended the kernel of process" in execute(loader, load)
+        assert alive(workdir) == []
 
 
 def test_a_kernel_that_nobody_uses_ends_by_itself(

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -705,6 +706,7 @@ def test_many_completions_are_decoded_in_one_call():
         parse_thinking_responses(completions, QWEN3, finish_reasons=["stop"])
 
 
+@pytest.mark.filterwarnings("ignore:a completion has")
 @pytest.mark.parametrize("tokenizer", [QWEN3, HARMONY, LLAMA])
 @pytest.mark.parametrize(
     "text", ["word ", "<think>a</think>b", "<|channel|>analysis<|message|>a<|end|>"]
@@ -735,18 +737,24 @@ def byte_alphabet() -> dict[int, str]:
     return {b: chr(b) for b in keep} | {b: chr(256 + i) for i, b in enumerate(rest)}
 
 
-@st.composite
-def completions(draw, tokenizer):
-    """Tokens of text, torn characters, markers and special tokens, in any order."""
+@cache
+def known_markers(tokenizer) -> list[int]:
+    """The markers and other tokens of interest that a tokenizer has."""
     names = [m for pair in THINK_MARKERS for m in pair]
     names += [*WRAPPERS, "<|im_end|>", "</s>", "▁a", "▁", "b"]
     for family in CHANNELS:
         names += [family.name, family.body, *family.breaks]
+    vocabulary = tokenizer.get_vocab()  # Slow for a large one.
+    return [vocabulary[name] for name in names if name in vocabulary]
+
+
+@st.composite
+def completions(draw, tokenizer):
+    """Tokens of text, torn characters, markers and special tokens, in any order."""
     spelled = st.sampled_from(
         ["<think>", "</think>", "<thi", "◁think▷", "◁/think▷", "thought\n", "analysis"]
     )
-    vocabulary = tokenizer.get_vocab()
-    known = [vocabulary[name] for name in names if name in vocabulary]
+    known = known_markers(tokenizer)
     characters = st.sampled_from(["a", "\n", "é", "€", "思", "🤔", "\ufffd"])
     pieces = st.sampled_from([[i] for i in known] or [[0]])
     if tokenizer is TOKENIZERS["sentencepiece"]:
@@ -763,6 +771,7 @@ def completions(draw, tokenizer):
     return [i for piece in draw(st.lists(pieces, max_size=12)) for i in piece]
 
 
+# Made once: looking up the markers takes longer than to parse with them.
 PARSERS = {name: ThinkingParser(tokenizer) for name, tokenizer in TOKENIZERS.items()}
 
 

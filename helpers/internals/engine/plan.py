@@ -3,8 +3,14 @@
 import contextlib
 from typing import Literal
 
-from ...models import TINY_THINKER, UnknownModelError, is_embedded
-from ..machine.devices import list_gpus, runs_cuda
+from ...models import (
+    TINY_THINKER,
+    UnknownModelError,
+    estimate_memory,
+    find_model,
+    is_embedded,
+)
+from ..machine.devices import current_gpu, list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
 from .errors import ModelLoadError
 from .hub import resolve_model_path
@@ -39,3 +45,19 @@ def resolve_settings(settings: Settings) -> Settings:
             in_4bit = not is_embedded(resolve_model_path(name, make=False))
     resolved = {"device": device, "model_name": name, "load_in_4bit": in_4bit}
     return settings.model_copy(update=resolved)
+
+
+def needed_mib(
+    path: str, max_seq_length: int, load_in_4bit: bool, share: float = 0.0
+) -> float:
+    """Estimate the free memory that a load needs, in MiB; 0 where nothing is known.
+
+    vLLM on a GPU takes `share` of the whole card, whatever the model is.
+    """
+    gpu = current_gpu()
+    if gpu and share:
+        return share * gpu.total_mib
+    if (spec := find_model(path)) is None:
+        return 0.0
+    length = min(max_seq_length, spec.context_length)
+    return estimate_memory(spec, length, load_in_4bit=load_in_4bit).total_mib

@@ -129,7 +129,7 @@ def rebuild_command(device: str) -> str:
     if device == "cpu":
         return "make clean setup"
     if _in_project():
-        return "make clean setup REQUIREMENTS=requirements/gpu.txt"
+        return "make setup DEVICE=cuda"
     return "python -m pip install --force-reinstall -r requirements/gpu.txt"
 
 

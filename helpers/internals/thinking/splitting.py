@@ -73,10 +73,6 @@ def split_at_pairs(
     if last is not None and (turn.known or last in ends):
         split.phase = "thinking" if last in ends else "answer"
     seen = False  # Whether a marker has come.
-
-    def is_blank() -> bool:
-        return not any(decode(run).strip() for run in split.thinking if run)
-
     for piece in _pieces(token_ids, texts.keys() | markers.wrappers):
         if isinstance(piece, list):
             split.add(piece, len(piece))
@@ -85,11 +81,13 @@ def split_at_pairs(
             split.add("", 1)
             continue
         thinking, end = split.phase == "thinking", ends.get(piece)
-        first, seen = not seen, True
+        # The prompt has opened the thinking, and the completion does so once more.
+        again = thinking and end == open_end and not seen
+        seen = True
         if end is not None and split.phase == "before":
             split.phase, open_end = "thinking", end
-        elif thinking and first and end == open_end and is_blank():
-            pass  # The prompt had opened the thinking already.
+        elif again and not any(decode(run).strip() for run in split.thinking if run):
+            pass
         elif thinking and piece == open_end:
             split.phase = "answer"
         elif end is None and split.phase == "before" and not turn.known:

@@ -411,6 +411,7 @@ def test_model(monkeypatch, tmp_path, changes, status, detail, fix):
 def test_a_model_that_is_made_at_its_first_load_is_not_made_by_the_report(
     monkeypatch, tmp_path, capfd
 ):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setitem(models._EMBEDDED, "smollm2", tmp_path / "smollm2")
     settings = resolve_settings(changed(CPU, model_name="smollm2", load_in_4bit=None))
     row, *_ = environment._check_model(settings)
