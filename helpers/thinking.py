@@ -6,7 +6,7 @@ model wrote it: a marker that appears there again stays. Only where a tokenizer 
 tokens for markers are they looked for in the text.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
@@ -221,7 +221,9 @@ def as_token_ids(token_ids: Any) -> list[int]:
         case [list(row)] if is_encoding:  # A tokenizer's batch of one text.
             token_ids = row
     try:
-        ids = list(map(index, token_ids))
+        # Python takes bytes for numbers, and a set has no order.
+        unfit = isinstance(token_ids, bytes | bytearray | Set)
+        ids = list(map(index, None if unfit else token_ids))
     except TypeError:
         raise TypeError(
             "expected the token ids of one completion or prompt, got text or a nested "
@@ -278,6 +280,8 @@ def parse_thinking_responses(
     nothing = [None] * len(completions)
     prompts = nothing if prompt_token_ids is None else prompt_token_ids
     reasons = nothing if finish_reasons is None else finish_reasons
+    if isinstance(reasons, str):
+        raise ValueError(f"finish_reasons={reasons!r}: give one for each completion")
     parser = ThinkingParser(tokenizer, markers=markers)
     return parser.parse_all(completions, prompts, reasons)
 

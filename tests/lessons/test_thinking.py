@@ -645,6 +645,10 @@ def test_token_ids_may_come_in_any_container(given):
         ("a</think>b", TypeError, "one completion"),
         ([[1, 2]], TypeError, "one completion"),
         ([1.5], TypeError, "one completion"),
+        (b"a</think>b", TypeError, "one completion"),
+        ({1, 2}, TypeError, "one completion"),
+        (np.array([[1, 2]]), TypeError, "one completion"),
+        (np.array([1.0]), TypeError, "one completion"),
         (None, TypeError, "one completion"),
         (torch.tensor(1), TypeError, "one completion"),
         ({"prompt_token_ids": [1]}, TypeError, "one completion"),
@@ -704,6 +708,8 @@ def test_many_completions_are_decoded_in_one_call():
     assert parse_thinking_responses([], QWEN3) == []
     with pytest.raises(ValueError):
         parse_thinking_responses(completions, QWEN3, finish_reasons=["stop"])
+    with pytest.raises(ValueError, match="one for each"):
+        parse_thinking_responses(completions[:4], QWEN3, finish_reasons="stop")
 
 
 @pytest.mark.filterwarnings("ignore:a completion has")
