@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from jupyter_core.paths import jupyter_runtime_dir
 
 from .internals.machine.devices import free_memory_mib
 
@@ -79,7 +80,7 @@ def end_waiting_kernels() -> list[str]:
     out a kernel that has not ended by then. Files of killed kernels are removed.
     """
     waiting = {}
-    for note in _runtime_folder().glob(f"{_NOTE}*"):
+    for note in Path(jupyter_runtime_dir()).glob(f"{_NOTE}*"):
         with suppress(OSError, ValueError, psutil.Error):
             process = psutil.Process(int(note.name.removeprefix(_NOTE)))
             if process.create_time() <= note.stat().st_mtime:  # Else a later process.
@@ -99,13 +100,6 @@ def make_room(needed_mib: float) -> None:
             print(f"Ended the kernel of {name}: its memory is needed here.")
 
 
-def _runtime_folder() -> Path:
-    """Return the folder of Jupyter's connection files, which all kernels share."""
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    return Path(jupyter_runtime_dir())
-
-
 class _Waiting:
     """A kernel that stays for its reader: its clock, its file, its text on the page."""
 
@@ -115,7 +109,7 @@ class _Waiting:
         from tornado.ioloop import PeriodicCallback
 
         self._app, self._wait, self._output = app, wait, None
-        self._note = _runtime_folder() / f"{_NOTE}{os.getpid()}"
+        self._note = Path(jupyter_runtime_dir(), f"{_NOTE}{os.getpid()}")
         self._cells, self._rest, self._since = 0, 0.0, float("inf")
         app.shell.events.register("pre_execute", self._begin_cell)
         app.shell.events.register("post_execute", self._end_cell)
@@ -145,9 +139,9 @@ class _Waiting:
         self._note.unlink(missing_ok=True)
 
     def _end_cell(self) -> None:
-        name = os.environ.get("JPY_SESSION_NAME", f"process {os.getpid()}")
+        path = os.environ.get("JPY_SESSION_NAME", f"process {os.getpid()}")
         self._note.parent.mkdir(parents=True, exist_ok=True)
-        self._note.write_text(name, encoding="utf-8")
+        self._note.write_text(Path(path).name, encoding="utf-8")
         self._since = time.monotonic()
 
     def _look(self) -> None:

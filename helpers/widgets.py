@@ -75,7 +75,7 @@ class LiveResponse:
         self._stream: ThinkingStream | None = None
         self._ended = False  # By the model, and not for want of tokens.
         self._box: ipywidgets.VBox | None = None  # None outside a notebook.
-        self._drawn = 0.0
+        self._next_draw = 0.0
 
     def put(self, token_ids: Any) -> None:
         """Take the prompt at the first call, new tokens at all later ones.
@@ -98,9 +98,12 @@ class LiveResponse:
             return
         self._stream.feed(ids)
         self._ended = ids[-1:] == [unwrap_tokenizer(self.tokenizer).eos_token_id]
-        if self._box and time.monotonic() - self._drawn > self.DRAW_SECONDS:
+        start = time.monotonic()
+        if self._box and start >= self._next_draw:
             self._draw(self._stream.result())
-            self._drawn = time.monotonic()
+            now = time.monotonic()
+            # The longer the response the slower its parsing: a tenth of the time.
+            self._next_draw = now + max(self.DRAW_SECONDS, 9 * (now - start))
 
     def end(self) -> None:
         """Keep the finished response as `result`, and leave it on the page.

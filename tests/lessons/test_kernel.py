@@ -293,7 +293,7 @@ def test_a_waiting_kernel_gives_way_to_another_and_a_busy_one_does_not(
     # Asked from a cell of the kernel itself, which does not wait while one runs.
     assert execute(raw_client, ask, allow_stdin=True) == "[]\n"
     assert len(alive(workdir)) == 4
-    with raw_kernel(JPY_SESSION_NAME="other.ipynb") as other:
+    with raw_kernel(JPY_SESSION_NAME="/a/folder/other.ipynb") as other:
         execute(other, QUICK_SHUTDOWN.replace(RECORD_AFTER, ""), allow_stdin=True)
         output = execute(raw_client, ask, allow_stdin=True)
         assert output == "['other.ipynb']\n"
