@@ -20,6 +20,7 @@ from .internals.thinking.families import unwrap_tokenizer
 from .models import (
     MODELS,
     QWEN3_THINKING_SAMPLING,
+    SMOLLM2,
     TINY_THINKER,
     UnknownModelError,
     get_model,
@@ -30,8 +31,6 @@ from .models import (
 ANSWER_TOKENS = 2048
 # Noise seldom ends by itself, and a short text measures speed and memory as well.
 NOISE_TOKENS = 128
-# The embedded model for text: SmolLM2-135M-Instruct. What tiny-thinker writes is sums.
-TEXT_MODEL = "smollm2"
 _SHOWN = ("unsloth", "vllm", "torch")
 
 
@@ -62,17 +61,18 @@ class Setup:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the engines run on a GPU."""
+        """True if the engines run on a GPU."""
         return self.device == "cuda"
 
     @property
     def text_model(self) -> str:
         """The name of a model whose text is real: the chosen one, or "smollm2".
 
-        "smollm2" stands in for tiny-thinker and for random weights.
+        "smollm2" replaces tiny-thinker, which knows sums, and random weights.
         """
-        is_tiny = resolve_model_path(self.model_name) == MODELS[TINY_THINKER].path
-        return TEXT_MODEL if is_tiny or self.is_noise else self.model_name
+        path = resolve_model_path(self.model_name, make=False)
+        is_tiny = path == MODELS[TINY_THINKER].path
+        return SMOLLM2 if is_tiny or self.is_noise else self.model_name
 
     def load(self, model_name: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
         """Load a model by `FastLanguageModel`; return (model, tokenizer).
@@ -106,26 +106,27 @@ class Setup:
         )
 
     def check(self, condition: object, claim: str) -> None:
-        """Raise `AssertionError(claim)` where `condition` is false.
+        """Raise `AssertionError(claim)` if `condition`, on an answer's text, is false.
 
-        For what an answer says. Where the text is noise nothing is checked, and a line
-        in the output says so.
+        If the text is noise, nothing is checked, and a line in the output says so.
         """
-        if self.is_noise:
-            print(f"Not checked, since the text is noise: {claim}.")
-        elif not condition:
-            raise AssertionError(claim)
+        _check_unless(self.is_noise and "the text is noise", condition, claim)
 
     def check_exactly(self, condition: object, claim: str) -> None:
-        """Raise `AssertionError(claim)` where `condition` is false.
+        """Raise `AssertionError(claim)` if `condition`, on equal tokens, is false.
 
-        For what must agree token for token. On a GPU, where kernels and batch sizes
-        round differently, nothing is checked, and a line in the output says so.
+        On a GPU, where kernels and batch sizes round differently, nothing is checked,
+        and a line in the output says so.
         """
-        if self.on_gpu:
-            print(f"Not checked, since a GPU rounds differently each time: {claim}.")
-        elif not condition:
-            raise AssertionError(claim)
+        reason = self.on_gpu and "a GPU rounds differently each time"
+        _check_unless(reason, condition, claim)
+
+
+def _check_unless(reason: str | bool, condition: object, claim: str) -> None:
+    if reason:
+        print(f"Not checked, since {reason}: {claim}.")
+    elif not condition:
+        raise AssertionError(claim)
 
 
 def set_up() -> Setup:

@@ -25,8 +25,7 @@ from ..machine.devices import (
 )
 from ..machine.settings import Settings
 from ..machine.versions import find_version
-from .package_rows import pip_command
-from .rows import Check
+from .rows import Check, pip_command
 
 
 def check_machine(settings: Settings) -> Iterator[Check]:

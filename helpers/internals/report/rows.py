@@ -1,11 +1,17 @@
-"""The form of a report: rows, shown as text, as HTML and as JSON."""
+"""The form of a report: rows, shown as text, as HTML and as JSON; commands that fix.
+
+In go the rows, out comes one table. It knows nothing of what is checked.
+"""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from html import escape
+from pathlib import Path
 from typing import Literal
 
 from ...charts import html_table
+from ..machine.versions import ROOT
 
 
 @dataclass(frozen=True)
@@ -60,3 +66,21 @@ class EnvironmentReport:
             found = "<br>&rarr; ".join(escape(t) for t in (row.detail, row.fix) if t)
             rows.append((escape(row.name), status, found.replace("/", "/<wbr>")))
         return f"{html_table(heads, rows)}<p>{escape(self._summary())}</p>"
+
+
+def pip_command(arguments: str) -> str:
+    """Write the command that installs something into this environment."""
+    return f"{'.venv/bin/' * _in_project()}python -m pip install {arguments}"
+
+
+def rebuild_command(device: str) -> str:
+    """Write the command that installs all packages again, as they are pinned."""
+    if device == "cpu":
+        return "make clean setup"
+    if _in_project():
+        return "make setup DEVICE=cuda"
+    return "python -m pip install --force-reinstall -r requirements/gpu.txt"
+
+
+def _in_project() -> bool:
+    return Path(sys.prefix).resolve() == ROOT / ".venv"

@@ -28,8 +28,9 @@ from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_sett
 from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import Settings, defaults
 from helpers.internals.report import environment, machine_rows
-from helpers.internals.report.package_rows import check_engine, rebuild_command
-from helpers.internals.report.rows import Check, EnvironmentReport
+from helpers.internals.report.package_rows import PROBED, check_engine
+from helpers.internals.report.probe import PROBES
+from helpers.internals.report.rows import Check, EnvironmentReport, rebuild_command
 from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -290,6 +291,10 @@ def test_a_newer_vllm_needs_bitsandbytes_beside_it(missing):
     assert row.status == "failed" and "needs vllm-bnb-plugin" in row.detail
     assert row.fix.endswith("pip install --no-deps vllm-bnb-plugin")
     assert check_engine("bitsandbytes", CPU, {}).status == "ok"
+
+
+def test_each_package_that_is_probed_has_its_probe():
+    assert set(PROBED) == set(PROBES)
 
 
 def test_metadata_without_files(missing):
