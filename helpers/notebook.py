@@ -74,6 +74,11 @@ class Setup:
         is_tiny = path == MODELS[TINY_THINKER].path
         return SMOLLM2 if is_tiny or self.is_noise else self.model_name
 
+    @property
+    def model_path(self) -> str:
+        """The chosen model's hub path or folder, which Unsloth and vLLM load alone."""
+        return resolve_model_path(self.model_name)
+
     def load(self, model_name: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
         """Load a model by `FastLanguageModel`; return (model, tokenizer).
 
