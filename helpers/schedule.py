@@ -63,46 +63,35 @@ class Schedule:
         return max((step.blocks_used for step in self.steps), default=0)
 
     def plot(self, steps: int = 0) -> Chart:
-        """A row for each request, a column for each step.
+        """Draw a row for each request and a column for each step.
 
-        `steps` draws room for as many, so that two schedules can be compared.
+        `steps` makes room for as many, so that two schedules can be compared.
         """
         axes = new_axes(8, 1.2 + 0.22 * self.requests)
         for phase, style in _STYLES.items():
-            label = phase
-            for number in range(self.requests):
-                cells = [
-                    (place, 1)
-                    for place, step in enumerate(self.steps)
-                    if step.phases.get(number) == phase
-                ]
-                if cells:
-                    bar = (number - 0.4, 0.8)
-                    axes.broken_barh(cells, bar, linewidth=0, label=label, **style)
-                    label = ""  # Once in the legend.
+            label = phase  # Once in the legend.
+            for place, step in enumerate(self.steps):
+                for number in (n for n, now in step.phases.items() if now == phase):
+                    bar = {"xranges": [(place, 1)], "yrange": (number - 0.4, 0.8)}
+                    axes.broken_barh(**bar, linewidth=0, label=label, **style)
+                    label = ""
         axes.set(ylabel="request", ylim=(self.requests - 0.5, -0.5))
-        return self._chart(
-            axes,
-            f"{self.requests} requests in {len(self.steps)} steps, at most "
-            f"{self.slots} at once; {self.idle_slots} of "
-            f"{self.slots * len(self.steps)} slots stay idle.",
-            max(steps, len(self.steps)),
-        )
+        slots = self.slots * len(self.steps)
+        facts = f"{self.requests} requests in {len(self.steps)} steps, at most "
+        facts += f"{self.slots} at once; {self.idle_slots} of {slots} slots stay idle."
+        return self._chart(axes, facts, max(steps, len(self.steps)))
 
     def plot_blocks(self, reserved: int) -> Chart:
-        """The blocks of the KV cache in use at each step, and a line at `reserved`."""
+        """Draw the cache's blocks in use at each step, and a line at `reserved`."""
         axes = new_axes(8, 3.6)
         used = [step.blocks_used for step in self.steps]
         axes.stairs(used, fill=True, color=COLOURS[0], label="in use")
         label = "room for the longest"
         axes.axhline(reserved, color=COLOURS[3], linestyle="--", label=label)
         axes.set(ylabel="blocks of the KV cache", ylim=(0, None))
-        return self._chart(
-            axes,
-            f"At most {self.peak_blocks:,} blocks in use; room for the longest answer "
-            f"in each request would take {reserved:,}.",
-            len(self.steps),
-        )
+        facts = f"At most {self.peak_blocks:,} blocks in use; room for the longest "
+        facts += f"answer in each request would take {reserved:,}."
+        return self._chart(axes, facts, len(self.steps))
 
     def _chart(self, axes: Any, facts: str, steps: int) -> Chart:
         axes.set_title(facts, fontsize=10)
@@ -112,9 +101,10 @@ class Schedule:
 
 
 def count_fixed_batches(lengths: Sequence[int], slots: int) -> Schedule:
-    """What `generate` does with answers of these lengths, in tokens, `slots` at a time.
+    """Make the schedule of `generate`: answers of these lengths, `slots` at a time.
 
-    A batch ends when its longest answer does; only then can the next one begin.
+    Lengths are in tokens. A batch ends when its longest answer does; only then can the
+    next one begin.
     """
     schedule = Schedule(slots)
     for first in range(0, len(lengths), slots):
@@ -182,7 +172,7 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
 
 
 def _is_planned(request: Any, done: int) -> bool:
-    """Whether all its tokens are computed or under way, and only its end is left.
+    """Tell if all tokens of a request are computed or under way, and its end is left.
 
     On a GPU vLLM plans a step while the one before it runs, so that a request still
     holds its slot in the step after its last token.
@@ -191,7 +181,7 @@ def _is_planned(request: Any, done: int) -> bool:
 
 
 def _phase(scheduled: bool, done: int, prompt: int) -> Phase:
-    """Of a request with `done` tokens in the cache and `prompt` in its prompt."""
+    """Name what a step did, with `done` of `prompt` tokens and more in the cache."""
     if not scheduled:
         return "waiting"
     return "prefill" if done < prompt else "decode"

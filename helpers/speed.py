@@ -19,6 +19,7 @@ from .charts import Panel, short_number, show_table
 Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
 # What `python -m tools.compare_engines` recorded lies beside the notebooks.
 RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
+_BY_SIZE = ("tokens_per_second", "ttft_seconds", "mixed", "limit")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class EngineFigures:
     different lengths.
     `limit`: by batch size, tokens per second if reading weights and KV cache from the
     device's memory were all that takes time.
+    `workload`: the lengths of prompts and answers, in words.
     """
 
     engine: str
@@ -46,6 +48,7 @@ class EngineFigures:
     precision: str = ""
     mixed: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     limit: Mapping[int, float] = field(default_factory=dict)
+    workload: str = ""
 
     @property
     def name(self) -> str:
@@ -58,7 +61,7 @@ class EngineFigures:
         return statistics.median(self.ttft_seconds[min(self.ttft_seconds)])
 
     def throughput(self, batch_size: int) -> float:
-        """Median tokens per second at `batch_size`; KeyError if it was not measured."""
+        """Return the median tokens per second; KeyError if it was not measured."""
         return statistics.median(self.tokens_per_second[batch_size])
 
 
@@ -111,7 +114,7 @@ def measure_engine(
 
 
 def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
-    """The engines of a recorded comparison; `device` says where, when and with what.
+    """Read a recorded comparison; `device` says where, when and with what it was made.
 
     `name` is that of a JSON file in `directory`, without its ending. Raises
     `FileNotFoundError`, which names those that are there.
@@ -120,36 +123,42 @@ def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
         recorded = json.loads((directory / f"{name}.json").read_text("utf-8"))
     except FileNotFoundError as error:
         there = ", ".join(sorted(path.stem for path in directory.glob("*.json")))
-        raise FileNotFoundError(
-            f"no {name}.json in {directory}, which has {there or 'none'}"
-        ) from error
+        message = f"no {name}.json in {directory}, which has {there or 'none'}"
+        raise FileNotFoundError(message) from error
     versions = ", ".join(f"{key} {v}" for key, v in recorded["versions"].items())
-    device = (
-        f"{recorded['device']}, {recorded['date']}, {recorded['model']}; {versions}"
-    )
+    made = ", ".join(recorded[key] for key in ("device", "date", "model"))
 
-    def by_size(record: Mapping[str, Any], key: str) -> dict[int, tuple[float, ...]]:
-        return {int(n): tuple(values) for n, values in record.get(key, {}).items()}
+    def by_size(record: Mapping[str, Any], key: str) -> dict[int, Any]:
+        values = sorted((int(n), value) for n, value in record.get(key, {}).items())
+        return {n: tuple(v) if isinstance(v, list) else v for n, v in values}
 
     return [
         EngineFigures(
             engine=record["engine"],
-            device=device,
-            tokens_per_second=by_size(record, "tokens_per_second"),
-            ttft_seconds=by_size(record, "ttft_seconds"),
+            device=f"{made}; {versions}",
             load_seconds=record.get("load_seconds"),
             memory_mib=record.get("memory_mib"),
             precision=record["precision"],
-            mixed=by_size(record, "mixed"),
-            limit={int(n): value for n, value in record.get("limit", {}).items()},
+            workload=_workload(recorded["job"]),
+            **{key: by_size(record, key) for key in _BY_SIZE},
         )
         for record in recorded["engines"]
         if record.get("tokens_per_second")
     ]
 
 
+def _workload(job: Mapping[str, Any]) -> str:
+    prompts, answers = (
+        "{:,} to {:,}".format(*job[key]) for key in ("mixed_prompt", "mixed_answer")
+    )
+    return (
+        f"{job['prompt_tokens']} prompt and {job['max_tokens']} new tokens; of "
+        f"different lengths: {prompts} and {answers}"
+    )
+
+
 def engine_table(*engines: EngineFigures) -> Panel:
-    """Load, first token, throughput and memory, with a column for each engine.
+    """Show load, first token, throughput and memory, with a column for each engine.
 
     Tokens/s are medians, with the slowest and the fastest of the repeats; "-" is what
     was not measured. Engines are told apart by their names.
@@ -158,22 +167,24 @@ def engine_table(*engines: EngineFigures) -> Panel:
         "load (s)": [_rounded(one.load_seconds, 1) for one in engines],
         "first token (ms)": [short_number(1000 * one.ttft) for one in engines],
     }
-    for size in sorted(set().union(*(one.tokens_per_second for one in engines))):
-        measured[f"tokens/s, batch {size}"] = [
-            _median_and_spread(one.tokens_per_second.get(size)) for one in engines
-        ]
-    for count in sorted(set().union(*(one.mixed for one in engines))):
-        measured[f"tokens/s, {count} prompts of different lengths"] = [
-            _median_and_spread(one.mixed.get(count)) for one in engines
-        ]
+    for label, key in (
+        ("tokens/s, batch {}", "tokens_per_second"),
+        ("tokens/s, {} prompts of different lengths", "mixed"),
+    ):
+        found = [getattr(one, key) for one in engines]
+        for size in sorted(set().union(*found)):
+            cells = [_median_and_spread(by_size.get(size)) for by_size in found]
+            measured[label.format(size)] = cells
     measured["memory (MiB)"] = [_rounded(one.memory_mib, 0) for one in engines]
     names = [one.name for one in engines]
     rows = [
         {"": what, **dict(zip(names, values, strict=True))}
         for what, values in measured.items()
     ]
-    devices = dict.fromkeys(one.device for one in engines)
-    return show_table(rows, caption=f"Measured on {' and '.join(devices)}")
+    devices = " and ".join(dict.fromkeys(one.device for one in engines))
+    workloads = dict.fromkeys(one.workload for one in engines if one.workload)
+    caption = "; ".join([*workloads, f"measured on {devices}"])
+    return show_table(rows, caption=caption[0].upper() + caption[1:])
 
 
 def _median_and_spread(values: Sequence[float] | None) -> str:

@@ -187,21 +187,17 @@ def load_transformers(
 def start_manager(model: Any, job: Job, device: str) -> Any:
     """Start what `generate_batch` runs on, once for all batches, as a server would.
 
-    The settings are the fastest that transformers 5.17 has: FlashAttention where it is
-    installed, which brings the fast path for decoding; CUDA graphs; the next batch
-    prepared while one runs. Prompts are not shared, as nowhere in the comparison.
+    The settings are the fastest that transformers 5.17 has: CUDA graphs, and the next
+    batch prepared while one runs. By itself it takes FlashAttention where that is
+    installed, and with it a faster path for decoding. Prompts are not shared, as
+    nowhere in the comparison.
     """
     from transformers import GenerationConfig
     from transformers.generation import ContinuousBatchingConfig
     from transformers.generation.continuous_batching.utils import WorkloadHints
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
     config: dict[str, Any] = {"allow_block_sharing": False}
     if device == "cuda":
-        if is_flash_attn_3_available():
-            model.set_attn_implementation("flash_attention_3")
-        elif is_flash_attn_2_available():
-            model.set_attn_implementation("flash_attention_2")
         config |= {"use_cuda_graph": True, "use_async_batching": True}
     else:  # There it would take its sizes from a GPU.
         config |= {"block_size": 32, "num_blocks": 400, "max_batch_tokens": 2048}

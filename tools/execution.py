@@ -4,14 +4,12 @@ import asyncio
 import copy
 import hashlib
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +31,6 @@ KERNELSPEC = {
 # What an editor adds beside these (timestamps, scrolling, folding) is noise in a diff.
 _CELL_METADATA = ("jupyter", "tags")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
-# Several distributions hold the module vllm.
-_PACKAGES = ("torch", "transformers", "unsloth", "vllm")
 
 
 @dataclass(frozen=True)
@@ -212,17 +208,15 @@ def make_stamp(
 ) -> dict[str, Any]:
     """What a run leaves in the metadata, for readers and for the test on the code."""
     from helpers.internals.engine.plan import detect_device
-    from helpers.internals.machine.versions import find_version
 
-    found = {package: find_version(package) for package in _PACKAGES}
-    versions = {name: str(version) for name, version in found.items() if version}
+    from .measuring import describe_machine
+
     return {
+        **describe_machine(),
         "code_sha256": code_sha256(notebook),
-        "date": datetime.now(UTC).date().isoformat(),
         "device": detect_device(),
         "memory_mib": memory_mib,
         "seconds": round(seconds),
-        "versions": {"python": platform.python_version(), **versions},
     }
 
 
