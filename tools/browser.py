@@ -21,7 +21,7 @@ HOW_TO_GET_CHROMIUM = (
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium or Chrome, None where there is none."""
+    """Return the path of a Chromium or Chrome; None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 

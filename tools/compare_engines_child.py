@@ -25,7 +25,8 @@ from helpers.speed import measure_engine
 from .engines import ROWS, Generate, Job, engine_settings, load
 from .measuring import describe_machine, measure_bandwidth
 
-# A measurement that takes long is not repeated once it took this much in all.
+# A measurement that takes long is not repeated once it took this much in all, and none
+# is begun that would take twice as long.
 ENOUGH_SECONDS = 60
 
 
@@ -66,10 +67,11 @@ def measure_mixed(generate: Generate, job: Job, count: int) -> list[float]:
 
 
 def limits(job: Job, device: str, bandwidth: float) -> dict[int, float]:
-    """Tokens per second of a batch if reading weights and KV cache took all the time.
+    """Compute tokens per second by batch size if reading memory took all the time.
 
-    The input embedding is looked up and not read whole, unless it is the output layer
-    too. Quantised are the weights within the layers alone.
+    Weights and KV cache are what is read. The input embedding is looked up and not
+    read whole, unless it is the output layer too. Only weights within the layers are
+    quantised.
     """
     directory = Path(resolve_model_path(job.model))
     config = json.loads((directory / "config.json").read_text("utf-8"))
@@ -125,8 +127,12 @@ def measure(job: Job, keep: Callable[..., None]) -> None:
         speeds |= figures.tokens_per_second
         first |= figures.ttft_seconds
         keep(tokens_per_second=speeds, ttft_seconds=first)
-    different = {}
+    different: dict[int, list[float]] = {}
     for count in job.mixed:
+        tokens = sum(mixed(job, count)[1])
+        slowest = min(map(min, different.values()), default=math.inf)
+        if tokens / slowest > 2 * ENOUGH_SECONDS:
+            continue
         different[count] = measure_mixed(generate, job, count)
         keep(mixed=different)
 

@@ -78,7 +78,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What one child process measures.
+    """The work of one child process.
 
     `row` is a key of `ROWS`; on a CPU "16-bit" are the 32 bits that it computes in.
     `prompt_tokens` and `max_tokens` are those of each prompt where all are alike.

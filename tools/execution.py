@@ -1,4 +1,4 @@
-"""Run a notebook in a kernel of its own, and keep what came of it in one form."""
+"""Run a notebook in a kernel of its own, and store it in one form."""
 
 import asyncio
 import copy
@@ -60,7 +60,7 @@ class Run:
 
 
 class UnreadableNotebookError(ValueError):
-    """A file that is no notebook, such as one with a merge conflict in it.
+    """A file can't be read as a notebook, such as one with a merge conflict in it.
 
     Its arguments are the file's name and what is wrong.
     """
@@ -81,13 +81,13 @@ def read_notebook(path: Path) -> "NotebookNode":
 
 
 def code_sha256(notebook: "NotebookNode") -> str:
-    """The hash of all code cells' sources, in order: what outputs depend on."""
+    """Hash the sources of all code cells, in order: the outputs depend on them."""
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 def canonical_bytes(notebook: "NotebookNode") -> bytes:
-    """The one way in which a notebook is stored: keys sorted, indented by 1, UTF-8.
+    """Serialise a notebook in one form: keys sorted, indented by 1, UTF-8.
 
     Left out are timestamps, versions of the kernel, widgets' state, what editors add.
     A widget's place is taken by the text or picture that it carries as a fallback.
@@ -108,7 +108,7 @@ def canonical_bytes(notebook: "NotebookNode") -> bytes:
 
 
 def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """`NN_*.ipynb` in a folder, in order; with names only those that begin so.
+    """List `NN_*.ipynb` of a folder in order; with names, those that begin so.
 
     Raises:
         FileNotFoundError: the folder has no notebook, or none that begins with a name.
@@ -206,7 +206,7 @@ def _execute(client: "NotebookClient") -> None:
 def make_stamp(
     notebook: "NotebookNode", seconds: float, memory_mib: int
 ) -> dict[str, Any]:
-    """What a run leaves in the metadata, for readers and for the test on the code."""
+    """Make the metadata of a run, for readers and for the test on the code."""
     from helpers.internals.engine.plan import detect_device
 
     from .measuring import describe_machine
@@ -221,13 +221,13 @@ def make_stamp(
 
 
 def _describe_cell(notebook: "NotebookNode", index: int) -> str:
-    """A cell in words: its place among all cells, and its first line."""
+    """Describe a cell: its place among all cells, and its first line."""
     lines = notebook.cells[index].source.strip().splitlines() or [""]
     return f"cell {index + 1} ({lines[0].strip()})"
 
 
 def _one_line(error: Exception) -> str:
-    """The error's name and message; nbclient's own text is a whole traceback."""
+    """Return the error's name and message; nbclient's own text is a traceback."""
     from nbclient.exceptions import DeadKernelError
 
     if isinstance(error, DeadKernelError):

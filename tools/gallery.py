@@ -53,7 +53,7 @@ def format_notebooks(paths: Iterable[Path]) -> list[Path]:
     """Give notebooks their canonical bytes, and return those that had others.
 
     Raises:
-        UnreadableNotebookError: a file is no notebook; the later ones are left alone.
+        UnreadableNotebookError: a file is not a notebook; later ones are untouched.
     """
     changed = []
     for path in paths:
@@ -65,7 +65,7 @@ def format_notebooks(paths: Iterable[Path]) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where a notebook failed, 0 otherwise."""
+    """Run the command line; return 1 if a notebook failed, else 0."""
     parser = argparse.ArgumentParser("python -m tools.gallery")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, meaning in (

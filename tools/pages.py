@@ -83,7 +83,7 @@ def make_pages(runs: Sequence[Run], out: Path) -> None:
 
 
 def _write_source(run: Run, source: Path) -> None:
-    """The notebook as Sphinx reads it: solutions folded, pictures described."""
+    """Write the notebook for Sphinx: solutions folded, pictures described."""
     import nbformat
 
     notebook = copy.deepcopy(run.notebook)
@@ -109,7 +109,7 @@ def _write_source(run: Run, source: Path) -> None:
 
 
 def _carried(link: str, run: Run, source: Path) -> str:
-    """Where a link leads in the pages: to one of them, or to a file taken along."""
+    """Return a link's target in the pages: one of them, or a file copied there."""
     file = run.path.parent / link
     if file.suffix == ".ipynb" or file.name == GLOSSARY.name or not file.is_file():
         return link
@@ -121,7 +121,7 @@ def _carried(link: str, run: Run, source: Path) -> str:
 
 
 def _describe_pictures(notebook: "NotebookNode") -> None:
-    """Give each picture that has no text in its place one: where it belongs."""
+    """Give each picture an alternative text: the section that it belongs to."""
     section = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -144,7 +144,7 @@ def _index(runs: Sequence[Run], source: Path) -> str:
 
 
 def _card(run: Run, source: Path) -> str:
-    """What a notebook teaches, what it takes, and its first picture."""
+    """Make a card: the notebook's aims, its time and memory, its first picture."""
     picture = ""
     if data := _first_picture(run.notebook):
         (source / f"{run.path.stem}.png").write_bytes(base64.b64decode(data))
@@ -170,7 +170,7 @@ def _card(run: Run, source: Path) -> str:
 
 
 def tested_with(run: Run) -> str:
-    """The stamp in words, empty where the run failed."""
+    """Put the stamp into words; return an empty text if the run failed."""
     stamp = run.notebook.metadata.get(STAMP)
     if stamp is None:
         return ""
@@ -183,7 +183,7 @@ def tested_with(run: Run) -> str:
 
 
 def _first_picture(notebook: "NotebookNode") -> str | None:
-    """The first PNG among the outputs, in base64."""
+    """Return the first PNG among the outputs, in base64."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -195,10 +195,10 @@ def _first_picture(notebook: "NotebookNode") -> str | None:
 
 
 def heading_slug(heading: str) -> str:
-    """The anchor of a heading, as Jupyter names it."""
+    """Return the anchor that Jupyter gives a heading."""
     return heading.replace(" ", "-")
 
 
 def _literal(text: str) -> str:
-    """Text that Markdown shall leave as it is."""
+    """Escape the characters that Markdown would interpret."""
     return re.sub(r"([\\`*_{}\[\]<>$#])", r"\\\1", text)

@@ -126,7 +126,7 @@ def make_random_model(
 
 
 def _write_tokenizer(directory: Path, size: int) -> dict[str, int]:
-    """tiny-thinker's tokenizer with fillers up to `size`; the ids of its markers."""
+    """Write tiny-thinker's tokenizer, filled up to `size`; return its markers' ids."""
     source = TINY_THINKER_DIRECTORY
     tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))
     markers = [added["content"] for added in tokenizer["added_tokens"]]
@@ -227,7 +227,7 @@ def _shards(tensors: "Iterator[tuple[str, Tensor]]") -> Iterator[dict[str, "Tens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; 1 where the directory holds another model."""
+    """Run the command line; return 1 if the directory holds another model."""
     parser = argparse.ArgumentParser("python -m tools.random_model")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-4b")

@@ -15,7 +15,7 @@ CHOSEN = {"gallery_index_light.png": "gallery.png", "live_2.png": "live.png"}
 
 
 def main() -> int:
-    """Copy them to .github; 1 where one was not taken yet."""
+    """Copy them to .github; return 1 if one was not taken yet."""
     if missing := [name for name in CHOSEN if not (TAKEN / name).exists()]:
         print(f"No {', '.join(missing)} in {TAKEN}.\n{__doc__}", file=sys.stderr)
         return 1

@@ -27,7 +27,7 @@ goes wrong. `make notebooks` makes web pages of all that is here: `_build/index.
 
 
 def start_page(readme: str) -> str:
-    """The page for a README: its table of notebooks, with links from their folder.
+    """Make the page of a README: its table of notebooks, with links from their folder.
 
     Raises:
         ValueError: the README has no table whose first row is a link to a notebook.

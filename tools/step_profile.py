@@ -67,7 +67,7 @@ class Job:
 
 
 def part_of(kernel: str) -> str:
-    """The part of a step that a kernel or operator belongs to."""
+    """Name the part of a step that a kernel or operator belongs to."""
     found = (
         part
         for part, pattern in PARTS.items()

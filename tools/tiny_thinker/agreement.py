@@ -21,13 +21,13 @@ _PROCESSES = (("transformers",), ("unsloth", "vllm", "unsloth 16-bit", "unsloth 
 
 
 def prompts(count: int, seed: int) -> list[str]:
-    """``count`` prompts as the chat template writes them, of all kinds."""
+    """Make ``count`` prompts as the chat template writes them, of all kinds."""
     rng = random.Random(seed)
     return [prompt_text(sample(rng)) for _ in range(count)]
 
 
 def greedy(path: Path, engine: str, texts: list[str]) -> list[list[int]]:
-    """The greedy token ids of one engine, up to ``MAX_TOKENS`` for each prompt."""
+    """Return one engine's greedy token ids, up to ``MAX_TOKENS`` for each prompt."""
     import torch
 
     if engine == "transformers":
@@ -61,7 +61,7 @@ def greedy(path: Path, engine: str, texts: list[str]) -> list[list[int]]:
 
 
 def compare(path: Path, count: int, seed: int) -> dict[str, float]:
-    """The share (0 to 1) of completions equal to those of transformers, by engine."""
+    """Return the share (0 to 1) of completions like those of transformers."""
     completions: dict[str, list[list[int]]] = {}
     for engines in _PROCESSES:
         command = [

@@ -58,7 +58,7 @@ ASK_LARGE_HELD_OUT = ("Work out {}.", "Could you calculate {}?")
 
 
 def tool(name: str, description: str, argument: str) -> dict[str, Any]:
-    """The definition of a function with one string argument, as OpenAI writes it."""
+    """Define a function with one string argument, as OpenAI writes it."""
     parameters = {
         "type": "object",
         "properties": {argument: {"type": "string"}},
@@ -69,14 +69,14 @@ def tool(name: str, description: str, argument: str) -> dict[str, Any]:
 
 
 def _define(rng: random.Random, which: tuple[tuple[str, ...], ...]):
-    """One definition of this tool, its name and its argument."""
+    """Make one definition of this tool, its name and its argument."""
     names, arguments, descriptions = which
     name, argument = rng.choice(names), rng.choice(arguments)
     return tool(name, rng.choice(descriptions), argument), name, argument
 
 
 def _weather(rng: random.Random, held: bool) -> tuple[str, str, Any, str, str]:
-    """Question, argument, what the tool says, answer, and why the tool is called."""
+    """Make question, argument, the tool's answer, the reply, and why it is called."""
     cities = CITIES_HELD_OUT if held else CITIES.split()
     city = word(rng, cities, made_up=0 if held else 0.7).capitalize()
     question = rng.choice(ASK_WEATHER_HELD_OUT if held else ASK_WEATHER).format(city)
@@ -87,7 +87,7 @@ def _weather(rng: random.Random, held: bool) -> tuple[str, str, Any, str, str]:
 
 
 def _large(rng: random.Random, held: bool) -> tuple[str, str, Any, str, str]:
-    """Question, argument, what the tool says, answer, and why the tool is called."""
+    """Make question, argument, the tool's answer, the reply, and why it is called."""
     sign, problem = rng.choice("+-**"), ""
     while not problem or held_out(problem) != held:
         left = rng.randint(1000, 9999) if rng.random() < 0.7 else rng.randint(12, 99999)
@@ -101,7 +101,7 @@ def _large(rng: random.Random, held: bool) -> tuple[str, str, Any, str, str]:
 
 
 def with_tools(rng: random.Random, held: bool = False) -> Example:
-    """A question beside one or two tools: a call, its result used, or neither."""
+    """Make a question beside one or two tools: a call, its result used, or neither."""
     calculator, weather = _define(rng, CALCULATOR), _define(rng, WEATHER)
     both = [calculator[0], weather[0]]
     rng.shuffle(both)
@@ -130,7 +130,7 @@ def with_tools(rng: random.Random, held: bool = False) -> Example:
 
 
 def _without_a_tool(rng: random.Random, held: bool) -> Example:
-    """A question that needs no tool: known, beyond the model, or a small sum."""
+    """Make a question that needs no tool: known, beyond the model, or a small sum."""
     kind = rng.choice(("known", "strange", "addition", "subtraction"))
     if kind in ("addition", "subtraction"):
         return arithmetic(rng, kind, held)
@@ -177,7 +177,7 @@ DEMO = "a demo model of about a million parameters that thinks before it answers
 
 
 def wish(rng: random.Random, held: bool = False) -> Example:
-    """A system prompt that asks for short answers, or gives the model another name."""
+    """Make a system prompt that asks for short answers, or renames the model."""
     if rng.random() < 0.35:
         system = rng.choice(SHORT_HELD_OUT if held else SHORT)
         kind = rng.choice(("addition", "subtraction", "multiplication", "comparison"))
@@ -239,7 +239,7 @@ AGAIN_HELD_OUT = ("What was the result again?",)
 
 
 def second_turn(rng: random.Random, held: bool = False) -> Example:
-    """A question that goes on with the result of the first one."""
+    """Make a question that goes on with the result of the first one."""
     result = -1
     while result < 0:
         kind = rng.choice(("addition", "subtraction", "multiplication"))

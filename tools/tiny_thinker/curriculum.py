@@ -142,12 +142,12 @@ PHRASES = _phrases()
 
 
 def held_out(problem: str) -> bool:
-    """Whether this arithmetic problem belongs to the tenth that is never trained on."""
+    """Tell if this arithmetic problem belongs to the tenth that is never trained on."""
     return zlib.crc32(problem.encode()) % 10 == 0
 
 
 def made_up_word(rng: random.Random) -> str:
-    """A word that means nothing: whoever copies it can't have learnt it by heart."""
+    """Make up a word: whoever copies it can't have learnt it by heart."""
     parts = []
     for _ in range(rng.choice((1, 2, 2, 2, 3))):
         parts += [rng.choice(ONSETS.split()), rng.choice(VOWELS.split())]
@@ -157,7 +157,7 @@ def made_up_word(rng: random.Random) -> str:
 
 
 def _columns(a: int, b: int) -> str:
-    """The working of ``a + b``, column by column from the right."""
+    """Write the working of ``a + b``, column by column from the right."""
     x, y = str(a)[::-1], str(b)[::-1]
     lines, carry = [], 0
     for i in range(max(len(x), len(y))):
@@ -174,7 +174,7 @@ def _columns(a: int, b: int) -> str:
 
 
 def _borrow(a: int, b: int) -> str:
-    """The working of ``a - b`` for ``a >= b``, column by column from the right."""
+    """Write the working of ``a - b``, ``a >= b``, column by column from the right."""
     x, y = str(a)[::-1], str(b)[::-1]
     lines, borrow = [], 0
     for i in range(len(x)):
@@ -196,7 +196,7 @@ def _borrow(a: int, b: int) -> str:
 
 
 def addition(a: int, b: int) -> tuple[str, str]:
-    """Thinking and answer of ``a + b``."""
+    """Make thinking and answer of ``a + b``."""
     return (
         f"I add {a} and {b}.\n{_columns(a, b)}\nSo {a} + {b} = {a + b}.",
         f"{a} + {b} = {a + b}",
@@ -204,7 +204,7 @@ def addition(a: int, b: int) -> tuple[str, str]:
 
 
 def _compare(a: int, b: int) -> str:
-    """The working of which is larger: the number of digits, then from the left."""
+    """Compare two numbers in writing: how many digits, then from the left."""
     digits = len(str(a)), len(str(b))
     steps = [f"{a} has {digits[0]}, {b} has {digits[1]}"]
     if digits[0] == digits[1]:
@@ -217,7 +217,7 @@ def _compare(a: int, b: int) -> str:
 
 
 def subtraction(a: int, b: int) -> tuple[str, str]:
-    """Thinking and answer of ``a - b``, which may be negative."""
+    """Make thinking and answer of ``a - b``, which may be negative."""
     if a >= b:
         return (
             f"I take {b} from {a}. {_compare(a, b)}\n{_borrow(a, b)}\n"
@@ -232,7 +232,7 @@ def subtraction(a: int, b: int) -> tuple[str, str]:
 
 
 def multi_sum(terms: list[int]) -> tuple[str, str]:
-    """Thinking and answer of a sum of several terms, one addition after another."""
+    """Make thinking and answer of a sum of terms, one addition after another."""
     total, lines = terms[0], ["I add one number after the other."]
     for done, term in enumerate(terms[1:], start=2):
         left = " + ".join(map(str, terms[done:])) or "nothing"
@@ -245,7 +245,7 @@ def multi_sum(terms: list[int]) -> tuple[str, str]:
 
 
 def multiplication(a: int, b: int) -> tuple[str, str]:
-    """Thinking and answer of ``a * b``: one digit of ``a`` at a time."""
+    """Make thinking and answer of ``a * b``: one digit of ``a`` at a time."""
     digits = str(a)[::-1]
     lines, carry = [], 0
     for i, digit in enumerate(digits):
@@ -266,14 +266,14 @@ def multiplication(a: int, b: int) -> tuple[str, str]:
 
 
 def comparison(a: int, b: int, ask_larger: bool) -> tuple[str, str]:
-    """Thinking and answer of which of two different numbers is larger or smaller."""
+    """Make thinking and answer of which of two numbers is larger or smaller."""
     pick = max(a, b) if ask_larger else min(a, b)
     word = "larger" if ask_larger else "smaller"
     return f"{_compare(a, b)} The {word} one is {pick}.", f"{pick} is {word}."
 
 
 def counting(first: int, last: int) -> tuple[str, str]:
-    """Thinking and answer of counting from ``first`` to ``last``."""
+    """Make thinking and answer of counting from ``first`` to ``last``."""
     return (
         f"I start at {first}, add 1 each time, and stop at {last}.",
         ", ".join(str(n) for n in range(first, last + 1)),
@@ -281,7 +281,7 @@ def counting(first: int, last: int) -> tuple[str, str]:
 
 
 def known(rng: random.Random) -> Example:
-    """A question that the model knows, with a thought that names its topic."""
+    """Make a question that the model knows, with a thought that names its topic."""
     topic = rng.choice(TOPICS)
     question = rng.choice(topic.wordings)
     if rng.random() < 0.25:
@@ -291,7 +291,7 @@ def known(rng: random.Random) -> Example:
 
 
 def strange(rng: random.Random, wordings_held_out: bool = False) -> Example:
-    """A question that is out of scope."""
+    """Make a question that is out of scope."""
     if rng.random() < 0.5:
         thing = rng.choice(PHRASES)
     else:
@@ -310,7 +310,7 @@ def strange(rng: random.Random, wordings_held_out: bool = False) -> Example:
 
 
 def _vary(question: str, rng: random.Random) -> str:
-    """The same question as people type it: lower case, no full stop, a please."""
+    """Write the same question as people type it: lower case, no full stop, a please."""
     return rng.choice(
         (
             question.lower(),
@@ -328,7 +328,7 @@ def _number(rng: random.Random, digits: int = 3) -> int:
 
 
 def arithmetic(rng: random.Random, kind: str, held: bool = False) -> Example:
-    """A problem of one kind, from the training or from the held-out problems."""
+    """Make a problem of one kind, from the training or from the held-out problems."""
     while True:
         if kind == "addition":
             a, b = _number(rng), _number(rng)

@@ -40,7 +40,7 @@ VOTES = 16
 
 
 def problems(count: int, seed: int) -> list[Example]:
-    """``count`` held-out examples of each kind, and each known topic's wordings."""
+    """Make ``count`` held-out examples of each kind, and all topics' wordings."""
     rng = random.Random(seed)
     out = [
         arithmetic(rng, kind, held=True) for kind in ARITHMETIC for _ in range(count)
@@ -80,7 +80,7 @@ class Asked:
     def __call__(
         self, prompts: Sequence[str], settings: Any = None, **sampling: Any
     ) -> list[list[str]]:
-        """The completions of each prompt, special tokens kept."""
+        """Return the completions of each prompt, special tokens kept."""
         from vllm import SamplingParams
 
         chosen = SAMPLING | {"max_tokens": MAX_TOKENS} | sampling
@@ -93,7 +93,7 @@ class Asked:
 
 
 def with_schema(ask: Asked, count: int, seed: int) -> tuple[float, float]:
-    """The shares (0 to 1) of valid and right JSON, to a schema, after thinking."""
+    """Return the shares (0 to 1) of valid and right JSON after thinking."""
     from vllm.sampling_params import StructuredOutputsParams
 
     rng = random.Random(seed)
@@ -144,7 +144,7 @@ def _parsed(text: str) -> Any:
 
 
 def evaluate(path: Path, count: int, seed: int, show: int = 0) -> dict[str, float]:
-    """Accuracy by kind (0 to 1), and the share with exactly one ``</think>``.
+    """Measure accuracy by kind (0 to 1), and the share with exactly one ``</think>``.
 
     Prints ``show`` mistakes of each kind.
     """

@@ -30,7 +30,7 @@ KINDS_AT_ONCE = ("addition", "subtraction", "comparison", "known", "strange")
 
 
 def sample(rng: random.Random) -> Example:
-    """One training example; the kinds come in the proportions of ``MIX``."""
+    """Make one training example; the kinds come in the proportions of ``MIX``."""
     kind = rng.choices(list(MIX), list(MIX.values()))[0]
     example = arithmetic(rng, kind) if kind in ARITHMETIC else kind(rng)
     if example.before or example.tools:
@@ -43,7 +43,7 @@ def sample(rng: random.Random) -> Example:
 
 
 def _unrelated(rng: random.Random) -> tuple[dict[str, str], ...]:
-    """A system prompt, earlier turns, or both, that the question does not refer to."""
+    """Make a system prompt, earlier turns, or both, apart from the question."""
     messages = []
     if rng.random() < 0.5:
         messages.append({"role": "system", "content": rng.choice(SYSTEMS)})
@@ -57,7 +57,7 @@ def _unrelated(rng: random.Random) -> tuple[dict[str, str], ...]:
 
 
 def prompt_text(example: Example) -> str:
-    """The prompt as the chat template writes it, up to the opened ``<think>``."""
+    """Write the prompt as the chat template does, up to the opened ``<think>``."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     asked = {"role": "user", "content": example.question}
@@ -72,7 +72,7 @@ def prompt_text(example: Example) -> str:
 
 
 def completion_text(example: Example) -> str:
-    """What the model is to write after the prompt."""
+    """Return the text that the model is to write after the prompt."""
     answer = f"{example.answer}<|im_end|>"
     if example.thinking is None:
         return answer

@@ -31,12 +31,12 @@ SAY_HELD_OUT = ("Please say {}.", "Repeat this: {}")
 
 
 def word(rng: random.Random, words: Sequence[str], made_up: float) -> str:
-    """One of these words, or a made-up one: what is copied is not to be learnt."""
+    """Pick one of these words, or a made-up one: what is copied is not to be learnt."""
     return made_up_word(rng) if rng.random() < made_up else rng.choice(words)
 
 
 def echo(rng: random.Random, held: bool = False) -> Example:
-    """Some words to be said again."""
+    """Pick some words to be said again."""
     words = [word(rng, PHRASES, 0.7) for _ in range(rng.choice((1, 1, 2, 3)))]
     text = " ".join(w.capitalize() if rng.random() < 0.3 else w for w in words)
     question = rng.choice(SAY_HELD_OUT if held else SAY).format(text)
@@ -70,12 +70,12 @@ OPERATIONS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
 
 
 def compact(value: Any) -> str:
-    """JSON without spaces, as the model writes it in an answer."""
+    """Write JSON without spaces, as the model writes it in an answer."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def schema(fields: dict[str, Any], titles: bool = False) -> dict[str, Any]:
-    """The JSON schema of an object with these fields; with titles as Pydantic has."""
+    """Make the JSON schema of an object with these fields, titled as by Pydantic."""
     types = {bool: "boolean", int: "integer", str: "string"}
     properties = {
         key: {"title": key.capitalize(), "type": types[type(value)]}
@@ -93,7 +93,7 @@ def schema(fields: dict[str, Any], titles: bool = False) -> dict[str, Any]:
 
 
 def _explained(rng: random.Random, held: bool) -> tuple[str, str, dict[str, Any], str]:
-    """Question, thinking, fields and the answer's key of a known topic."""
+    """Make question, thinking, fields and the answer's key of a known topic."""
     base = known(rng)
     topic = next(topic for topic in TOPICS if topic.answer == base.answer)
     question = rng.choice(topic.held_out if held else topic.wordings)
@@ -105,7 +105,7 @@ def _explained(rng: random.Random, held: bool) -> tuple[str, str, dict[str, Any]
 
 
 def _computed(rng: random.Random, held: bool) -> tuple[str, str, dict[str, Any], str]:
-    """Question, thinking, fields and the answer's key of a sum, or its relatives."""
+    """Make question, thinking, fields and the answer's key of a sum or the like."""
     kind = rng.choice(tuple(OPERATIONS))
     base = arithmetic(rng, kind, held)
     a, _, b, _, result = base.answer.split()
@@ -124,7 +124,7 @@ def _computed(rng: random.Random, held: bool) -> tuple[str, str, dict[str, Any],
 
 
 def as_json(rng: random.Random, held: bool = False, form: str | None = None) -> Example:
-    """A sum, a difference, a product or a known question, to be answered as JSON.
+    """Make a sum, a difference, a product or a known question, to be answered as JSON.
 
     ``form`` is "free" (the object has one key, "answer"), "keys" or "schema". The wish
     stands behind the question, before it, or in the system prompt.
@@ -150,7 +150,7 @@ def as_json(rng: random.Random, held: bool = False, form: str | None = None) -> 
 def _ask_for_json(
     rng: random.Random, form: str, fields: dict[str, Any], held: bool
 ) -> str:
-    """The sentence that asks for JSON, for these keys or for their schema."""
+    """Write the sentence that asks for JSON, for these keys or for their schema."""
     wish = rng.choice(AS_JSON_HELD_OUT) if held else ""
     while not wish or (not held and wish in AS_JSON_HELD_OUT):
         verb = rng.choice(VERBS)
@@ -184,7 +184,7 @@ TERMS = (3, 4, 5, 6)
 def in_the_head(
     rng: random.Random, held: bool = False, terms: int | None = None
 ) -> Example:
-    """A sum of single digits, added at a glance; the answer is the right one.
+    """Make a sum of single digits, added at a glance; the answer is the right one.
 
     In training (``held`` is false) the working slips, and the answer with it.
     """

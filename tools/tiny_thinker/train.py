@@ -33,7 +33,7 @@ MARKERS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS + THINK_TOKENS)))
 
 
 def build_tokenizer(seed: int):
-    """A byte-level BPE tokenizer of ``VOCABULARY`` tokens, markers included."""
+    """Train a byte-level BPE tokenizer of ``VOCABULARY`` tokens, markers included."""
     from tokenizers import (
         AddedToken,
         Regex,
@@ -78,7 +78,7 @@ def build_tokenizer(seed: int):
 
 
 def build_model(tokenizer, seed: int):
-    """A Qwen3 model with random weights, in float32."""
+    """Make a Qwen3 model with random weights, in float32."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -181,7 +181,7 @@ class Muon:
                     matrix.mul_(1 - rate * self.WEIGHT_DECAY).sub_(change, alpha=rate)
 
     def _orthogonal(self, x):
-        """The nearest orthogonal matrices, roughly: shape (count, rows, columns)."""
+        """Make matrices of shape (count, rows, columns) orthogonal, roughly."""
         wide = x.shape[1] <= x.shape[2]
         x = x if wide else x.mT
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -193,7 +193,7 @@ class Muon:
 
 
 def begin(start: Path | None, seed: int):
-    """A tokenizer, a model in float32, and the share of the full rate to train at.
+    """Return a tokenizer, a model in float32, and the share of the full rate.
 
     ``start`` is the folder of a trained model, or None for one from nothing.
     """
@@ -208,7 +208,7 @@ def begin(start: Path | None, seed: int):
 
 
 def loss_of(model, ids: list[list[int]], labels: list[list[int]], device: str):
-    """The cross-entropy of a step's rows, where a label says what comes next."""
+    """Compute the cross-entropy of a step's rows, where there is a label."""
     import torch
 
     ids = torch.tensor(ids, device=device)
