@@ -4,32 +4,84 @@
     run_batch(model, "questions.jsonl", output="answers.jsonl")
 
 A prompt is a string (a user's message), a list of chat messages, or a dict with
-`messages` (or `prompt`) and, if wanted, `id`, and `sampling_params` and
+`messages` (or `prompt`) and, if wanted, `id`, `sampling_params` and
 `chat_template_kwargs` of its own. A chat that ends in an assistant's words is continued
-there.
-
-With an `output`, a path that ends in .jsonl or .parquet, each result is written there
-as soon as it is finished. Whatever ends the process, the same call goes on where it
-stopped; at the end the records are in the order of the prompts. A URL gets the whole
-file then, which until then is kept on this machine.
+there. With an `output` each result is written there as soon as it is finished, and the
+same call goes on where the last one stopped.
 """
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
+from itertools import islice
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from .internals.batch.jobs import Run, Tries, answer_all, run_job
-from .internals.batch.journal import staged
-from .internals.batch.records import Prompts, Refused, is_file
-from .internals.batch.runner import BatchResult, BatchRunner
+from .internals.batch.fingerprint import job_of, template_arguments, template_text
+from .internals.batch.journal import COLUMNS, Journal, claim, staged
+from .internals.batch.progress import with_bar
+from .internals.batch.prompt_files import PromptSource
+from .internals.batch.prompts import (
+    Prompt,
+    larger_budget,
+    refuse_lost_messages,
+    warn_if_formatted,
+    with_budget,
+)
 from .internals.batch.summary import BatchSummary, summarise
+from .internals.engine.errors import is_out_of_memory
+from .internals.engine.sampling_params import Sampling
+from .internals.engine.stop import abort_all, engine_of, stoppable
 from .scaling import RayEngine, RayRunner
+from .thinking import ThinkingParser, unfinished_hint
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+
+
+@dataclass(frozen=True, repr=False)
+class BatchResult:
+    """What became of one prompt.
+
+    `index` is its place in the list, `prompt` what stood there, `id` the prompt's own.
+    `response` is None while the thinking is unfinished (`complete` is False then), and
+    where there is an `error`, which says what to do. `finish_reason` is vLLM's: "stop",
+    or "length" where the tokens ran out. `tokens` counts all generated tokens, those of
+    the thinking, of the response and the markers between; `prompt_tokens` the prompt's.
+    `tries` is how often it was asked, see `retry_truncated`.
+    """
+
+    index: int
+    prompt: Any = field(compare=False)
+    id: Any = None
+    thinking: str | None = None
+    response: str | None = None
+    complete: bool = False
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    tokens: int = 0
+    thinking_tokens: int = 0
+    response_tokens: int = 0
+    error: str | None = None
+    tries: int = 1
+
+    @property
+    def truncated(self) -> bool:
+        """True where tokens ran out, in the thinking or in the answer."""
+        return self.finish_reason == "length"
+
+    def __repr__(self) -> str:
+        name = f"{self.index}" if self.id is None else f"{self.index}, id={self.id!r}"
+        if self.error is not None:
+            return f"BatchResult({name}, error={self.error!r})"
+        hint = "" if self.complete else f"  # {unfinished_hint(self.finish_reason)}"
+        return (
+            f"BatchResult({name}, response={self.response!r}, {self.tokens} tokens, "
+            f"finish_reason={self.finish_reason!r}){hint}"
+        )
 
 
 def run_batch(
@@ -48,132 +100,298 @@ def run_batch(
 
     `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`; with `engine`
     "ray" (or a `RayEngine`) a name or path, which each of Ray's engines loads.
-    `prompts` is a list, or the path or URL of a file, see `read_prompts`.
-    `sampling_params` are for all of them; a dict holds what differs from the default,
+    `prompts` is a list, or the path or URL of JSONL or Parquet. `output` ends in .jsonl
+    or .parquet; a URL gets the whole file at the end.
+    `sampling_params` are for all prompts; a dict holds what differs from the default,
     which is what the model's authors recommend, with up to 2,048 new tokens.
     `chat_template_kwargs` go to the template, `{"enable_thinking": False}` say.
     `retry_truncated` is how often a prompt is asked again whose tokens ran out in the
-    thinking, each time with twice as many. `tokenizer` replaces the engine's own.
+    thinking, each time with twice as many. `tokenizer` brings another chat template.
     `progress` shows a bar; by default it does not where the variable CI is set.
 
     A prompt that can't be answered gets a result with an `error`. An interrupt leaves
     an engine that works; what was finished is in the output, or else in the exception's
     `finished`, as it is with any other exception on the way.
 
-    Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for bad
-    `sampling_params` or chat template, `RuntimeError` for a model that generates in
-    another thread, `NotEnoughMemoryError`; `JobMismatchError` for an output of another
-    job, `JobLockedError` for one that another process writes, `OSError`;
-    `EngineUnavailableError` where Ray is missing.
+    Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for bad sampling
+    or chat template, `RuntimeError` for an engine in use, `NotEnoughMemoryError`;
+    `JobMismatchError` for an output of another job, `JobLockedError` for one that is
+    being written, `OSError`; `EngineUnavailableError` where Ray is missing.
     """
-    if not is_file(prompts):
-        prompts = _as_prompts(prompts)
-    runner = _runner(
-        model, engine, retry_truncated, sampling_params, chat_template_kwargs, tokenizer
-    )
-    source = Prompts(prompts)
-    tries = Tries(len(source), retry_truncated, runner.room)
+    template = template_arguments(chat_template_kwargs)
+    source = PromptSource(prompts, template)
+    shared = sampling_params, template, retry_truncated, tokenizer
+    if engine == "vllm":
+        batch: Answering = Batch(model, *shared)
+    elif engine == "ray" or isinstance(engine, RayEngine):
+        where = RayEngine() if engine == "ray" else engine
+        batch = RayRunner(Batch, model, where, *shared)
+    else:
+        raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
     shown = "CI" not in os.environ if progress is None else progress
     if output is None:
-        return _in_memory(runner.run, source, tries, Progress(shown))
+        return _in_memory(batch, source, shown)
     with staged(output) as path:
-        run_job(runner.run, source, tries, path, runner.job, Progress(shown))
+        answer_into(path, batch, source, retry_truncated, shown)
     return summarise(output)
 
 
-def _runner(
-    model: Any, engine: Any, retries: int, sampling: Any, template: Any, tokenizer: Any
-) -> BatchRunner | RayRunner:
-    if engine == "vllm":
-        return BatchRunner(
-            model, sampling, tokenizer=tokenizer, chat_template_kwargs=template
-        )
-    if engine == "ray" or isinstance(engine, RayEngine):
-        where = RayEngine() if engine == "ray" else engine
-        return RayRunner(model, where, retries, sampling, template)
-    raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
+class Answering(Protocol):
+    """An engine, or many, that can answer prompts; see `Batch`."""
+
+    job: Mapping[str, Any]
+    room: int
+
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]: ...
 
 
 def _in_memory(
-    run: Run, source: Prompts, tries: Tries, progress: "Progress"
+    batch: Answering, source: PromptSource, shown: bool
 ) -> list[BatchResult]:
-    results: dict[int, BatchResult] = {}
-    answers = answer_all(run, source, tries, lambda prompt: prompt)
+    finished: dict[int, BatchResult] = {}
     try:
-        with progress.over(tries) as bar, contextlib.closing(answers):
-            for result, prompt in answers:
-                given = prompt.prompt if isinstance(prompt, Refused) else prompt
-                results[result.index] = replace(result, prompt=given)
-                bar.add(result)
+        with contextlib.closing(batch.run(source)) as results:
+            for result in with_bar(results, len(source), 0, shown):
+                finished[result.index] = result
     except BaseException as error:
-        error.finished = [results[index] for index in sorted(results)]
+        error.finished = [finished[index] for index in sorted(finished)]
         raise
-    return [results[index] for index in range(len(source))]
+    return [finished[index] for index in sorted(finished)]
 
 
-def _as_prompts(prompts: Any) -> list[Any]:
-    if isinstance(prompts, str | Mapping):
-        raise TypeError("prompts is a list: put a single prompt in brackets, [prompt]")
-    if isinstance(prompts, bytes | bytearray):
-        raise TypeError("prompts is a list of texts, not bytes: [prompts.decode()]")
-    if hasattr(prompts, "columns"):  # Iterating a DataFrame gives column names.
-        names = getattr(prompts, "column_names", prompts.columns)  # pyarrow's, pandas'
-        name = next(iter(names), "column")
-        raise TypeError(
-            f"prompts is a list, not a {type(prompts).__name__}: pass the column that "
-            f"holds them, df[{str(name)!r}]"
+def answer_into(
+    path: Path, batch: Answering, source: PromptSource, retries: int, shown: bool
+) -> None:
+    """Answer the prompts whose records are not in the file at `path` yet."""
+    with (
+        claim(path, {**batch.job, **source.job}) as note_start,
+        contextlib.closing(Journal(path, len(source))) as journal,
+    ):
+        again: dict[int, tuple[int, int]] = {}
+        for record in journal.load():
+            again.pop(record["index"], None)  # Of two records the later one counts.
+            ended = record["finish_reason"], record["response"], record["tries"]
+            tokens = record["prompt_tokens"], record["completion_tokens"]
+            if budget := larger_budget(*ended, *tokens, batch.room, retries):
+                again[record["index"]] = record["tries"], budget
+
+        def still_open() -> Iterator[Prompt]:
+            for prompt in source:
+                if prompt.index in again:
+                    yield with_budget(prompt, *again[prompt.index])
+                elif prompt.index not in journal:
+                    yield prompt
+
+        done = len(journal) - len(again)
+        if done < len(source):
+            note_start()
+            with contextlib.closing(batch.run(still_open())) as results:
+                for result in with_bar(results, len(source), done, shown):
+                    journal.append(as_record(result))
+        journal.finish()
+
+
+def as_record(result: BatchResult) -> dict[str, Any]:
+    """Return what stands in the file for a result; `time` is in seconds since 1970."""
+    record = {name: getattr(result, name, None) for name in COLUMNS}
+    return record | {"completion_tokens": result.tokens, "time": round(time.time(), 3)}
+
+
+class Batch:
+    """One engine and what all prompts share, ready to answer any number of prompts.
+
+        with contextlib.closing(batch.run(prompts)) as results:
+            for result in results:  # in the order in which they finish
+                ...
+
+    `job` is what the answers depend on, beside the prompts; `room` is the context in
+    tokens. The arguments and what is raised are those of `run_batch`.
+    """
+
+    # Prompts handed to the engine for each that it can work on: enough that it never
+    # waits, few enough that a long file is not held in memory.
+    IN_FLIGHT = 2
+
+    def __init__(
+        self,
+        model: Any,
+        sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
+        template: Mapping[str, Any] | None = None,
+        retries: int = 0,
+        tokenizer: Any = None,
+    ) -> None:
+        engine = engine_of(model)
+        if engine is None:
+            raise TypeError(
+                f"run_batch needs vLLM's engine, and {type(model).__name__} has none: "
+                "load the model with fast_inference=True, or pass a vllm.LLM"
+            )
+        self._engine, self._core, self._retries = engine, engine.llm_engine, retries
+        self._states = self._core.output_processor.request_states
+        config = self._core.vllm_config
+        shape = config.model_config
+        self.room = shape.max_model_len
+        self._most = self.IN_FLIGHT * config.scheduler_config.max_num_seqs
+        self._tokenizer = engine.get_tokenizer()
+        self._parser = ThinkingParser(self._tokenizer)
+        name = (template or {}).get("chat_template")
+        text = template_text(tokenizer or self._tokenizer, name)
+        self._chat_template = text if tokenizer or name else None  # else vLLM's choice
+        self._sampling = Sampling(
+            shape.model, sampling_params, shape.get_diff_sampling_param()
         )
-    prompts = list(prompts)
-    if prompts and all(isinstance(p, Mapping) and "role" in p for p in prompts):
-        raise TypeError("this is one chat: put its messages in brackets, [messages]")
-    return prompts
+        own = {"precision": f"{shape.dtype}, {shape.quantization or 'not quantised'}"}
+        shared = shape.model, shape.revision, self._sampling, template, self.room
+        self.job = own | job_of(*shared, self._chat_template or engine.chat_template)
 
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
+        """Answer prompts, each as soon as it is finished, in the order of finishing.
 
-class Progress:
-    """A bar of prompts that tells new tokens per second and how many were cut short."""
+        Prompts are read as the engine needs them, so that they can come from a file of
+        any length. While the iterator is not exhausted or closed, Ctrl-C waits for the
+        engine's step to end, and nothing else can generate with the engine.
+        """
+        with stoppable(self._core):
+            yield from self._answer(iter(prompts))
 
-    def __init__(self, shown: bool) -> None:
-        self._shown = shown
-        self._tokens = self._truncated = 0
+    def _answer(self, prompts: Iterator[Prompt]) -> Iterator[BatchResult]:
+        running: dict[str, Prompt] = {}
+        again: list[Prompt] = []
+        while True:
+            while len(running) < self._most:
+                prompt = again.pop() if again else next(prompts, None)
+                if prompt is None:
+                    break
+                try:
+                    running[self._enqueue(prompt)] = prompt
+                except Exception as error:
+                    yield _failed(prompt, error)
+            if not running:
+                return
+            try:
+                outputs = self._core.step()
+            except Exception as error:
+                yield from self._find_culprit(list(running.values()), error)
+                running.clear()
+                continue
+            for output in outputs:
+                if output.finished and output.request_id in running:
+                    prompt = running.pop(output.request_id)
+                    result = self._result(prompt, output)
+                    if budget := self._larger_budget(result):
+                        again.append(with_budget(prompt, prompt.tries, budget))
+                    else:
+                        yield result
 
-    @contextlib.contextmanager
-    def over(self, tries: Tries) -> "Iterator[Progress]":
-        """Show the bar, from those prompts on that are done already."""
-        from tqdm.auto import tqdm
-        from tqdm.notebook import tqdm_notebook
-
-        in_notebook = self._shown and issubclass(tqdm, tqdm_notebook)
-        own = {"display": False} if in_notebook else {}
-        self._tries = tries
-        self._bar = tqdm(
-            total=tries.count,
-            initial=tries.count - tries.open,
-            desc="batch",
-            unit=" prompts",
-            disable=not self._shown,
-            **own,
-        )
-        handle = None
-        if in_notebook:
-            from IPython.display import display
-
-            handle = display(self._bar.container, display_id=True)
+    def _enqueue(self, prompt: Prompt) -> str:
+        """Hand a prompt to vLLM, which formats it; return its output's request_id."""
+        if prompt.refused:
+            raise ValueError(prompt.refused)
+        last, kwargs = prompt.messages[-1], dict(prompt.chat_template_kwargs)
+        begun = last["role"] == "assistant" and not last.get("tool_calls")
+        thinks = bool(kwargs.get("enable_thinking", True))
+        params = self._sampling.for_prompt(prompt.sampling_params, thinks)
+        before = len(self._states)
         try:
-            yield self
-        finally:
-            self._bar.close()
-            if handle:  # A saved notebook shows text, but no live widget.
-                handle.update({"text/plain": repr(self._bar.container)}, raw=True)
+            self._engine.enqueue_chat(
+                prompt.messages,
+                params,
+                use_tqdm=False,
+                chat_template=kwargs.pop("chat_template", self._chat_template),
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
+                chat_template_kwargs=kwargs,
+                # The template writes the start token.
+                tokenization_kwargs={"add_special_tokens": False},
+            )
+            state = next(reversed(self._states.values()))
+            text = state.prompt or self._tokenizer.decode(state.prompt_token_ids)
+            refuse_lost_messages(prompt.messages, text)
+            warn_if_formatted(prompt.messages, text)
+        except Exception:
+            # A failed request stays in vLLM's bookkeeping until it is aborted.
+            late = list(islice(self._states, before, None))
+            self._core.abort_request(late, internal=True)
+            raise
+        return state.external_req_id
 
-    def add(self, result: BatchResult) -> None:
-        """Count one more answer; one that is to be asked again is not yet done."""
-        if not self._shown:
+    def _find_culprit(
+        self, failed: list[Prompt], error: Exception
+    ) -> Iterator[BatchResult]:
+        """Ask prompts in halves after vLLM raised without saying which one is bad."""
+        if _ends_everything(error):
+            raise error
+        abort_all(self._core)
+        if len(failed) == 1:
+            yield _failed(failed[0], error)
             return
-        done = self._tries.count - self._tries.open - self._bar.n
-        self._tokens += result.tokens
-        self._truncated += result.truncated and done > 0
-        speed = self._tokens / max(self._bar.format_dict["elapsed"], 1e-9)
-        self._bar.set_postfix_str(
-            f"{speed:,.0f} tokens/s, {self._truncated} truncated", refresh=False
+        half = len(failed) // 2
+        yield from self._answer(iter(failed[:half]))
+        yield from self._answer(iter(failed[half:]))
+
+    def _larger_budget(self, result: BatchResult) -> int:
+        ended = result.finish_reason, result.response, result.tries
+        tokens = result.prompt_tokens, result.tokens
+        return larger_budget(*ended, *tokens, self.room, self._retries)
+
+    def _result(self, prompt: Prompt, output: Any) -> BatchResult:
+        (completion,) = output.outputs
+        token_ids, reason = completion.token_ids, completion.finish_reason
+        if reason in ("abort", "error"):
+            return _failed(prompt, _GIVEN_UP)
+        parsed = self._parser.parse(
+            token_ids, prompt_token_ids=output.prompt_token_ids, finish_reason=reason
         )
-        self._bar.update(done)
+        thinking, response = parsed
+        if isinstance(completion.stop_reason, str):
+            # vLLM's own text ends before a stop string. The tokens that complete it may
+            # begin before it and end after it.
+            text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+            after = text[len(completion.text) :].rstrip()
+            if response is None:
+                thinking = thinking.removesuffix(after).rstrip()
+            else:
+                response = response.removesuffix(after).rstrip()
+        return BatchResult(
+            prompt.index,
+            prompt.given,
+            prompt.id,
+            thinking=thinking,
+            response=response,
+            complete=parsed.complete,
+            finish_reason=reason,
+            prompt_tokens=len(output.prompt_token_ids),
+            tokens=len(token_ids),
+            thinking_tokens=parsed.thinking_tokens,
+            response_tokens=parsed.response_tokens,
+            tries=prompt.tries,
+        )
+
+
+_GIVEN_UP = (
+    "vLLM gave this prompt up: run it again. With structured_outputs, no text can "
+    "fulfil them: correct those."
+)
+
+
+def _ends_everything(error: Exception) -> bool:
+    """Return True where the engine can't go on, for any prompt."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    # After a CUDA error every later call in this process fails as well.
+    return (
+        isinstance(error, EngineDeadError)
+        or "CUDA error" in str(error)
+        or is_out_of_memory([error])
+    )
+
+
+def _failed(prompt: Prompt, error: Exception | str) -> BatchResult:
+    """Return the result of a prompt that failed. Raises what ends everything."""
+    if isinstance(error, Exception):
+        if _ends_everything(error):
+            raise error
+        error = f"{error}" or type(error).__name__
+    return BatchResult(
+        prompt.index, prompt.given, prompt.id, error=error, tries=prompt.tries
+    )

@@ -2,8 +2,8 @@
 
     run_batch("tiny-thinker", prompts, engine=RayEngine(workers=2))
 
-Ray does all the distribution: it starts the workers, hands out prompts, starts a worker
-anew that dies and gives its prompts to another. Each worker loads the model by itself.
+Ray does all the distribution: it starts the workers, hands out prompts, and replaces a
+worker that dies. Each worker loads the model and runs the loop of `run_batch`.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .internals.batch.jobs import Tries, answer_all
-from .internals.batch.runner import BatchRunner, job_of
+from .internals.batch.fingerprint import job_of
+from .internals.batch.prompts import Prompt
 from .internals.engine.errors import EngineUnavailableError, ModelLoadError
 from .internals.engine.hub import resolve_model_path
 from .internals.engine.plan import detect_device
@@ -58,6 +58,14 @@ class RayEngine:
     max_seq_length: int = 2048
     load: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse numbers with which no prompt is ever answered."""
+        least = {"batch_size": 1, "gpus_per_worker": 1, "max_seq_length": 2}
+        least |= {"workers": 1} if self.workers is not None else {}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} is {number} or more.")
+
 
 # Ray reads these at its start; they switch off usage reports and progress messages.
 _QUIET = {
@@ -68,8 +76,9 @@ _QUIET = {
 
 
 class RayRunner:
-    """What `BatchRunner` is for one engine, for all those of a cluster.
+    """Answers prompts as `Batch` does with one engine, with all those of a cluster.
 
+    `make_batch` makes a `Batch` of a loaded model and `shared`, its other arguments.
     `model` is a name or a path that each worker loads. Raises `EngineUnavailableError`
     where Ray is missing, `TypeError` for a model that is loaded, and `ValueError` for
     bad `sampling_params`.
@@ -77,11 +86,12 @@ class RayRunner:
 
     def __init__(
         self,
+        make_batch: Callable[..., Any],
         model: str | PathLike,
         engine: RayEngine,
-        retries: int,
         sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template: Mapping[str, Any] | None = None,
+        *shared: Any,
     ) -> None:
         if not isinstance(model, str | PathLike):
             raise TypeError(
@@ -98,16 +108,16 @@ class RayRunner:
                 "here and on every host of the cluster."
             ) from error
         load_settings().apply()
+        path, self.room = resolve_model_path(model), engine.max_seq_length
         # Checked here, so that bad parameters fail before any model is loaded.
-        sampling = Sampling({}, None, bool, sampling_params)
-        path = resolve_model_path(model)
-        self.job = job_of(path, sampling, chat_template_kwargs)
-        self.room = engine.max_seq_length
+        sampling = Sampling(path, sampling_params)
+        loaded_with = {"load": dict(engine.load)}
+        self.job = loaded_with | job_of(path, None, sampling, template, self.room)
         self._engine = engine
-        self._made_with = model, engine, retries, sampling_params, chat_template_kwargs
+        self._made_with = make_batch, model, engine, sampling_params, template, *shared
 
-    def run(self, prompts: Iterable[Any]) -> Iterator[Any]:
-        """Answer prompts, and give each result as its worker is done with its batch.
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
+        """Answer prompts, each as soon as its worker is done with its batch.
 
         Prompts wait in Ray's object store, which goes on to disk where they are many.
         Raises `ModelLoadError` where a worker can't load the model.
@@ -138,10 +148,10 @@ class RayRunner:
                     "engine first, where the whole error shows."
                 ) from error
 
-    def _tables(self, prompts: Iterable[Any]) -> Iterator[Any]:
+    def _tables(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
         import pyarrow as pa
 
-        rows = ({"place": n, "prompt": pickle.dumps(p)} for n, p in enumerate(prompts))
+        rows = ({"prompt": pickle.dumps(prompt)} for prompt in prompts)
         while table := list(itertools.islice(rows, self._engine.batch_size)):
             yield pa.Table.from_pylist(table)
 
@@ -165,35 +175,22 @@ class Worker:
 
     def __init__(
         self,
+        make_batch: Callable[..., Any],
         model: str,
         engine: RayEngine,
-        retries: int,
-        sampling_params: Any,
-        chat_template_kwargs: Mapping[str, Any] | None,
+        *shared: Any,
     ) -> None:
-        self._retries = retries
         # Unsloth writes modules as it is imported. Workers of one host that write the
         # same ones would read each other's half-written files.
         with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
             os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
             loaded = _load(model, engine)
-        self._runner = BatchRunner(
-            loaded, sampling_params, chat_template_kwargs=chat_template_kwargs
-        )
+        self._batch = make_batch(loaded, *shared)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
-        places = batch["place"].tolist()
-        prompts = [pickle.loads(packed) for packed in batch["prompt"]]
-        # Retries happen here, where the model is loaded.
-        tries = Tries(len(prompts), self._retries, self._runner.room)
-        answers = answer_all(self._runner.run, prompts, tries, lambda prompt: None)
-        with contextlib.closing(answers):
-            last = {result.index: result for result, _ in answers}
-        done = (
-            replace(result, index=places[index], prompt=None)
-            for index, result in last.items()
-        )
-        return {"result": [pickle.dumps(result) for result in done]}
+        prompts = map(pickle.loads, batch["prompt"])
+        with contextlib.closing(self._batch.run(prompts)) as results:
+            return {"result": [pickle.dumps(result) for result in results]}
 
 
 def _load(model: str, engine: RayEngine) -> Any:

@@ -20,10 +20,9 @@ from typing import Any
 
 import psutil
 
-from helpers.batch import Progress, run_batch
-from helpers.internals.batch.jobs import Tries, run_job
-from helpers.internals.batch.records import Prompts
-from helpers.internals.batch.runner import BatchResult
+from helpers.batch import BatchResult, answer_into, run_batch
+from helpers.internals.batch.prompt_files import PromptSource
+from helpers.internals.batch.prompts import Prompt
 from helpers.models import TINY_THINKER
 from helpers.sampling import preset
 
@@ -81,19 +80,21 @@ def measure_memory(prompts: int, folder: Path) -> dict[str, Any]:
             file.write(f'{{"id": {number}, "prompt": "{number} + 1?"}}\n')
     process, most = psutil.Process(), 0
 
-    def answer(feed: Iterator[Any]) -> Iterator[BatchResult]:
-        nonlocal most
-        for place, prompt in enumerate(feed):
-            if place % 1000 == 0:
-                most = max(most, process.memory_info().rss)
-            yield BatchResult(
-                place, prompt, prompt["id"], "", "1", True, "stop", 9, 9, 5, 3
-            )
+    class AtOnce:
+        """Answers as a `Batch` does, but without an engine."""
+
+        job, room = {"model": "none"}, 512
+
+        def run(self, prompts: Iterator[Prompt]) -> Iterator[BatchResult]:
+            nonlocal most
+            for prompt in prompts:
+                if prompt.index % 1000 == 0:
+                    most = max(most, process.memory_info().rss)
+                ends = "", "1", True, "stop", 9, 9, 5, 3
+                yield BatchResult(prompt.index, prompt.given, prompt.id, *ends)
 
     start = time.perf_counter()
-    found = Prompts(source)
-    tries = Tries(len(found), retries=0, room=512)
-    run_job(answer, found, tries, output, {}, Progress(shown=False))
+    answer_into(output, AtOnce(), PromptSource(source), retries=0, shown=False)
     most = max(most, process.memory_info().rss)
     with open(output) as file:
         in_order = all(json.loads(line)["id"] == n for n, line in enumerate(file))

@@ -7,37 +7,36 @@ import io
 import json
 import os
 import signal
-import sys
 import threading
 import warnings
 
-from helpers.batch import BatchRunner, run_batch
+from helpers.batch import Batch, run_batch
 from helpers.loading import FastLanguageModel
 
 model, tokenizer = FastLanguageModel.from_pretrained(
     "tiny-thinker", max_seq_length=512, fast_inference=True
 )
-from tokenizers.processors import TemplateProcessing  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
-from vllm.tokenizers.mistral import MistralTokenizer  # noqa: E402
 
-import helpers.internals.batch.runner  # noqa: E402
 import helpers.internals.engine.sampling_params as sampling  # noqa: E402
+from helpers.internals.batch.prompt_files import PromptSource  # noqa: E402
 from helpers.models import MODELS, find_model  # noqa: E402
-from helpers.thinking import parse_thinking_response  # noqa: E402
 
 engine = model.vllm_engine
 core = engine.llm_engine
-seen = []
-enqueue = engine.enqueue
+seen, asked = [], []
+enqueue_chat = engine.enqueue_chat
+states = core.output_processor.request_states
 
 
-def spying(prompt, params, **kwargs):
-    seen.append([prompt["prompt_token_ids"], params])
-    return enqueue(prompt, params, **kwargs)
+def spying(messages, params, **kwargs):
+    found = enqueue_chat(messages, params, **kwargs)
+    seen.append([next(reversed(states.values())).prompt_token_ids, params])
+    asked.append(kwargs["tokenization_kwargs"])
+    return found
 
 
-engine.enqueue = spying
+engine.enqueue_chat = spying
 NAMES = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 result = {}
 
@@ -120,14 +119,13 @@ bad = {
     "content": user(5),
     "no content": [{"role": "user"}],
     "picture": user([{"type": "image_url", "image_url": {"url": "a.png"}}]),
-    "role": [{"role": "wizard", "content": "hello"}],
     "bytes": b"hello",
     "surrogate": "hello \ud83d",
     "key": {"promt": "hello"},
-    "both": {"prompt": "hello", "messages": user("hello")},
+    "both": {"prompt": "hello", "messages": user("bye")},
     "neither": {"id": 1},
     "long": "word " * 2000,
-    "kwargs": {"prompt": "hello", "chat_template_kwargs": {"tokenize": False}},
+    "kwargs": {"prompt": "hello", "chat_template_kwargs": "off"},
 } | {
     name: {"prompt": "hello", "sampling_params": params}
     for name, params in {
@@ -164,40 +162,30 @@ run("override", model, good[:1], {"max_tokens": 3}, progress=False)
 run("empty", model, [], progress=False)
 
 # Read as the engine needs them: a file of any length is not held in memory.
-BatchRunner.IN_FLIGHT, taken, most = 1, [0], 0
+Batch.IN_FLIGHT, taken, most = 1, [0], 0
 core.vllm_config.scheduler_config.max_num_seqs, whole = 4, 256
 
 
-def many():
-    for n in range(600):
-        taken[0] += 1
-        yield good[n % 4]
-
-
 ended = []
-for finished in BatchRunner(model, {"max_tokens": 2}).run(many()):
+source = PromptSource([good[n % 4] for n in range(600)])
+
+
+def many():
+    for prompt in source:
+        taken[0] += 1
+        yield prompt
+
+
+for finished in Batch(model, {"max_tokens": 2}).run(many()):
     ended.append(finished.index)
     most = max(most, taken[0] - len(ended))
 result["streamed"] = [sorted(ended) == list(range(600)), most]
-BatchRunner.IN_FLIGHT, core.vllm_config.scheduler_config.max_num_seqs = 2, whole
+Batch.IN_FLIGHT, core.vllm_config.scheduler_config.max_num_seqs = 2, whole
 
 llama = copy.deepcopy(tokenizer)
-llama.bos_token = "<|endoftext|>"
-llama.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-llama.backend_tokenizer.post_processor = TemplateProcessing(
-    single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", llama.bos_token_id)]
-)
-text = llama.apply_chat_template(user("hello"), tokenize=False)
-result["start_token"] = llama.bos_token_id
-result["of_text"] = llama(text)["input_ids"].count(llama.bos_token_id)
+llama.chat_template = "<|endoftext|>" + tokenizer.chat_template
+result["start_token"] = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 run("llama", model, ["hello"], greedy, tokenizer=llama, progress=False)
-
-# A template that takes lists only, as those of models that see pictures may.
-lists = copy.deepcopy(tokenizer)
-lists.chat_template = tokenizer.chat_template.replace(
-    "m.content + ", "(m.content | map(attribute='text') | join) + "
-)
-run("lists", model, good[:2], {"max_tokens": 1}, tokenizer=lists, progress=False)
 
 # A hybrid model as Qwen3-4B is: its template closes the thinking when told to.
 hybrid = copy.deepcopy(tokenizer)
@@ -208,7 +196,7 @@ hybrid.chat_template = tokenizer.chat_template.replace(
 qwen = next(spec for spec in MODELS.values() if spec.thinking_sampling)
 spec = dataclasses.replace(MODELS["tiny-thinker"], sampling=qwen.sampling)
 spec = dataclasses.replace(spec, thinking_sampling=qwen.thinking_sampling)
-helpers.internals.batch.runner.find_model = lambda path: spec
+sampling.find_model = lambda path: spec
 ask = "What does </think> do?"
 off = {"enable_thinking": False}
 modes = [ask, {"prompt": ask, "chat_template_kwargs": off}]
@@ -216,7 +204,7 @@ short = {"max_tokens": 1}
 run("hybrid", model, modes, short, tokenizer=hybrid, progress=False)
 every = dict(chat_template_kwargs=off, tokenizer=hybrid)
 run("hybrid off", model, modes[:1], short, progress=False, **every)
-helpers.internals.batch.runner.find_model = find_model
+sampling.find_model = find_model
 
 changed = copy.deepcopy(tokenizer)
 changed.chat_template = None
@@ -228,15 +216,6 @@ result["errors"] = {
 }
 changed.chat_template = "{% if messages %}\n{{ messages[0].content }"
 result["errors"]["syntax"] = error_of(good, tokenizer=changed)
-
-wrapper = MistralTokenizer.from_pretrained(sys.argv[1])
-question = [*user(good[0]), {"role": "assistant", "content": "12"}, *user(good[0])]
-few = SamplingParams(max_tokens=9, ignore_eos=True)
-run("mistral", model, [question], few, tokenizer=wrapper, progress=False)
-backend = wrapper.transformers_tokenizer
-result["mistral"]["own"] = backend.apply_chat_template(question, return_dict=False)
-written = backend.convert_tokens_to_ids(["[THINK]", "7", "[/THINK]", "5", "</s>"])
-result["mistral"]["thinking"] = tuple(parse_thinking_response(written, wrapper))
 
 owner, name = core.output_processor, "process_outputs"
 real, calls, errors = getattr(owner, name), [0], []
@@ -264,4 +243,5 @@ result["left"] = core.get_num_unfinished_requests()
 result["same_step"] = core.step == step
 result["two_at_once"] = errors
 run("again", model, good, greedy, progress=False)
+result["special"] = [one["add_special_tokens"] for one in asked]
 print(json.dumps(result, default=str))

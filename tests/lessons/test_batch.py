@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pyarrow
 import pytest
 from child import run_child
-from tekken import write_tekken
 
 from helpers.batch import BatchResult, run_batch
 from helpers.models import MODELS, TINY_THINKER
@@ -15,11 +14,9 @@ ROOM = 512  # Tokens that the engine is loaded for.
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def child() -> dict:
     """What happened in one Python that loads the engine once for all tests."""
-    folder = tmp_path_factory.mktemp("tekken")
-    write_tekken(folder)
-    result = run_child("batch", str(folder))
+    result = run_child("batch")
     assert result["stderr"] == "" and result["stdout"] == []
     return result
 
@@ -65,16 +62,6 @@ def test_parts_of_a_content_are_its_text(child: dict) -> None:
     texts = child["kinds"]["texts"]
     assert texts[4] == texts[0]
     assert "What is\n7 + 5?" in texts[5]
-    for text, question in zip(child["lists"]["texts"], ["7 + 5", "recur"], strict=True):
-        assert question in text
-
-
-def test_a_tokenizer_of_mistral_common_writes_the_chat_itself(child: dict) -> None:
-    mistral = child["mistral"]
-    assert mistral["ids"] == [mistral["own"]]
-    [row] = mistral["rows"]
-    assert (row["error"], row["tokens"]) == (None, 9)
-    assert mistral["thinking"] == ["7", "5"]
 
 
 def test_an_assistants_beginning_is_continued(child: dict) -> None:
@@ -125,17 +112,16 @@ def test_a_dict_describes_structured_outputs(child: dict) -> None:
         ("no messages", "prompt is empty"),
         ("type", "of type int"),
         ("message", "'hello'"),
-        ("content", "content is of type int"),
+        ("content", '"role" and "content"'),
         ("no content", '"role" and "content"'),
-        ("picture", "'image_url'"),
-        ("role", "unknown role 'wizard'"),
+        ("picture", "URL must be"),
         ("bytes", "prompt.decode()"),
         ("surrogate", "half of a character"),
-        ("kwargs", "can't have tokenize"),
+        ("kwargs", "are a dict"),
         ("key", "unknown key promt"),
         ("both", "either messages or prompt"),
         ("neither", "either messages or prompt"),
-        ("long", f"loaded for {ROOM}"),
+        ("long", f"maximum context length is {ROOM}"),
         ("name", "temprature"),
         ("range", "non-negative"),
         ("value", "'max_tokens': 'many'"),
@@ -213,7 +199,7 @@ def test_no_prompts_give_no_results(child: dict) -> None:
 
 
 def test_a_template_that_writes_the_start_token_gives_one(child: dict) -> None:
-    assert child["of_text"] == 2
+    assert set(child["special"]) == {False}, "the tokenizer would add another"
     (ids,) = child["llama"]["ids"]
     assert ids.count(child["start_token"]) == 1
 

@@ -1,17 +1,21 @@
 """The records of a batch on disk, where they survive whatever ends the process.
 
-They are appended as completions finish, and sorted when all are there, in one step
-that either happens or does not. Beside the file lies `<output>.job`, which says whose
-job the records are, and is locked while a process writes.
+In go plain records, each appended as its completion finishes; when all are there they
+are sorted, in one step that either happens or does not. Beside the file lies
+`<output>.job`: a line that says whose job the records are, then one for each time that
+it was started. It is locked while a process writes. This module knows nothing of
+prompts and engines.
 """
 
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
+import warnings
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice, pairwise
@@ -24,7 +28,7 @@ _ROWS = 1024  # of Parquet in memory at once
 # What a record has, and its type in Parquet.
 COLUMNS = {
     "index": "int64",
-    **dict.fromkeys(("id", "prompt_hash", "thinking", "response"), "string"),
+    **dict.fromkeys(("id", "thinking", "response"), "string"),
     "complete": "bool",
     "finish_reason": "string",
     **dict.fromkeys(("prompt_tokens", "completion_tokens"), "int64"),
@@ -56,14 +60,14 @@ def journal_path(output: Path) -> Path:
 
 
 @contextmanager
-def claim(output: Path, job: Mapping[str, Any]) -> Iterator[None]:
-    """Hold `output` for this process, and for this job.
+def claim(output: Path, job: Mapping[str, Any]) -> Iterator[Callable[[], None]]:
+    """Hold `output` for this process, and for this job; give what notes a start of it.
 
-    Raises `JobLockedError` while another process holds it, `JobMismatchError` where it
-    holds records of a job that differs, `ValueError` for a kind of file that is neither
-    JSONL nor Parquet.
+    Warns where the disk has no locks. Raises `JobLockedError` while another process
+    holds the output, `JobMismatchError` where it holds records of a job that differs,
+    `ValueError` for a kind of file that is neither JSONL nor Parquet.
     """
-    journal, path = journal_path(output), output.with_name(output.name + ".job")
+    journal, path = journal_path(output), job_path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         try:
@@ -73,35 +77,53 @@ def claim(output: Path, job: Mapping[str, Any]) -> Iterator[None]:
                 f"another process writes to {output}: wait for it, end it, or give "
                 "another output."
             ) from None
-        file.seek(0)
-        before = file.read()
-        if any(p.exists() and p.stat().st_size for p in (output, journal)):
-            _compare(output, before, job)
-        else:
-            file.truncate(0)
-            file.write(json.dumps(job, indent=1, default=repr))
+        except OSError as error:  # Lustre and some network disks have no locks.
+            _warn_of_disk(
+                f"can't be locked ({error}): let only one process write to it"
+            )
+
+        def add_line(line: Mapping[str, Any]) -> None:
+            file.write("\n" + json.dumps(line))  # The line before may be torn.
             file.flush()
             _sync(path)
+
+        if any(p.exists() and p.stat().st_size for p in (output, journal)):
+            file.seek(0)
+            _compare(output, next(filter(str.strip, file), ""), job)
+        else:
+            file.truncate(0)
+            add_line(job)
             _sync(path.parent)
-        yield
+        yield lambda: add_line({"started": time.time()})
+
+
+def _warn_of_disk(what: str) -> None:
+    warnings.warn(f"the disk of the output {what}.", stacklevel=3)
+
+
+def job_path(output: "str | PathLike") -> Path:
+    """Return where the job of an output is written."""
+    return Path(output).with_name(Path(output).name + ".job")
 
 
 def _compare(output: Path, before: str, job: Mapping[str, Any]) -> None:
-    """Raise `JobMismatchError` unless `output` belongs to this job."""
+    """Raise `JobMismatchError` unless `output` belongs to this job.
+
+    What only one of the two knows is not compared: Ray's workers know the precision.
+    """
     try:
-        stored = json.loads(before)
-    except ValueError:
+        stored = dict(json.loads(before))
+    except (ValueError, TypeError):
         raise JobMismatchError(
             f"{output} is there, and no job of run_batch wrote it: give another output."
         ) from None
-    wanted = json.loads(json.dumps(job, default=repr))
-    keys = [k for k in sorted({*stored, *wanted}) if stored.get(k) != wanted.get(k)]
-    differ = [f"{key} was {stored.get(key)}, is {wanted.get(key)}" for key in keys]
-    if differ:
+    keys = [k for k in sorted(stored.keys() & job.keys()) if stored[k] != job[k]]
+    if keys or not stored.keys() & job.keys():
         held = [p for p in dict.fromkeys((output, journal_path(output))) if p.exists()]
+        differ = [f"{key} was {stored[key]}, is {job[key]}" for key in keys]
         raise JobMismatchError(
             f"{output} holds the records of another job: {'; '.join(differ)}. Give "
-            f"another output, or delete {' and '.join(map(str, held))} to start anew."
+            f"another output, or delete {' and '.join(map(str, held))} to start again."
         )
 
 
@@ -125,6 +147,12 @@ class Journal:
         self._lines = 0
         self._synced = time.monotonic()
 
+    def __contains__(self, index: int) -> bool:
+        return self._offsets[index] >= 0
+
+    def __len__(self) -> int:
+        return sum(offset >= 0 for offset in self._offsets)
+
     def load(self) -> Iterator[dict[str, Any]]:
         """Give the records that are there, and make the file ready for more."""
         with open(self._fd, "rb", closefd=False) as file:
@@ -132,8 +160,8 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                record = _record(line, len(self._offsets))
-                if record is not None:
+                record = read_record(line)
+                if record and record["index"] in range(len(self._offsets)):
                     self._offsets[record["index"]] = self._end
                     yield record
                 self._end += len(line)
@@ -153,11 +181,10 @@ class Journal:
                 self._synced = time.monotonic()
         except OSError as error:
             os.ftruncate(self._fd, self._end)
-            safe = sum(offset >= 0 for offset in self._offsets)
             raise OSError(
                 error.errno,
-                f"{os.strerror(error.errno)}. {safe:,} records are safe: make room and "
-                "run the same call again, which goes on from there",
+                f"{os.strerror(error.errno)}. {len(self):,} records are safe: make "
+                "room and run the same call again, which goes on from there",
                 str(self.path),
             ) from error
         self._offsets[record["index"]] = self._end
@@ -192,30 +219,38 @@ class Journal:
         import pyarrow as pa
         from pyarrow.parquet import ParquetWriter
 
-        # A Parquet column has one type: ids that are not all int64 become strings.
-        ids = (json.loads(line)["id"] for line in self.lines())
-        numbers = all(i is None or type(i) is int and abs(i) < 2**63 for i in ids)
+        # A Parquet column has one type: ids that are not all int64 become strings, and
+        # JSON where 1 and "1" would be one.
+        ids = {json.loads(line)["id"] for line in self.lines()} - {None}
+        numbers = all(type(i) is int and abs(i) < 2**63 for i in ids)
+        as_text = str if len(set(map(str, ids))) == len(ids) else json.dumps
         schema = pa.schema({**COLUMNS, "id": "int64" if numbers else "string"})
-        lines = self.lines()
+        lines = map(read_record, self.lines())
         with _replacing(self._output) as file, ParquetWriter(file, schema) as writer:
-            while rows := [json.loads(line) for line in islice(lines, _ROWS)]:
+            while rows := list(islice(lines, _ROWS)):
                 for row in rows if not numbers else ():
-                    row["id"] = None if row["id"] is None else str(row["id"])
+                    row["id"] = None if row["id"] is None else as_text(row["id"])
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-def _record(line: bytes, count: int) -> dict[str, Any] | None:
+def read_record(line: bytes | str) -> dict[str, Any] | None:
+    """Read one line; None for one that is torn or damaged.
+
+    pandas, which some people edit their answers with, leaves out columns that are null
+    and writes whole numbers as 3.0.
+    """
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        found = json.loads(line)
+        record = {name: found.get(name) for name in COLUMNS}
+        for name, kind in COLUMNS.items():
+            if kind == "int64":
+                record[name] = int(record[name] or 0)
+        return record if found["index"] is not None else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    if not isinstance(record, dict) or not COLUMNS.keys() <= record.keys():
-        return None
-    index = record["index"]
-    return record if isinstance(index, int) and index in range(count) else None
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -242,22 +277,38 @@ def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if not path.is_dir():
+            raise
+        # Some network disks (CIFS, FUSE) can't; a power cut may lose the file's name.
+        _warn_of_disk(f"can't secure names of files ({error}): copy it elsewhere, too")
     finally:
         os.close(fd)
 
 
 def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL or Parquet file, by path or URL, one after the other."""
+    """Read the records of a JSONL or Parquet file or URL, without torn ones."""
     import fsspec
 
     with fsspec.open(str(output), "rb") as file:
         if str(output).endswith(".jsonl"):
-            yield from map(json.loads, file)
+            yield from filter(None, map(read_record, file))
             return
         from pyarrow.parquet import ParquetFile
 
         for batch in ParquetFile(file).iter_batches(_ROWS):
             yield from batch.to_pylist()
+
+
+def read_starts(output: str | PathLike) -> list[float]:
+    """Return when the job of an output was started, in seconds since 1970."""
+    import fsspec
+
+    try:
+        with fsspec.open(f"{output}.job", "rb") as file:
+            return list(map(float, re.findall(rb'{"started": ([0-9.]+)}', file.read())))
+    except OSError:
+        return []
 
 
 @contextmanager

@@ -1,326 +1,288 @@
-"""What a prompt is: from what a person writes to the tokens that an engine takes."""
+"""One prompt, in any of the shapes in which people have them, as a `Prompt`.
 
-import itertools
+In go a text, a chat, a dict of ours or a request in OpenAI's batch format, as Python's
+objects or partly as JSON text. Out comes the chat, with id and parameters. One that
+can't be taken comes with `refused`, the reason. This module knows nothing of files and
+engines, and leaves to vLLM what a template and an engine check.
+"""
+
 import json
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from ..engine.sampling_params import Sampling
-from ..thinking.families import unwrap_tokenizer
-from .records import KEYS, Refused, id_of
+from ..engine.sampling_params import plain_values
+from .fingerprint import encode_value
 
-if TYPE_CHECKING:
-    from vllm import SamplingParams
-
+# The keys of a prompt that is a dict, and the columns of Parquet.
+KEYS = ("id", "messages", "prompt", "sampling_params", "chat_template_kwargs")
 _SHAPES = (
     "a prompt is a string, a list of chat messages, or a dict with messages or prompt "
     "and, if wanted, id, sampling_params and chat_template_kwargs"
 )
-# Roles that are accepted even if the template does not name them.
-_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-# Which field of a content part has its text, by type: TEXT_PART_TYPES and MM_PARSER_MAP
-# in vllm/renderers/chat_utils.py.
-_TEXT_PARTS = {
-    **dict.fromkeys(("text", "input_text", "output_text"), "text"),
-    **{"refusal": "refusal", "thinking": "thinking"},
+# Fields of a request to OpenAI's API, or vLLM's extensions of it, that SamplingParams
+# has too: vllm/entrypoints/openai/chat_completion/protocol.py.
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "n", "min_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
+    *("stop_token_ids", "ignore_eos", "thinking_token_budget"),
+)
+# Fields that do not affect the answer.
+_IGNORED = {"model", "user", "metadata", "store", "service_tier", "stream_options"}
+_IGNORED |= {"prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
+_IGNORED |= {"parallel_tool_calls"}
+# What clients write where nothing special is asked for, beside empty values.
+_DEFAULTS = {
+    "response_format": [{"type": "text"}],
+    **dict.fromkeys(("tool_choice", "function_call"), ["auto", "none"]),
+    "modalities": [["text"]],
+    "add_generation_prompt": [True],
 }
-# Arguments of apply_chat_template that users can't set.
-_OURS = {"conversation", "messages", "tokenize", "return_dict", "return_tensors"}
 
 
-class BadPrompt(ValueError):
-    """Why a prompt can't be answered, and what to do about it."""
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: its place among all, what stood there, and what that means.
 
-
-class Request(NamedTuple):
-    """One prompt on its way to the engine, or with `error`, why it can't go there.
-
-    `index` is the prompt's place among all, `prompt` what stood there, `id` its own.
+    `refused` says why it can't be asked; `tries` how often it will have been asked.
     """
 
     index: int
-    prompt: Any
-    id: Any
-    token_ids: list[int]
-    params: "SamplingParams | None"
-    error: str | None = None
+    given: Any
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    id: Any = None
+    sampling_params: Any = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    refused: str = ""
+    tries: int = 1
 
 
-class Preparer:
-    """Turns prompts into requests; what is wrong with one of them ends only that one.
+def larger_budget(
+    finish_reason: str | None,
+    response: str | None,
+    tries: int,
+    prompt_tokens: int,
+    tokens: int,
+    room: int,
+    retries: int,
+) -> int:
+    """Return twice the tokens where the thinking ran out of them, 0 elsewhere.
 
-    `tokenizer` holds the chat template, `room` is the model's length in tokens, prompt
-    and answer together. `chat_template_kwargs` go to the template of every prompt.
-
-    Raises `ValueError` for a tokenizer without a chat template, and for a template that
-    can't be compiled.
+    0 also after `retries` further tries, and where the model's `room` is used up.
     """
-
-    CHUNK = 256  # Prompts for one call of the tokenizer, which is faster with many.
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        room: int,
-        sampling: Sampling,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        try:
-            self._kwargs = _template_kwargs(chat_template_kwargs)
-        except BadPrompt as error:
-            raise ValueError(str(error)) from None
-        self._chat = ChatFormat(tokenizer)
-        self._room = room
-        self._sampling = sampling
-
-    def prepare(self, prompts: Iterable[Any]) -> Iterator[Request]:
-        """One request for each prompt, in order, reading some `CHUNK` of them ahead."""
-        numbered = enumerate(prompts)
-        while chunk := list(itertools.islice(numbered, self.CHUNK)):
-            rendered = [self._render(prompt) for _, prompt in chunk]
-            texts = [text for text in rendered if isinstance(text, str)]
-            encoded = iter(self._chat.encode(texts))
-            for (index, prompt), text in zip(chunk, rendered, strict=True):
-                token_ids = next(encoded) if isinstance(text, str) else text
-                yield self._request(index, prompt, token_ids)
-
-    def _request(
-        self, index: int, prompt: Any, token_ids: list[int] | BadPrompt
-    ) -> Request:
-        own = prompt if isinstance(prompt, Mapping) else {}
-        try:
-            if isinstance(token_ids, BadPrompt):
-                raise token_ids
-            if len(token_ids) >= self._room:
-                raise BadPrompt(
-                    f"the prompt has {len(token_ids):,} tokens, and the model was "
-                    f"loaded for {self._room:,} with the answer: shorten or split "
-                    "it, or raise MAX_SEQ_LENGTH."
-                )
-            params = self._sampling.params(own.get("sampling_params"), token_ids)
-        except ValueError as error:
-            return Request(index, prompt, id_of(prompt), [], None, str(error))
-        return Request(index, prompt, id_of(prompt), token_ids, params)
-
-    def _render(self, prompt: Any) -> str | list[int] | BadPrompt:
-        if isinstance(prompt, Refused):
-            return BadPrompt(prompt.reason)
-        try:
-            messages = self._chat.messages(prompt)
-            kwargs = self._kwargs
-            if isinstance(prompt, Mapping):
-                kwargs = kwargs | _template_kwargs(prompt.get("chat_template_kwargs"))
-            return self._chat.render(messages, kwargs)
-        except BadPrompt as error:
-            return error
+    ran_out = finish_reason == "length" and response is None
+    return 2 * tokens * (ran_out and prompt_tokens + tokens < room and tries <= retries)
 
 
-def _template_kwargs(kwargs: Any) -> dict[str, Any]:
-    if not isinstance(kwargs, Mapping | None):
-        raise BadPrompt(
-            "chat_template_kwargs are a dict, such as {'enable_thinking': False}, not "
-            f"{type(kwargs).__name__}."
-        )
-    if wrong := _OURS & set(kwargs or ()):
-        raise BadPrompt(f"chat_template_kwargs can't have {', '.join(sorted(wrong))}.")
-    return dict(kwargs or {})
+def with_budget(prompt: Prompt, tries: int, budget: int) -> Prompt:
+    """Return a prompt that was asked `tries` times, with room for `budget` tokens."""
+    own = plain_values(prompt.sampling_params) | {"max_tokens": budget}
+    return replace(prompt, sampling_params=own, tries=tries + 1)
 
 
-# --- messages -------------------------------------------------------------------------
-
-
-class ChatFormat:
-    """A tokenizer's way to write a chat: flattens messages, renders and encodes them.
-
-    Raises `ValueError` for a tokenizer without a chat template, and for a template that
-    can't be compiled.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = unwrap_tokenizer(tokenizer)
-        self._template = _template(self._tokenizer)
-        self._turns: list[str] = []  # tokens that the template writes
-        self._warned = self._in_parts = False
-        if self._template is not None:
-            self._probe()
-
-    def _probe(self) -> None:
-        """See how the template writes a message: with which tokens, and from what."""
-        from jinja2 import TemplateSyntaxError
-
-        hello = [{"role": "user", "content": "Hello"}]
-        parts = [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}]
-        try:
-            text = self._tokenizer.apply_chat_template(hello, tokenize=False)
-            if "Hello" not in text:  # The template only takes lists of parts.
-                text = self._tokenizer.apply_chat_template(parts, tokenize=False)
-                self._in_parts = "Hello" in text
-        except TemplateSyntaxError as error:
-            raise ValueError(
-                f"the tokenizer's chat template can't be compiled: {error} (line "
-                f"{error.lineno}). Mend tokenizer.chat_template, or load the "
-                "tokenizer anew."
-            ) from error
-        except Exception:  # It needs more than a message: tools, say.
-            return
-        self._turns = [t for t in self._tokenizer.get_added_vocab() if t in text]
-
-    def messages(self, prompt: Any) -> list[dict[str, Any]]:
-        """The chat that a prompt is, each content a text. Raises `BadPrompt`."""
-        if isinstance(prompt, Mapping):
-            if unknown := [str(key) for key in prompt if key not in KEYS]:
-                raise BadPrompt(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
-            if ("messages" in prompt) == ("prompt" in prompt):
-                raise BadPrompt("give the dict either messages or prompt.")
-            prompt = prompt["messages"] if "messages" in prompt else prompt["prompt"]
-        if isinstance(prompt, bytes | bytearray):
-            raise BadPrompt("the prompt is bytes: pass text, prompt.decode().")
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if hasattr(prompt, "tolist"):  # pandas turns a column of lists into arrays.
-            prompt = prompt.tolist()
-        if not isinstance(prompt, list | tuple):
-            raise BadPrompt(f"{_SHAPES}; this is of type {type(prompt).__name__}.")
-        messages = [self._message(message) for message in prompt]
-        if not any(m["content"].strip() or m.get("tool_calls") for m in messages):
-            raise BadPrompt("the prompt is empty: write a question, or leave it out.")
-        return messages
-
-    def _message(self, message: Any) -> dict[str, Any]:
-        known = message if isinstance(message, Mapping) else {}
-        role, content, calls = map(known.get, ("role", "content", "tool_calls"))
-        if not isinstance(role, str) or (content is None and not calls):
-            raise BadPrompt(
-                'each chat message is a dict with "role" and "content"; one is '
-                f"{str(message)[:60]!r}."
-            )
-        if role not in _ROLES and role not in (self._template or ""):
-            raise BadPrompt(
-                f"unknown role {role!r}: the model's chat template has none but "
-                f"{', '.join(sorted(_ROLES))}."
-            )
-        flat = {**message, "content": _text("" if content is None else content)}
-        turns = [turn for turn in self._turns if turn in flat["content"]]
-        if role == "user" and turns and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"a prompt contains {turns[0]}, which the chat template writes itself: "
-                "a text that is formatted already gets formatted twice. Pass the "
-                "question alone or the list of messages; a formatted text goes to "
-                "model.fast_generate.",
-                stacklevel=2,
-            )
-        if calls:
-            if not isinstance(calls, list | tuple):
-                raise BadPrompt('tool_calls is a list of dicts with "function".')
-            flat["tool_calls"] = [_tool_call(call) for call in calls]
-        return flat
-
-    def render(
-        self, messages: list[dict[str, Any]], kwargs: Mapping[str, Any]
-    ) -> str | list[int]:
-        """A chat as the template's text, or its tokens where there is no template.
-
-        A chat that ends in an assistant's words is one to be continued. Raises
-        `BadPrompt`.
-        """
-        last = messages[-1]
-        begun = last["role"] == "assistant" and not last.get("tool_calls")
-        options = {"add_generation_prompt": not begun, "continue_final_message": begun}
-        for message in messages:  # mistral-common would encode half a character.
-            _check_letters(message["content"])
-        if self._in_parts:
-            messages = [
-                {**m, "content": [{"type": "text", "text": m["content"]}]}
-                for m in messages
-            ]
-        by_code = self._template is None
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages, tokenize=by_code, return_dict=False, **{**options, **kwargs}
-            )
-        except Exception as error:  # Whatever the template's own code raises.
-            raise BadPrompt(
-                f"the model's chat template refuses these messages: {error}. Check "
-                "their roles and their order, and chat_template_kwargs."
-            ) from error
-        if not by_code:  # The template may add other fields' text.
-            _check_letters(rendered)
-        return rendered
-
-    def encode(self, texts: list[str]) -> Sequence[list[int]]:
-        """The tokens of what `render` gave, without a second start token."""
-        if not texts:
-            return []
-        encoded = self._tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False
-        )
-        return encoded["input_ids"]
-
-
-def _template(tokenizer: Any) -> str | None:
-    """The chat template's text; None for tokenizers that write chats by code."""
+def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
+    row = given if isinstance(given, Mapping) else {"messages": given}
+    key = row.get("custom_id") if "body" in row else row.get("id")
     try:
-        return tokenizer.get_chat_template()
-    except (AttributeError, NotImplementedError):  # mistral-common's
-        if hasattr(tokenizer, "apply_chat_template"):
+        key = _checked_id(key)
+        if isinstance(given, Exception):  # a line that could not be read
+            raise given
+        encode_value(given)
+        if "body" in row:
+            row = _from_openai(row, template)
+        if unknown := [str(name) for name in row if name not in KEYS]:
+            raise ValueError(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
+        own = _parsed(row.get("chat_template_kwargs"), dict)
+        if not isinstance(own, Mapping | None):
+            raise ValueError(
+                "chat_template_kwargs are a dict, such as {'enable_thinking': False}."
+            )
+        messages = _messages(row)
+        sampling = _parsed(row.get("sampling_params"), dict)
+    except (TypeError, ValueError) as error:
+        return Prompt(index, given, id=_writable(key), refused=str(error))
+    both = {**template, **own} if own else template
+    return Prompt(index, given, messages, key, sampling, both)
+
+
+def _checked_id(key: Any) -> Any:
+    """Return an id as text or as a whole number. Raises `ValueError`."""
+    key = key.item() if hasattr(key, "item") else key  # NumPy's
+    if isinstance(key, float):
+        if key != key:  # pandas has NaN where an id is missing,
             return None
-    except ValueError:
-        pass
-    raise ValueError(
-        "the tokenizer has no chat template: use a model trained for chats, or set "
-        "tokenizer.chat_template"
+        key = int(key) if key.is_integer() else key  # and floats beside it.
+    if key is not None and _writable(key) is None:
+        raise ValueError("an id is a text or a whole number.")
+    return key
+
+
+def _writable(key: Any) -> Any:
+    is_text = isinstance(key, str) and not re.search("[\ud800-\udfff]", key)
+    return key if is_text or type(key) is int else None
+
+
+def _parsed(value: Any, kind: type) -> Any:
+    """Return what JSON text stands for, where it stands for a `kind`; else `value`."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return found if isinstance(found, kind) else value
+    return value
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the chat of a row. Raises `ValueError` where there is none."""
+    given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
+    if not given or (len(given) == 2 and not _repeats(*given)):
+        raise ValueError("give the dict either messages or prompt.")
+    chat = given[0]
+    found = _parsed(chat, list)
+    if found is not chat and all(isinstance(m, dict) and "role" in m for m in found):
+        chat = found  # A chat as JSON text, as many exports have it.
+    if isinstance(chat, bytes | bytearray):
+        raise ValueError("the prompt is bytes: pass text, prompt.decode().")
+    if isinstance(chat, str):
+        chat = [{"role": "user", "content": chat}]
+    if hasattr(chat, "tolist"):  # pandas turns a column of lists into arrays.
+        chat = chat.tolist()
+    if not isinstance(chat, list | tuple):
+        raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")
+    messages = [_message(message) for message in chat]
+    if messages and messages[-1]["role"] == "assistant" and not _says(messages[-1]):
+        messages.pop()  # An empty turn is one to be written, not one to go on with.
+    if not any(map(_says, messages)):
+        raise ValueError("the prompt is empty: write a question, or leave it out.")
+    return messages
+
+
+def _repeats(messages: Any, prompt: Any) -> bool:
+    """Return True where `prompt` only repeats a message, as in some data sets."""
+    return any(
+        isinstance(m, Mapping) and m.get("content") == prompt
+        for m in (messages if isinstance(messages, list | tuple) else [])
     )
 
 
-def _check_letters(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadPrompt(
-            f"the text has half of a character ({text[error.start]!r}, a lone "
-            "surrogate), as text that was cut or decoded wrongly has: take it out, "
-            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
-        ) from None
-
-
-def _text(content: Any) -> str:
-    """Content as one text; parts are joined by line breaks, as `LLM.chat` does."""
-    if isinstance(content, str):
-        return content
-    if hasattr(content, "tolist"):
-        content = content.tolist()
-    if not isinstance(content, list | tuple):
-        raise BadPrompt(
-            f"a message's content is of type {type(content).__name__}: pass a text, or "
-            'parts such as {"type": "text", "text": "..."}.'
+def _message(message: Any) -> dict[str, Any]:
+    known = message if isinstance(message, Mapping) else {}
+    role, content, calls = map(known.get, ("role", "content", "tool_calls"))
+    content = content.tolist() if hasattr(content, "tolist") else content
+    if not isinstance(role, str) or not isinstance(content, str | list | tuple | None):
+        raise ValueError(
+            'each chat message is a dict with "role" and "content"; one is '
+            f"{str(message)[:60]!r}."
         )
-    texts = []
-    for part in content:
-        if isinstance(part, Mapping):
-            kind = str(part.get("type", "text"))
-            part = part.get(_TEXT_PARTS.get(kind, ""))
-            if kind not in _TEXT_PARTS:
-                raise BadPrompt(
-                    f"content of type {kind!r}: run_batch passes text only. A model "
-                    "that sees pictures takes them by model.vllm_engine.chat."
-                )
-        if not isinstance(part, str):
-            raise BadPrompt('a text part has no text: {"type": "text", "text": "..."}.')
-        texts.append(part)
-    return "\n".join(texts)
+    if content is None and not calls and role != "assistant":
+        raise ValueError('each chat message is a dict with "role" and "content".')
+    flat = {
+        **message,
+        "content": list(content) if isinstance(content, tuple) else content,
+    }
+    if calls:
+        flat["tool_calls"] = [_tool_call(call) for call in calls]
+    return flat
 
 
-def _tool_call(call: Any) -> Any:
-    """A call of a tool, its arguments as the dict that templates want, not as JSON."""
+def _tool_call(call: Any) -> dict[str, Any]:
+    """Return a tool's call with its arguments as a dict. Raises `ValueError`.
+
+    vLLM writes into the caller's, and takes arguments that are not JSON for none.
+    """
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
-        raise BadPrompt('each of tool_calls is a dict with "function".')
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except ValueError as error:
-            raise BadPrompt(f"a tool's arguments are no JSON: {error}.") from None
-    return {**call, "function": {**function, "arguments": arguments}}
+        raise ValueError('each of tool_calls is a dict with "function".')
+    arguments = function.get("arguments") or {}
+    found = _parsed(arguments, dict)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"a tool's arguments are not a JSON object: {arguments!r}.")
+    return {**call, "function": {**function, "arguments": found}}
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    return bool(message.get("tool_calls") or any(map(str.strip, texts_of(message))))
+
+
+def texts_of(message: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a message: its content, or each part that is text."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return [content]
+    texts = [p.get("text", "x") if isinstance(p, Mapping) else p for p in content]
+    return [text if isinstance(text, str) else "" for text in texts]
+
+
+def refuse_lost_messages(messages: list[dict[str, Any]], text: str) -> None:
+    """Raise `ValueError` for a message whose text the chat template left out of `text`.
+
+    Of an assistant's message the last line is looked for, since templates leave out
+    earlier thinking.
+    """
+    for number, message in enumerate(messages, start=1):
+        for said in map(str.strip, texts_of(message)):
+            if message["role"] == "assistant":
+                said = said.rpartition("\n")[2]
+            if said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text:
+                continue
+            if " ".join(said.split()) not in " ".join(text.split()):
+                raise ValueError(
+                    f"the model's chat template leaves out message {number}, of role "
+                    f"{message['role']!r}: give it a role that the template writes, "
+                    "such as 'system' or 'user'."
+                )
+
+
+def warn_if_formatted(messages: list[dict[str, Any]], text: str) -> None:
+    """Warn of a message with the marker that begins the chat template's text."""
+    mark = re.match(r"<[^<>]+>|\[\w+\]", text)
+    if not mark or not any(mark[0] in t for m in messages for t in texts_of(m)):
+        return
+    warnings.warn(
+        f"a prompt contains {mark[0]}, which the chat template writes itself: a text "
+        "that is formatted already gets formatted twice. Pass the question alone or "
+        "the list of messages; a formatted text goes to model.fast_generate.",
+        stacklevel=2,
+    )
+
+
+def _from_openai(
+    request: Mapping[str, Any], template: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Turn a request in OpenAI's batch format into a prompt. Raises `ValueError`."""
+    body, url = _parsed(request["body"], dict), str(request.get("url") or "")
+    if url and not url.partition("?")[0].rstrip("/").endswith("chat/completions"):
+        raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
+    if not isinstance(body, Mapping) or "messages" not in body:
+        raise ValueError("a request needs a body, a JSON object with messages.")
+    asked = {k: v for k, v in body.items() if v is not None and k not in _IGNORED}
+    row = {"messages": asked.pop("messages")}
+    if "chat_template_kwargs" in asked:
+        row["chat_template_kwargs"] = asked.pop("chat_template_kwargs")
+    if "max_completion_tokens" in asked:  # OpenAI's newer name of max_tokens.
+        asked["max_tokens"] = asked.pop("max_completion_tokens")
+    sampling = {name: asked.pop(name) for name in _SAMPLING if name in asked}
+    match asked.get("response_format"):
+        case {"type": "json_object"}:
+            rules: dict[str, Any] | None = {"json_object": True}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            rules = {"json": schema}
+        case _:
+            rules = None
+    if rules:
+        own = row.get("chat_template_kwargs")
+        kwargs = {**template, **own} if isinstance(own, Mapping) else template
+        if kwargs.get("enable_thinking", True):
+            raise ValueError(
+                "response_format would bind the thinking as well: switch that off with "
+                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
+            )
+        del asked["response_format"]
+        sampling["structured_outputs"] = rules
+    refused = [k for k, v in asked.items() if v and v not in _DEFAULTS.get(k, ())]
+    if refused:
+        raise ValueError(f"run_batch has nothing for {', '.join(refused)}.")
+    return {**row, "sampling_params": sampling} if sampling else row

@@ -1,16 +1,24 @@
-"""What a batch was like: how its answers ended, how long they are, and how fast."""
+"""What a batch was like: how its answers ended, how long they are, and how fast.
+
+In goes the file that `run_batch` wrote, finished or not, with its job. Out comes a
+summary that shows itself as a table and a chart. This module knows nothing of engines.
+"""
 
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import TYPE_CHECKING
 
 from ...charts import COLOURS, Chart, Panel, new_axes, show_table
-from .journal import read_records
+from .journal import read_records, read_starts
 
-_PAUSE = 60.0  # A gap of more seconds than this is a stop between two runs.
+if TYPE_CHECKING:
+    import numpy as np
+
 _BINS = 30  # of a histogram, at most
+_FEWEST_WINDOWS = 4  # that make a curve
 # The fields of the table with their labels: counted, and computed from that.
 _COUNTED = {
     "prompts": "prompts",
@@ -32,7 +40,8 @@ class BatchSummary:
     `output` is the file that holds them. Of the `prompts`, `answered` have a complete
     answer; `unfinished` ran out of tokens while thinking, `cut_short` in the answer,
     and `errors` could not be answered. `retried` were asked more than once. `seconds`
-    go from the first record to the last one, without the stops between.
+    go from each start of the job to the last record before the next one. `timed` is
+    False where no start is known; the first record is taken for it then.
     """
 
     output: str
@@ -45,6 +54,7 @@ class BatchSummary:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    timed: bool
     finish_reasons: Mapping[str, int]
     _thinking: array = field(compare=False)
     _response: array = field(compare=False)
@@ -52,8 +62,9 @@ class BatchSummary:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens per second over the whole batch."""
-        return self.completion_tokens / self.seconds if self.seconds else 0.0
+        """New tokens per second over the whole batch; 0 where no start is known."""
+        known = self.timed and self.seconds
+        return self.completion_tokens / self.seconds if known else 0.0
 
     def __repr__(self) -> str:
         return self._table().text
@@ -69,21 +80,30 @@ class BatchSummary:
         return show_table(rows, caption=self.output.rpartition("/")[2])
 
     def plot(self) -> Chart:
-        """Draw lengths of thinking and answer, how they ended, and speed over time."""
-        lengths, ends, speed = new_axes(10, 2.8, columns=3)
+        """Draw lengths of thinking and answer, speed over time, and how they ended.
+
+        Speed is left out where too few answers were finished one after the other, the
+        ends where all are the same.
+        """
+        reasons, (edges, speeds) = self.finish_reasons, self._speeds
+        panels = 1 + (len(reasons) > 1) + (len(speeds) >= _FEWEST_WINDOWS)
+        axes = new_axes(10 * panels / 3, 2.8, columns=panels, squeeze=False)
+        lengths, *others = axes[0]
         parts = {"thinking": self._thinking, "answer": self._response}
         lengths.hist(list(parts.values()), _BINS, label=list(parts))
         lengths.set(xlabel="tokens", ylabel="prompts", title="Length")
         lengths.legend()
-        reasons = self.finish_reasons
-        ends.bar(list(reasons), list(reasons.values()), color=COLOURS[2])
-        ends.set(ylabel="prompts", title="finish_reason")
-        speed.step(*self._speeds, where="mid")
-        speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
-        speed.set_ylim(bottom=0)
-        how = ", ".join(f"{n:,} {name}" for name, n in self.finish_reasons.items())
+        if len(reasons) > 1:
+            ends = others.pop(0)
+            ends.bar(list(reasons), list(reasons.values()), color=COLOURS[2])
+            ends.set(ylabel="prompts", title="finish_reason")
+        for speed in others:
+            speed.stairs(speeds, edges, linewidth=1.5)
+            speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
+            speed.set_ylim(bottom=0)
+        how = ", ".join(f"{n:,} {name}" for name, n in reasons.items())
         return Chart(
-            speed.figure,
+            lengths.figure,
             f"{self.prompts:,} prompts: {how}; at most {max(self._thinking, default=0)}"
             f" tokens of thinking and {max(self._response, default=0)} of answer; "
             f"{self.tokens_per_second:,.0f} tokens per second.",
@@ -101,7 +121,7 @@ def summarise(output: str | PathLike) -> BatchSummary:
     for record in read_records(output):
         reason = record["finish_reason"]
         counts["prompts"] += 1
-        counts["answered"] += record["complete"] and reason != "length"
+        counts["answered"] += bool(record["complete"]) and reason != "length"
         counts["unfinished"] += reason == "length" and record["response"] is None
         counts["cut_short"] += reason == "length" and record["response"] is not None
         counts["errors"] += record["error"] is not None
@@ -114,34 +134,53 @@ def summarise(output: str | PathLike) -> BatchSummary:
             response.append(record["response_tokens"])
         times.append(record["time"])
         tokens.append(record["completion_tokens"])
-    seconds, speeds = _speeds(times, tokens)
+    starts = read_starts(output)
+    worked = _worked(times, starts)
     return BatchSummary(
         output=str(output),
         **{name: counts[name] for name in _COUNTED},
-        seconds=seconds,
+        seconds=float(max(worked, default=0.0)),
+        timed=bool(starts),
         finish_reasons=dict(reasons.most_common()),
         _thinking=thinking,
         _response=response,
-        _speeds=speeds,
+        _speeds=_speeds(worked, tokens) if starts else ([], []),
     )
 
 
-def _speeds(
-    times: Iterable[float], tokens: Iterable[int]
-) -> tuple[float, tuple[list[float], list[float]]]:
-    """Seconds of work, and the speed in each part of them: middles and tokens/s."""
+def _worked(times: Iterable[float], starts: list[float]) -> "np.ndarray":
+    """Return the seconds of work until each time, without the pauses between runs.
+
+    A run goes from its start to the last record before the next start. Without
+    `starts` the work begins with the first record.
+    """
     import numpy as np
 
     times = np.asarray(times, float)
-    order = np.argsort(times)
-    steps = np.diff(times[order], prepend=times[order][:1])
-    steps[steps > _PAUSE] = 0.0
-    elapsed = np.cumsum(steps)
-    seconds = float(elapsed[-1]) if len(elapsed) else 0.0
-    if not seconds:
-        return 0.0, ([], [])
-    made = np.asarray(tokens, float)[order]
-    bins = min(_BINS, 1 + int(len(times) ** 0.5))
-    sums, edges = np.histogram(elapsed, bins, weights=made)
-    width = seconds / bins
-    return seconds, ((edges[:-1] + width / 2).tolist(), (sums / width).tolist())
+    if not len(times):
+        return times
+    starts = np.sort(starts or [times.min()])
+    run = np.searchsorted(starts, times, side="right").clip(1) - 1
+    since = np.maximum(times - starts[run], 0)
+    lasted = [since[run == number].max(initial=0) for number in range(len(starts))]
+    return since + np.concatenate([[0], np.cumsum(lasted)])[run]
+
+
+def _speeds(
+    worked: "np.ndarray", tokens: Iterable[int]
+) -> tuple[list[float], list[float]]:
+    """Return the edges of windows, in seconds of work, and the tokens/s in each.
+
+    Tokens count where their answer ends, so a window is twice as long as the longest
+    wait for one.
+    """
+    import numpy as np
+
+    waits = np.diff(np.sort(worked), prepend=0)
+    longest = waits.max(initial=0)
+    windows = min(_BINS, int(worked.max(initial=0) / (2 * longest))) if longest else 0
+    if windows < 1:
+        return [], []
+    edges = np.linspace(0, worked.max(), windows + 1)
+    sums = np.bincount(np.searchsorted(edges[1:], worked), tokens, windows)
+    return edges.tolist(), (sums / np.diff(edges)).tolist()

@@ -1,38 +1,39 @@
-"""Values for vLLM's `SamplingParams`, each converted to its type or refused.
+"""Sampling values as vLLM's `SamplingParams`: converted to their types, or refused.
 
-In go plain values: a preset, a row of a file, what a model's authors recommend. Out
-come `SamplingParams` that vLLM's engine can take. This module knows nothing of presets
-and of prompts.
+In go plain values: a preset, a row of a file, the advice of a model's authors. Out come
+`SamplingParams` that vLLM's engine can take. This module knows no presets and no
+prompts.
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from ...models import find_model
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-# Fields of SamplingParams about the output, not about sampling.
-_NOT_SAMPLING = {"output_kind", "output_text_buffer_length", "skip_clone", "detokenize"}
+MAX_NEW_TOKENS = 2048  # for thinking and answer, where nobody asks for another number
+# Fields of SamplingParams that concern the output, not the sampling.
+_ABOUT_OUTPUT = {"output_kind", "output_text_buffer_length", "skip_clone", "detokenize"}
 _OFF_WHEN_GREEDY = {"top_p", "top_k", "min_p"}
 
 
 def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
-    """vLLM's `SamplingParams` of these values, each of the type that it must have.
+    """Make `SamplingParams` of these values, each of the type that it must have.
 
     vLLM itself takes a seed of `"7"`, and its engine fails on it, or waits for ever
-    where it runs in a process of its own. Here what is plainly meant is converted (text
-    and NumPy's numbers to numbers, a dict to `structured_outputs`), None stands for
-    what vLLM does by default, and the rest is refused.
+    where it runs in a process of its own. Here text and NumPy's numbers become numbers,
+    and a dict becomes `structured_outputs`. None stands for vLLM's default.
 
-    Raises `TypeError` for a name that `SamplingParams` has not and for a value of a
-    wrong type, `ValueError` for one out of its range, `ImportError` without vLLM.
+    Raises `TypeError` for an unknown name and for a value of a wrong type, `ValueError`
+    for one out of its range, `ImportError` without vLLM.
     """
     import msgspec
     from vllm import SamplingParams
 
-    fields = {field.name: field for field in msgspec.structs.fields(SamplingParams)}
-    known = [name for name in fields if not name.startswith("_")]
+    known = _names_of(SamplingParams)
     if unknown := [name for name in values if name not in known]:
         near = difflib.get_close_matches(str(unknown[0]), known, 1)
         raise TypeError(
@@ -45,7 +46,7 @@ def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
     }
     for name, value in plain.items():
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise ValueError(f"{name}={value} is no integer of 64 bits")
+            raise ValueError(f"{name}={value} does not fit into 64 bits")
     try:
         return msgspec.convert(plain, SamplingParams, strict=False, str_keys=True)
     except msgspec.ValidationError as error:
@@ -55,73 +56,15 @@ def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
         raise ValueError(str(error)) from error
 
 
-class Sampling:
-    """The sampling of each prompt: its own values over the shared over the recommended.
-
-    `recommended` is what the model's authors advise. A hybrid model's differs where the
-    prompt lets it think: `thinking` then, for prompts that `thinks` says True for,
-    given their tokens. `shared` are for all prompts, as a dict or as `SamplingParams`.
-
-    Raises `ValueError` for bad `shared`.
-    """
-
-    def __init__(
-        self,
-        recommended: Mapping[str, Any],
-        thinking: Mapping[str, Any] | None,
-        thinks: Callable[[Sequence[int]], bool],
-        shared: "SamplingParams | Mapping[str, Any] | None" = None,
-    ) -> None:
-        self._by_mode = {False: dict(recommended), True: dict(thinking or recommended)}
-        self._thinks = thinks if thinking else lambda token_ids: False
-        self._shared, self._given = plain_values(shared), shared
-        self._same = {mode: self._merge(mode, None) for mode in self._by_mode}
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The shared values that differ from vLLM's own."""
-        from vllm import SamplingParams
-
-        plain = SamplingParams()
-        return {k: v for k, v in self._shared.items() if v != getattr(plain, k)}
-
-    def params(self, own: Any, token_ids: Sequence[int]) -> "SamplingParams":
-        """The parameters of a prompt with `own` sampling, or none. Raises `ValueError`.
-
-        Prompts without own sampling share one object.
-        """
-        mode = self._thinks(token_ids)
-        return self._same[mode] if own is None else self._merge(mode, own)
-
-    def _merge(self, mode: bool, own: Any) -> "SamplingParams":
-        values = {**self._by_mode[mode], **self._shared, **plain_values(own)}
-        try:
-            params = sampling_params(values)
-        except (TypeError, ValueError) as error:
-            given = self._given if own is None else own
-            raise ValueError(f"bad sampling_params {given}: {error}") from error
-        if params.n != 1:
-            raise ValueError(
-                f"n={params.n}, but a result holds one answer: list the prompt "
-                f"{params.n} times instead."
-            )
-        # We decode the tokens ourselves; vLLM only has to do so to find stop strings.
-        params.detokenize = bool(params.stop)
-        if hasattr(params, "skip_clone"):  # Nobody else changes it: no copy needed.
-            params.skip_clone = True
-        return params
-
-
 def plain_values(params: Any) -> dict[str, Any]:
-    """Sampling parameters as a dict, without what greedy decoding had switched off."""
-    from vllm import SamplingParams
+    """Return sampling parameters as a dict, without those that greedy decoding resets.
 
-    if isinstance(params, SamplingParams):
-        left_out = _NOT_SAMPLING | (
-            _OFF_WHEN_GREEDY if params.temperature == 0 else set()
-        )
-        names = [name for name in params.__struct_fields__ if not name.startswith("_")]
-        return {name: getattr(params, name) for name in names if name not in left_out}
+    Raises `ValueError` for what is neither a mapping nor `SamplingParams`.
+    """
+    if hasattr(params, "__struct_fields__"):
+        greedy = _OFF_WHEN_GREEDY if params.temperature == 0 else set()
+        names = set(_names_of(params)) - _ABOUT_OUTPUT - greedy
+        return {name: getattr(params, name) for name in sorted(names)}
     if not isinstance(params, Mapping | None):
         raise ValueError(
             "sampling_params are SamplingParams or a dict of some of their values, not "
@@ -129,3 +72,82 @@ def plain_values(params: Any) -> dict[str, Any]:
         )
     given = (params or {}).items()  # max_tokens=None means: no limit.
     return {k: v for k, v in given if v is not None or k == "max_tokens"}
+
+
+def _names_of(struct: Any) -> list[str]:
+    return [name for name in struct.__struct_fields__ if not name.startswith("_")]
+
+
+class Sampling:
+    """The sampling of each prompt: its own values over the shared over the recommended.
+
+    `path` is the model's: for supported models the values of their card apply, for
+    others those of its `generation_config`, as vLLM names them; both with up to 2,048
+    new tokens. `shared` are for all prompts, as a dict or as `SamplingParams`.
+
+    Raises `ValueError` for bad `shared` and for a bad value of the model's own.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        shared: "SamplingParams | Mapping[str, Any] | None" = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        spec, room = find_model(path), {"max_tokens": MAX_NEW_TOKENS}
+        self._models_own = {} if spec else dict(generation_config or {})
+        known = room | dict(spec.sampling if spec else {})
+        thinking = room | dict(spec.thinking_sampling or known) if spec else known
+        self._by_mode = {False: known, True: thinking}
+        self._shared = plain_values(shared)
+        self._same = {mode: self._merge(mode, None) for mode in self._by_mode}
+
+    @property
+    def resolved(self) -> list[dict[str, Any]]:
+        """All values, given or not, that differ from vLLM's: one dict for each mode."""
+        from vllm import SamplingParams
+
+        plain, found = plain_values(SamplingParams()), []
+        for values in self._by_mode.values():
+            params = plain_values(sampling_params(values | self._shared))
+            params = {k: v for k, v in params.items() if v != plain.get(k)}
+            found += [params] if params not in found else []
+        return found
+
+    def for_prompt(self, own: Any, thinks: bool) -> "SamplingParams":
+        """Return the parameters of a prompt with `own` sampling, or with None.
+
+        `thinks` is False where the prompt switches a hybrid model's thinking off.
+        Prompts without own sampling share one object. Raises `ValueError`.
+        """
+        return self._same[thinks] if own is None else self._merge(thinks, own)
+
+    def _merge(self, thinks: bool, own: Any) -> "SamplingParams":
+        given = self._shared | plain_values(own)
+        try:
+            params = sampling_params(self._models_own | self._by_mode[thinks] | given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(self._blame(given, error)) from error
+        if params.n != 1:
+            raise ValueError(
+                f"n={params.n}, but a result holds one answer: list the prompt "
+                f"{params.n} times instead."
+            )
+        # We decode the tokens ourselves; vLLM only has to do so to find stop strings.
+        params.detokenize = bool(params.stop)
+        if hasattr(params, "skip_clone"):  # vLLM writes max_tokens where it is None.
+            params.skip_clone = params.max_tokens is not None
+        return params
+
+    def _blame(self, given: Mapping[str, Any], error: Exception) -> str:
+        """Say whose value it is that vLLM refuses: the caller's or the model's own."""
+        for name, value in self._models_own.items():
+            try:
+                sampling_params({name: value})
+            except (TypeError, ValueError):
+                if name not in given:
+                    return (
+                        f"the model's generation_config.json has {name}={value!r}: "
+                        f"{error}. Give another {name} in sampling_params."
+                    )
+        return f"bad sampling_params {dict(given)}: {error}"

@@ -1,11 +1,16 @@
 """Records on disk: whole or not there, whatever happens to the file."""
 
+import errno
+import fcntl
 import json
 import os
 import resource
 import signal
+import stat
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +22,9 @@ from helpers.internals.batch.journal import (
     JobMismatchError,
     Journal,
     claim,
+    job_path,
     read_records,
+    read_starts,
     staged,
 )
 
@@ -25,9 +32,8 @@ JOB = {"model": "tiny-thinker", "sampling_params": {"temperature": 0.6}}
 
 
 def record(index: int, **fields: object) -> dict:
-    return {**dict.fromkeys(COLUMNS), "index": index, "thinking": "é\u2028" * index} | (
-        fields
-    )
+    nothing = {name: 0 if kind == "int64" else None for name, kind in COLUMNS.items()}
+    return nothing | {"index": index, "thinking": "é\u2028" * index} | fields
 
 
 def write(output: Path, indices: list[int]) -> None:
@@ -94,6 +100,7 @@ def test_finished_files_are_in_order_and_once(tmp_path: Path, name: str) -> None
     [
         ([1, None, 2**62], [1, None, 2**62]),
         ([1, None, "b"], ["1", None, "b"]),
+        ([1, "1", None], ["1", '"1"', None]),
         ([2**63], [str(2**63)]),
     ],
 )
@@ -155,6 +162,74 @@ def test_an_output_belongs_to_one_job(tmp_path: Path) -> None:
     output.unlink()
     with claim(output, other):  # Without records there is nothing to lose.
         pass
+
+
+def test_what_only_one_run_knows_of_a_job_is_not_compared(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    with claim(output, {**JOB, "precision": "float32"}):
+        write(output, [0])
+    with claim(output, JOB):
+        pass
+    with (
+        pytest.raises(JobMismatchError),
+        claim(output, {**JOB, "precision": "float16"}),
+    ):
+        pass
+
+
+def test_a_job_notes_each_of_its_starts(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    assert read_starts(output) == []
+    for number in range(1, 4):
+        with claim(output, JOB) as note_start:
+            write(output, [0])
+            note_start()
+        assert len(read_starts(output)) == number
+        with job_path(output).open("a") as file:
+            file.write('\n{"star')  # what a power cut leaves
+    assert read_starts(output) == sorted(read_starts(output))
+
+
+def test_an_output_that_pandas_wrote_again_is_still_the_jobs(tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    edited = record(1) | {"index": 1.0, "tries": 2.0, "mine": "x"}
+    del edited["error"]
+    output.write_text("".join(json.dumps(r) + "\n" for r in (edited, {"mine": 1})))
+    with closing(Journal(output, 2)) as journal:
+        assert list(journal.load()) == [record(1, tries=2)]
+        assert 1 in journal and 0 not in journal and len(journal) == 1
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def no_folders(fd: int, real: Callable[[int], None] = os.fsync) -> None:
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "Invalid argument")
+    real(fd)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "double", "words"),
+    [
+        (fcntl, "flock", no_locks, "can't be locked"),
+        (os, "fsync", no_folders, "can't secure names"),
+    ],
+)
+def test_a_poor_disk_is_written_with_a_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    name: str,
+    double: Callable[..., None],
+    words: str,
+) -> None:
+    monkeypatch.setattr(module, name, double)
+    output = tmp_path / "a.jsonl"
+    with pytest.warns(UserWarning, match=words), claim(output, JOB):
+        write(output, [0])
+    assert list(read_records(output)) == [record(0)]
 
 
 def test_what_is_to_be_deleted_for_a_new_job_is_there(tmp_path: Path) -> None:
@@ -234,5 +309,9 @@ def test_a_url_gets_the_file_when_it_is_done(
         j.finish()
     assert list(read_records(url)) == [record(0), record(1)]
     assert not any((tmp_path / "fast-inference-notebooks").iterdir())
-    with pytest.raises(JobMismatchError), staged(url) as output, claim(output, {}):
+    with (
+        pytest.raises(JobMismatchError),
+        staged(url) as output,
+        claim(output, {"a": 1}),
+    ):
         pass

@@ -1,83 +1,197 @@
-"""How chats become tokens, with real tokenizers and no engine."""
+"""What a prompt is, in every shape that people have it in; no engine."""
 
-from pathlib import Path
+import json
+from typing import Any
 
+import numpy as np
 import pytest
-from tekken import write_tekken
 
-from helpers.internals.batch.prompts import BadPrompt, ChatFormat
-from helpers.models import TINY_THINKER_DIRECTORY
+from helpers.internals.batch.prompts import Prompt, refuse_lost_messages, to_prompt
 
-QUESTION = [{"role": "user", "content": "What is 7 + 5?"}]
-
-
-@pytest.fixture(scope="module", params=["transformers", "vllm"])
-def mistral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """The two tokenizers that wrap mistral-common's, which has no chat template."""
-    folder: Path = tmp_path_factory.mktemp("tekken")
-    write_tekken(folder)
-    if request.param == "vllm":
-        from vllm.tokenizers.mistral import MistralTokenizer as Tokenizer
-    else:
-        from transformers.tokenization_mistral_common import (
-            MistralCommonBackend as Tokenizer,
-        )
-    return Tokenizer.from_pretrained(str(folder))
+Q = "What is 7 + 5?"
+CHAT = [{"role": "user", "content": Q}]
 
 
-def text_of(tokenizer, prompt) -> str:
-    chat = ChatFormat(tokenizer)
-    tokens = chat.render(chat.messages(prompt), {})
-    return tokenizer.decode(tokens).replace(" ", "")
-
-
-def test_mistrals_tokenizers_write_chats_themselves(mistral) -> None:
-    asked = "<s>[INST]Whatis7+5?[/INST]"
-    assert text_of(mistral, "What is 7 + 5?") == asked
-    begun = [*QUESTION, {"role": "assistant", "content": "The answer"}]
-    assert text_of(mistral, begun) == f"{asked}Theanswer"
-
-
-def test_half_a_character_is_refused_whoever_writes_the_chat(mistral) -> None:
-    with pytest.raises(BadPrompt, match="half of a character"):
-        text_of(mistral, "hello \ud83d")
-
-
-@pytest.fixture(scope="module")
-def chat() -> ChatFormat:
-    from transformers import AutoTokenizer
-
-    return ChatFormat(AutoTokenizer.from_pretrained(TINY_THINKER_DIRECTORY))
-
-
-def test_arguments_of_a_tools_call_are_read_from_their_json(chat: ChatFormat) -> None:
-    call = {"function": {"name": "add", "arguments": '{"a": 7}'}}
-    (_, message) = chat.messages(
-        [*QUESTION, {"role": "assistant", "tool_calls": [call]}]
-    )
-    assert message["content"] == ""
-    assert message["tool_calls"][0]["function"]["arguments"] == {"a": 7}
-    call["function"]["arguments"] = "{"
-    with pytest.raises(BadPrompt, match="no JSON"):
-        chat.messages([*QUESTION, {"role": "assistant", "tool_calls": [call]}])
+def chat_of(given: Any) -> list[dict]:
+    prompt = to_prompt(0, given, {})
+    assert prompt.refused == ""
+    return prompt.messages
 
 
 @pytest.mark.parametrize(
-    "message",
+    "given",
     [
-        {"role": "user", "content": [{"type": ["text"], "text": "x"}]},
-        {"role": "assistant", "tool_calls": 5},
-        {"role": "assistant", "tool_calls": True},
+        Q,
+        CHAT,
+        tuple(CHAT),
+        np.array(CHAT, dtype=object),  # as pandas has a column of lists
+        json.dumps(CHAT),
+        {"messages": json.dumps(CHAT)},
+        {"prompt": Q},
+        {"prompt": Q, "messages": CHAT},
+        [*CHAT, {"role": "assistant", "content": ""}],
+        {"custom_id": "a", "body": {"messages": CHAT}},
     ],
 )
-def test_a_message_of_an_odd_shape_is_that_prompts_error(
-    chat: ChatFormat, message: dict
+def test_every_shape_is_the_same_chat(given: Any) -> None:
+    assert chat_of(given) == CHAT
+
+
+def test_json_that_is_no_chat_is_a_question() -> None:
+    for text in ('["a", "b"]', "[1] is what?", '{"role": "user"}'):
+        assert chat_of(text) == [{"role": "user", "content": text}]
+
+
+def test_parameters_may_be_json_text() -> None:
+    row = {"prompt": Q, "sampling_params": '{"seed": 1}'}
+    row["chat_template_kwargs"] = '{"enable_thinking": false}'
+    prompt = to_prompt(0, row, {"enable_thinking": True, "a": 1})
+    assert prompt.sampling_params == {"seed": 1}
+    assert prompt.chat_template_kwargs == {"enable_thinking": False, "a": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        *[(3, 3), ("3", "3"), (np.int64(3), 3), (np.uint8(3), 3), (3.0, 3)],
+        *[(np.float64(3), 3), (float("nan"), None), (np.str_("a"), "a"), (None, None)],
+    ],
+)
+def test_ids_are_texts_and_whole_numbers(key: Any, meant: Any) -> None:
+    prompt = to_prompt(0, {"id": key, "prompt": Q}, {})
+    assert (prompt.refused, prompt.id) == ("", meant)
+    assert type(prompt.id) is type(meant)
+
+
+@pytest.mark.parametrize("key", [{"no": 1}, "\ud800", 1.5, True, ["a"]])
+def test_other_ids_are_refused(key: Any) -> None:
+    prompt = to_prompt(0, {"id": key, "prompt": Q}, {})
+    assert prompt.id is None and "an id is a text or a whole number" in prompt.refused
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("", "prompt is empty"),
+        ([{"role": "assistant", "content": ""}], "prompt is empty"),
+        (5, "of type int"),
+        (object(), "can't be compared by its value"),
+        (["hello"], "'hello'"),
+        ([{"role": "user", "content": 5}], '"role" and "content"'),
+        ([{"role": "user"}], '"role" and "content"'),
+        ({"promt": "hello"}, "unknown key promt"),
+        ({"prompt": Q, "messages": [{"role": "user", "content": "x"}]}, "either"),
+        ("hello \ud83d", "half of a character"),
+        ({"prompt": Q, "chat_template_kwargs": 5}, "are a dict"),
+    ],
+)
+def test_what_is_no_prompt_says_why(given: Any, reason: str) -> None:
+    assert reason in to_prompt(0, given, {}).refused
+
+
+def test_a_tools_arguments_are_read_from_their_json() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 7}'}}
+    (_, message) = chat_of([*CHAT, {"role": "assistant", "tool_calls": [call]}])
+    assert message["tool_calls"][0]["function"]["arguments"] == {"a": 7}
+    assert call["function"]["arguments"] == '{"a": 7}'  # The caller's stays.
+    for odd in ('{"a', "[1]", 5):
+        call["function"]["arguments"] = odd
+        turn = {"role": "assistant", "tool_calls": [call]}
+        assert "not a JSON object" in to_prompt(0, [*CHAT, turn], {}).refused
+
+
+def request(key: str = "a", **body: Any) -> dict[str, Any]:
+    """A line as OpenAI's batch API has it."""
+    body = {"model": "gpt-4o-mini", "messages": CHAT, **body}
+    url = "/v1/chat/completions"
+    return {"custom_id": key, "method": "POST", "url": url, "body": body}
+
+
+def test_requests_of_openai_are_prompts_with_their_parameters() -> None:
+    asked = {"max_completion_tokens": 9, "temperature": 0, "top_p": 0.5, "seed": 1}
+    extra = {"stop": ["x"], "user": "me", "tools": None, "stream": False}
+    prompt = to_prompt(0, request(**asked, **extra), {})
+    sampling = {"max_tokens": 9, "temperature": 0, "top_p": 0.5, "seed": 1}
+    assert prompt == Prompt(
+        *(0, request(**asked, **extra), CHAT, "a", {**sampling, "stop": ["x"]}, {})
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"type": "json_object"}, {"json_object": True}),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
+            {"json": {"type": "object"}},
+        ),
+    ],
+)
+def test_response_format_binds_a_model_that_does_not_think(
+    asked: dict, meant: dict
 ) -> None:
-    with pytest.raises(BadPrompt):
-        chat.messages([*QUESTION, message])
+    """Thinking is off in the request itself, or for the whole batch."""
+    off = {"enable_thinking": False}
+    for body, shared in (({"chat_template_kwargs": off}, {}), ({}, off)):
+        line = request(response_format=asked, **body)
+        prompt = to_prompt(0, line, shared)
+        assert prompt.sampling_params == {"structured_outputs": meant}
+    on = request(response_format=asked, chat_template_kwargs={"enable_thinking": True})
+    for line, shared in ((request(response_format=asked), {}), (on, off)):
+        assert "bind the thinking" in to_prompt(0, line, shared).refused
 
 
-def test_the_callers_messages_stay_as_they_were(chat: ChatFormat) -> None:
-    parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
-    assert chat.render(chat.messages(parts), {}).startswith("<|im_start|>user\nhello")
-    assert isinstance(parts[0]["content"], list)
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"logit_bias": {}, "tools": [], "logprobs": False, "top_logprobs": 0},
+        {"tool_choice": "auto", "parallel_tool_calls": True, "functions": []},
+        {"prompt_cache_key": "a", "safety_identifier": "b", "modalities": ["text"]},
+        {"response_format": {"type": "text"}, "store": True, "metadata": {"a": "b"}},
+    ],
+)
+def test_fields_of_clients_that_ask_for_nothing_are_taken(harmless: dict) -> None:
+    assert to_prompt(0, request(**harmless), {}).refused == ""
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("/v1/chat/completions", "/chat/completions", "chat/completions/", None),
+        "https://me.openai.azure.com/openai/deployments/x/chat/completions?v=1",
+    ],
+)
+def test_the_urls_of_azure_and_openai_are_the_same(url: str | None) -> None:
+    assert to_prompt(0, {**request(), "url": url}, {}).messages == CHAT
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (request(tools=[{"type": "function"}]), "tools"),
+        (request(logprobs=True, reasoning_effort="low"), "logprobs, reasoning_effort"),
+        (request(chat_template_kwargs=[1]), "are a dict"),
+        ({**request(), "url": "/v1/embeddings"}, "/v1/embeddings"),
+        ({**request(), "body": {"prompt": Q}}, "body, a JSON object with messages"),
+        ({**request(), "body": "{"}, "body, a JSON object"),
+    ],
+)
+def test_what_a_request_asks_for_in_vain_is_named(line: dict, reason: str) -> None:
+    prompt = to_prompt(0, line, {})
+    assert reason in prompt.refused and prompt.id == "a"
+
+
+def test_a_message_that_the_template_leaves_out_is_an_error() -> None:
+    system = {"role": "developer", "content": "ONLY THIS"}
+    refuse_lost_messages([system, *CHAT], f"<s>ONLY THIS</s> {Q} ")
+    refuse_lost_messages([{"role": "tool", "content": 'a "b"'}], r'{"c": "a \"b\""}')
+    parts = [{"type": "text", "text": "a  b"}, "c"]
+    refuse_lost_messages([{"role": "user", "content": parts}], "a b\nc")
+    earlier = {"role": "assistant", "content": "<think>\nWell\n</think>\n\n12 "}
+    refuse_lost_messages([*CHAT, earlier], f"{Q} 12")
+    with pytest.raises(ValueError, match="message 1, of role 'developer'"):
+        refuse_lost_messages([system, *CHAT], Q)
+    with pytest.raises(ValueError, match="message 2"):
+        refuse_lost_messages([*CHAT, earlier], Q)
+    with pytest.raises(ValueError, match="message 1"):
+        refuse_lost_messages([{"role": "user", "content": parts}], "a b")

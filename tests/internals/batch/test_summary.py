@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.internals.batch.journal import COLUMNS
-from helpers.internals.batch.summary import summarise
+from helpers.internals.batch.journal import COLUMNS, job_path
+from helpers.internals.batch.summary import BatchSummary, summarise
 
 STOPPED = {"response": "12", "complete": True, "finish_reason": "stop"}
 UNFINISHED = {"response": None, "complete": False, "finish_reason": "length"}
@@ -15,7 +15,7 @@ CUT = {"response": "The", "complete": True, "finish_reason": "length"}
 ERROR = {"error": "the prompt is empty", "complete": False}
 
 
-def write(path: Path, *ends: dict) -> Path:
+def write(path: Path, *ends: dict, starts: tuple[float, ...] = (999.0,)) -> Path:
     records = [
         dict.fromkeys(COLUMNS)
         | {name: 0 for name in COLUMNS if name.endswith("_tokens")}
@@ -26,6 +26,8 @@ def write(path: Path, *ends: dict) -> Path:
         if record["error"] is None:
             record |= {"thinking_tokens": 30, "completion_tokens": 40}
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [{"model": "a"}, *({"started": start} for start in starts)]
+    job_path(path).write_text("\n".join(map(json.dumps, lines)))
     return path
 
 
@@ -35,14 +37,48 @@ def test_each_record_counts_by_how_it_ended(tmp_path: Path) -> None:
     assert summary.prompts == 5 and summary.answered == 2 and summary.retried == 2
     assert summary.unfinished == summary.cut_short == summary.errors == 1
     assert summary.finish_reasons == {"stop": 2, "length": 2, "error": 1}
-    assert summary.seconds == pytest.approx(4)
-    assert summary.tokens_per_second == pytest.approx(160 / 4)
+    assert summary.seconds == pytest.approx(5)
+    assert summary.tokens_per_second == pytest.approx(160 / 5)
 
 
-def test_a_stop_of_a_night_is_no_work(tmp_path: Path) -> None:
-    late = {"time": 1000.0 + 8 * 3600}
-    path = write(tmp_path / "a.jsonl", STOPPED, STOPPED, STOPPED | late)
-    assert summarise(path).seconds == pytest.approx(1)
+def test_the_time_begins_with_the_job_and_with_each_resumption(tmp_path: Path) -> None:
+    together = [STOPPED | {"time": 1300 + n / 1000} for n in range(256)]
+    summary = summarise(write(tmp_path / "a.jsonl", *together, starts=(1000.0,)))
+    assert summary.seconds == pytest.approx(300.255)
+    assert summary.tokens_per_second == pytest.approx(256 * 40 / 300.255)
+    night = 8 * 3600
+    times = [1010.0, 1090.0, 1100.0 + night]
+    apart = [STOPPED | {"time": time} for time in times]
+    starts = (1000.0, 1095.0 + night)  # The second run took 5 s until its answer.
+    assert summarise(write(tmp_path / "a.jsonl", *apart, starts=starts)).seconds == 95
+
+
+def test_without_a_known_start_there_is_no_speed(tmp_path: Path) -> None:
+    summary = summarise(write(tmp_path / "a.jsonl", STOPPED, STOPPED, starts=()))
+    assert (summary.seconds, summary.tokens_per_second) == (1, 0)
+
+
+def panels(summary: BatchSummary) -> list[str]:
+    return [axes.get_title() for axes in summary.plot().figure.axes]
+
+
+def test_the_picture_has_no_panel_that_shows_nothing(tmp_path: Path) -> None:
+    """Windows are as wide as two of the longest waits: none falls to 0 by chance."""
+    path = tmp_path / "a.jsonl"
+    assert panels(summarise(write(path, *[STOPPED] * 3))) == ["Length"]
+    assert panels(summarise(write(path, STOPPED, CUT))) == ["Length", "finish_reason"]
+    bursts = [STOPPED | {"time": 1000.0 + n // 50} for n in range(1000)]
+    summary = summarise(write(path, *bursts))
+    assert panels(summary) == ["Length", "Speed"]
+    speed = summary.plot().figure.axes[1].patches[0].get_data().values
+    assert len(speed) == 10 and min(speed) > 0 and max(speed) < 3 * min(speed)
+
+
+def test_a_torn_or_edited_line_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", STOPPED, STOPPED)
+    with path.open("a") as file:
+        file.write('{"index": 2, "thin')
+    assert summarise(path).prompts == 2
 
 
 def test_text_and_page_have_the_figures_and_the_picture_its_words(
@@ -57,8 +93,8 @@ def test_text_and_page_have_the_figures_and_the_picture_its_words(
     assert str(tmp_path) not in page + repr(summary)
 
 
-@pytest.mark.parametrize("ends", [(), (STOPPED,), (ERROR,)])
-def test_there_may_be_next_to_nothing(tmp_path: Path, ends: tuple) -> None:
+@pytest.mark.parametrize(("ends", "speed"), [((), 0), ((STOPPED,), 40), ((ERROR,), 0)])
+def test_there_may_be_next_to_nothing(tmp_path: Path, ends: tuple, speed: int) -> None:
     summary = summarise(write(tmp_path / "a.jsonl", *ends))
-    assert summary.prompts == len(ends) and summary.tokens_per_second == 0
+    assert summary.prompts == len(ends) and summary.tokens_per_second == speed
     assert "<table" in summary._repr_html_()

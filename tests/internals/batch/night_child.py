@@ -165,7 +165,6 @@ for name in ("answers.parquet", "answers.jsonl"):
     run(FOLDER / name, prompts=str(requests))
     records = fields(read_records(FOLDER / name))
     for record, same in zip(records, result["killed"], strict=False):
-        record["prompt_hash"] = same["prompt_hash"]  # Written in another way.
         if record["error"]:
             record["error"] = same["error"]
     result[name] = records == result["killed"][:40]

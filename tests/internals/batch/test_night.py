@@ -1,13 +1,7 @@
 """A batch that is killed, stopped or out of disk loses nothing and repeats nothing."""
 
-import dataclasses
-from pathlib import Path
-
 import pytest
 from child import run_child
-
-from helpers.internals.batch.jobs import Tries
-from helpers.internals.batch.records import Prompts
 
 COUNT = 220
 BAD = {7: "the prompt is empty", 9: "hot"}
@@ -16,10 +10,10 @@ BAD = {7: "the prompt is empty", 9: "hot"}
 @pytest.fixture(scope="module")
 def child(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What happened in one Python that loads the engine once, and forks."""
-    folder = tmp_path_factory.mktemp("jobs")
+    folder = tmp_path_factory.mktemp("night")
     # OpenMP's threads do not survive a fork: one thread needs none.
     one_thread = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    return run_child("jobs", str(folder), **one_thread)
+    return run_child("night", str(folder), **one_thread)
 
 
 def test_a_batch_that_is_killed_again_and_again_has_each_prompt_once(
@@ -88,7 +82,7 @@ def test_an_output_is_written_by_one_process_for_one_job(child: dict) -> None:
     kind, message = child["locked"]
     assert kind == "JobLockedError" and "held.jsonl" in message
     differences = {
-        "sampling": "sampling_params was {'temperature': 0, 'max_tokens': 48}, is {",
+        "sampling": "sampling_params was [{'max_tokens': 48, 'temperature': 0.0}], is",
         "prompts": "prompts was 220, is 40; prompts_hash was ",
         "template": "chat_template_kwargs was {}, is {'a': 1}",
     }
@@ -108,54 +102,3 @@ def test_requests_of_openai_go_from_file_to_file(child: dict, name: str) -> None
     assert child[name]
     assert f"{name}.jsonl" not in child["folder"]
     assert not [name for name in child["folder"] if name.endswith(".tmp")]
-
-
-def test_tries_end_where_the_models_room_does() -> None:
-    tries = Tries(1, retries=9, room=100)
-    assert tries.prepared(0, "a") == "a"
-    tries.note(0, 1, True, (10, 30))
-    assert tries.open == 1 and tries.asked(0) == 1
-    asked = {"prompt": "a", "sampling_params": {"max_tokens": 60}}
-    assert tries.prepared(0, "a") == asked
-    tries.note(0, 2, True, (10, 60))
-    assert tries.prepared(0, [{"role": "user"}]) == {
-        "messages": [{"role": "user"}],
-        "sampling_params": {"max_tokens": 120},
-    }
-    tries.note(0, 3, True, (10, 90))
-    assert tries.open == 0
-
-
-def test_tries_keep_a_prompts_own_parameters() -> None:
-    @dataclasses.dataclass
-    class Params:
-        seed: int
-        max_tokens: int
-
-        def clone(self) -> "Params":
-            return dataclasses.replace(self)
-
-    tries = Tries(1, retries=1, room=100)
-    tries.note(0, 1, True, (1, 2))
-    own = {"id": 1, "prompt": "a", "sampling_params": {"seed": 3, "max_tokens": 2}}
-    assert tries.prepared(0, own)["sampling_params"] == {"seed": 3, "max_tokens": 4}
-    assert own["sampling_params"]["max_tokens"] == 2
-    given = Params(3, 2)
-    prepared = tries.prepared(0, {"prompt": "a", "sampling_params": given})
-    assert prepared["sampling_params"] == Params(3, 4) and given.max_tokens == 2
-
-
-def test_a_record_read_back_counts_as_it_did() -> None:
-    tries = Tries(3, retries=1, room=100)
-    tries.note(1, 1, False, (1, 2))
-    tries.note(2, 2, True, (1, 2))
-    assert [tries.is_open(index) for index in range(3)] == [True, False, False]
-    assert tries.open == 1
-
-
-def test_prompts_of_a_file_are_not_held(tmp_path: Path) -> None:
-    path = tmp_path / "many.jsonl"
-    path.write_text('"a"\n' * 10)
-    prompts = Prompts(path)
-    path.write_text('"b"\n' * 10)
-    assert set(prompts) == {"b"}

@@ -1,0 +1,199 @@
+"""Prompts from lists and files of every kind; none of them stops the others."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from helpers.internals.batch.prompt_files import PromptSource, is_file
+
+Q = "What is 7 + 5?"
+CHAT = [{"role": "user", "content": Q}]
+FORMS = [Q, CHAT, {"id": 3, "prompt": Q, "sampling_params": {"max_tokens": 9}}]
+
+
+def write_lines(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def given(prompts: Any) -> list[Any]:
+    return [prompt.given for prompt in PromptSource(prompts)]
+
+
+def test_lines_are_prompts_in_every_form(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", FORMS)
+    assert given(path) == given(str(path)) == FORMS
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf\n" + path.read_bytes() + b"\n \n"))
+    assert given(packed) == FORMS
+    for name in ("A.JSONL", "a.ndjson"):
+        assert given(path.rename(path := tmp_path / name)) == FORMS
+    path.write_text(path.read_text(), encoding="utf-16")
+    assert given(path) == FORMS
+
+
+def test_a_folder_or_a_pattern_is_all_its_files(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "a")):
+        table = pa.table({"prompt": [f"{number}?"]})
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+    rows = [{"prompt": "1?"}, {"prompt": "0?"}]
+    for where in (tmp_path, str(tmp_path), tmp_path / "*.parquet"):
+        assert given(where) == rows
+        assert len(PromptSource(where)) == 2
+    with pytest.raises(FileNotFoundError, match="no such files"):
+        PromptSource(tmp_path / "*.jsonl")
+
+
+def test_a_url_is_read_as_a_path_is() -> None:
+    import fsspec
+
+    with fsspec.open("memory://prompts/a.jsonl", "w") as file:
+        file.write(json.dumps(Q))
+    assert given("memory://prompts/a.jsonl") == [Q]
+
+
+def test_a_line_that_is_not_json_is_refused_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'"good"\n\n{"prompt": \n"\xff"\n' + b"[" * 10**5 + b'\n"good"')
+    first, *refused, last = PromptSource(path)
+    assert first.given == last.given == "good" and len(PromptSource(path)) == 5
+    assert [prompt.refused.split(" is ")[0] for prompt in refused] == [
+        "line 3",
+        "line 4",
+        "line 5",
+    ]
+
+
+def test_rows_of_parquet_are_prompts_without_their_nulls(tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "messages": CHAT, "sampling_params": {"seed": 1, "stop": None}},
+        {"id": None, "messages": CHAT, "sampling_params": {"seed": None, "stop": "a"}},
+        {"id": 3, "messages": CHAT, "sampling_params": None, "length": 7},
+    ]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    assert given(path) == [
+        {"id": 1, "messages": CHAT, "sampling_params": {"seed": 1}},
+        {"messages": CHAT, "sampling_params": {"stop": "a"}},
+        {"id": 3, "messages": CHAT},
+    ]
+
+
+def test_text_of_parquet_without_its_mark_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"prompt": ["é".encode()]}), path)
+    assert given(path) == [{"prompt": "é"}]
+
+
+def test_parquet_without_prompts_names_its_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"question": [Q]}), path)
+    with pytest.raises(ValueError, match="question: rename"):
+        PromptSource(path)
+
+
+def test_requests_in_parquet_may_have_their_body_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    row = {"custom_id": "a", "body": json.dumps({"messages": CHAT, "seed": 1})}
+    parquet.write_table(pa.Table.from_pylist([row]), path)
+    (prompt,) = PromptSource(path)
+    assert (prompt.id, prompt.messages) == ("a", CHAT)
+    assert prompt.sampling_params == {"seed": 1}
+
+
+def test_a_file_that_changes_while_the_job_runs_ends_nothing(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", ["a", "b", "c"])
+    source = PromptSource(path)
+    write_lines(path, ["a", "b", "c", "d"])
+    assert [prompt.given for prompt in source] == ["a", "b", "c"]
+    write_lines(path, ["a"])
+    assert [prompt.index for prompt in source] == [0, 1, 2]
+    assert [bool(prompt.refused) for prompt in source] == [False, True, True]
+
+
+def test_ids_are_refused_where_they_come_twice() -> None:
+    ids = ["a", 1, "b", "a", None, None, "1", 1, "a", 1.0]
+    prompts = list(PromptSource([{"id": key, "prompt": Q} for key in ids]))
+    good = [prompt.id for prompt in prompts if not prompt.refused]
+    assert good == ["a", 1, "b", None, None, "1"]
+    refused = [(p.index, p.id) for p in prompts if p.refused]
+    assert refused == [(3, "a"), (7, 1), (8, "a"), (9, 1)]
+    assert "earlier prompt" in prompts[3].refused
+
+
+def digest(prompts: Any) -> dict:
+    return PromptSource(prompts).job
+
+
+def test_prompts_tell_by_value_if_they_are_the_same() -> None:
+    again = [*FORMS[:2], {**FORMS[2], "sampling_params": {"max_tokens": 10}}]
+    assert digest(FORMS) == digest(iter(FORMS))
+    assert digest(FORMS)["prompts"] == 3
+    different = [
+        FORMS,
+        again,
+        FORMS[::-1],
+        ["a"],
+        [b"a"],
+        [["a"]],
+        [5],
+        [np.float32(5)],
+    ]
+    different += [[{"id": 1, "prompt": Q}], [{"id": "1", "prompt": Q}]]
+    different += [[{"prompt": Q, "sampling_params": {"stop": {"a"}}}], [{"b": {"a"}}]]
+    for text in ("What is 7 + 5?", "Who wrote Faust?"):
+        chat = [{"role": "user", "content": text}]
+        different.append([np.array(chat, dtype=object)])
+    assert len({digest(one)["prompts_hash"] for one in different}) == len(different)
+    assert digest([np.array(CHAT, dtype=object)]) == digest([CHAT])
+    circle: list = []
+    circle.append(circle)
+    for odd in (object(), circle, {1: 2, "a": 3}, {"id": object()}, "\ud800"):
+        assert digest([odd]) == digest([odd])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("q.jsonl", "Q.JSONL", "q.ndjson", "s3://b/a.parquet", "data/*.jsonl"),
+        *("q.jsonl.zst", "my file.jsonl", "https://e.org/q.jsonl?download=true"),
+        *("q.json", "q.csv", "data/q.xlsx", Path("q")),
+    ],
+)
+def test_the_name_of_a_file_is_taken_for_one(name: Any) -> None:
+    assert is_file(name)
+
+
+@pytest.mark.parametrize("text", [Q, "a\nb.jsonl", "What is in q.csv", [Q], "hello"])
+def test_other_texts_are_not(text: Any) -> None:
+    assert not is_file(text)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.xlsx", "a"])
+def test_another_kind_of_file_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: .*\.jsonl or \.parquet; pandas"):
+        PromptSource(tmp_path / name)
+
+
+# zstd's frame of one block that is not packed: size of the whole, then of the block.
+ZSTD = bytes.fromhex("28b52ffd201ef10000") + b'{"prompt": "What is 7 + 5?"}\n '
+
+
+def test_zst_is_read_or_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.utils import compressions, infer_compression
+
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(ZSTD)
+    if infer_compression("a.zst"):
+        assert given(path) == [{"prompt": Q}]
+    monkeypatch.delitem(compressions, "zst", raising=False)
+    with pytest.raises(ValueError, match=r"a\.jsonl\.zst: .*pip install zstandard"):
+        PromptSource(path)
