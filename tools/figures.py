@@ -1,8 +1,9 @@
-"""Draw the README's first picture and its table of speeds from a recorded comparison.
+"""Draw the README's first picture, and write the tables of README and RESULTS.md.
 
     python -m tools.figures
 
-The comparison is notebooks/figures/h100.json, as `tools.compare_engines` wrote it.
+They come from notebooks/figures/h100.json, as `tools.compare_engines` wrote it, and
+replace what lies between two comments of each page.
 """
 
 import statistics
@@ -13,10 +14,12 @@ from pathlib import Path
 from helpers.charts import plot_throughput
 from helpers.speed import EngineFigures, load_figures
 
+from . import cards
+
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = "h100"
 PICTURE = ".github/throughput.png"
-BEGIN, END = "<!-- Written by `make figures`: -->", "<!-- Up to here. -->"
+BEGIN, END = "<!-- `make figures` writes this {}: -->", "<!-- Up to here. -->"
 
 
 def table(figures: Sequence[EngineFigures]) -> list[str]:
@@ -36,34 +39,45 @@ def table(figures: Sequence[EngineFigures]) -> list[str]:
     return lines
 
 
-def section(figures: Sequence[EngineFigures]) -> str:
-    """What the README says between `BEGIN` and `END`."""
-    chart = plot_throughput(*_drawn(figures))
-    lines = [f"![{chart}]({PICTURE})", "", *table(figures), ""]
-    lines.append(f"Measured on {figures[0].device}.")
-    return "\n".join(lines)
+def picture(figures: Sequence[EngineFigures]) -> list[str]:
+    """Return the picture as Markdown, with its figures as the text in its place."""
+    return [f"![{plot_throughput(*_drawn(figures))}]({PICTURE})"]
+
+
+def speeds(figures: Sequence[EngineFigures]) -> list[str]:
+    """Return the table of speeds, and where they were measured."""
+    return [*table(figures), "", f"Measured on {figures[0].device}."]
+
+
+# Which lines belong where, by page and by the word in the comment.
+SECTIONS = {
+    ("README.md", "picture"): picture,
+    ("README.md", "table"): cards.table,
+    ("RESULTS.md", "table"): speeds,
+}
 
 
 def _drawn(figures: Sequence[EngineFigures]) -> list[EngineFigures]:
     return [one for one in figures if one.precision == "16-bit"]
 
 
-def between(readme: str) -> tuple[str, str, str]:
-    """The README before, within and after the section; ValueError if it has none."""
-    before, begin, rest = readme.partition(f"{BEGIN}\n")
+def between(page: str, word: str) -> tuple[str, str, str]:
+    """Return the page before, within and after a section; ValueError if it has none."""
+    start = BEGIN.format(word)
+    before, begin, rest = page.partition(f"{start}\n")
     within, end, after = rest.partition(f"\n{END}")
     if not begin or not end:
-        raise ValueError(f"README.md has no lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"the page has no lines {start!r} and {END!r}")
     return before + begin, within, end + after
 
 
 def main() -> int:
     figures = load_figures(RECORDED)
-    readme = ROOT / "README.md"
-    before, _, after = between(readme.read_text("utf-8"))
-    readme.write_text(before + section(figures) + after, "utf-8")
-    picture = plot_throughput(*_drawn(figures)).png()
-    (ROOT / PICTURE).write_bytes(picture)
+    for (name, word), write in SECTIONS.items():
+        page = ROOT / name
+        before, _, after = between(page.read_text("utf-8"), word)
+        page.write_text(before + "\n".join(write(figures)) + after, "utf-8")
+    (ROOT / PICTURE).write_bytes(plot_throughput(*_drawn(figures)).png())
     return 0
 
 
