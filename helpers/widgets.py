@@ -252,8 +252,9 @@ class DistributionExplorer:
 def _make_slider(name: str, value: float) -> ipywidgets.Widget:
     low, high, step = _RANGES[name]
     kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
-    layout = {"width": "28em", "max_width": "98%"}
-    return kind(value, min=low, max=high, step=step, description=name, layout=layout)
+    limits = {"value": value, "min": low, "max": high, "step": step}
+    style, layout = {"description_width": "7em"}, {"width": "30em", "max_width": "98%"}
+    return kind(**limits, description=name, style=style, layout=layout)
 
 
 def _bars_panel(caption: str, rows: list[tuple[str, float, float]]) -> Panel:
