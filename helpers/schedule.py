@@ -70,15 +70,17 @@ class Schedule:
         axes = new_axes(8, 1.2 + 0.22 * self.requests)
         for phase, style in _STYLES.items():
             label = phase  # Once in the legend.
-            for place, step in enumerate(self.steps):
-                for number in (n for n, now in step.phases.items() if now == phase):
-                    bar = {"xranges": [(place, 1)], "yrange": (number - 0.4, 0.8)}
-                    axes.broken_barh(**bar, linewidth=0, label=label, **style)
+            for number in range(self.requests):
+                now = [step.phases.get(number) == phase for step in self.steps]
+                if any(now):
+                    cells = [(place, 1) for place, here in enumerate(now) if here]
+                    bar = {"yrange": (number - 0.4, 0.8), "linewidth": 0}
+                    axes.broken_barh(cells, **bar, label=label, **style)
                     label = ""
         axes.set(ylabel="request", ylim=(self.requests - 0.5, -0.5))
-        slots = self.slots * len(self.steps)
         facts = f"{self.requests} requests in {len(self.steps)} steps, at most "
-        facts += f"{self.slots} at once; {self.idle_slots} of {slots} slots stay idle."
+        facts += f"{self.slots} at once; {self.idle_slots} of "
+        facts += f"{self.slots * len(self.steps)} slots stay idle."
         return self._chart(axes, facts, max(steps, len(self.steps)))
 
     def plot_blocks(self, reserved: int) -> Chart:
@@ -86,8 +88,8 @@ class Schedule:
         axes = new_axes(8, 3.6)
         used = [step.blocks_used for step in self.steps]
         axes.stairs(used, fill=True, color=COLOURS[0], label="in use")
-        label = "room for the longest"
-        axes.axhline(reserved, color=COLOURS[3], linestyle="--", label=label)
+        line = {"color": COLOURS[3], "linestyle": "--"}
+        axes.axhline(reserved, label="room for the longest", **line)
         axes.set(ylabel="blocks of the KV cache", ylim=(0, None))
         facts = f"At most {self.peak_blocks:,} blocks in use; room for the longest "
         facts += f"answer in each request would take {reserved:,}."
@@ -111,11 +113,10 @@ def count_fixed_batches(lengths: Sequence[int], slots: int) -> Schedule:
         batch = range(first, min(first + slots, len(lengths)))
         for step in range(max(lengths[number] for number in batch)):
             at_work: Phase = "decode" if step else "prefill"
-            phases: dict[int, Phase] = {
-                number: at_work if step < lengths[number] else "idle"
-                for number in batch
-            }
-            phases |= dict.fromkeys(range(batch.stop, len(lengths)), "waiting")
+            waiting = range(batch.stop, len(lengths))
+            phases: dict[int, Phase] = dict.fromkeys(waiting, "waiting")
+            for number in batch:
+                phases[number] = at_work if step < lengths[number] else "idle"
             schedule.steps.append(Step(phases))
     return schedule
 
@@ -130,13 +131,13 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
     watched (VLLM_ENABLE_V1_MULTIPROCESSING=0 keeps it here).
     """
     engine = engine_of(model)
-    client = getattr(getattr(engine, "llm_engine", None), "engine_core", None)
-    scheduler = getattr(getattr(client, "engine_core", None), "scheduler", None)
-    if scheduler is None:
+    try:
+        scheduler = engine.llm_engine.engine_core.engine_core.scheduler
+    except AttributeError:
         raise TypeError(
             "no scheduler of vLLM in this process: load the model with "
             "fast_inference=True and VLLM_ENABLE_V1_MULTIPROCESSING=0"
-        )
+        ) from None
     pool = scheduler.kv_cache_manager.block_pool
     # How many may run at once; releases before 0.32 have one attribute for it.
     limit = "max_num_active_reqs"
@@ -150,13 +151,18 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
         known = dict(scheduler.requests)
         done = {name: one.num_computed_tokens for name, one in known.items()}
         output = decide(*args, **kwargs)
-        phases = {
-            numbers.setdefault(name, len(numbers)): _phase(
-                name in output.num_scheduled_tokens, done[name], one.num_prompt_tokens
-            )
-            for name, one in known.items()
-            if not _is_planned(one, done[name])
-        }
+        phases: dict[int, Phase] = {}
+        for name, one in known.items():
+            # On a GPU vLLM plans a step while the one before it runs: a request still
+            # holds its slot in the step after its last token.
+            if done[name] >= one.num_prompt_tokens + one.max_tokens - 1:
+                continue
+            number = numbers.setdefault(name, len(numbers))
+            if name not in output.num_scheduled_tokens:
+                phases[number] = "waiting"
+            else:
+                reading = done[name] < one.num_prompt_tokens
+                phases[number] = "prefill" if reading else "decode"
         if phases:
             blocks = pool.num_gpu_blocks - 1  # One is never given out.
             used = blocks - pool.get_num_free_blocks()
@@ -169,19 +175,3 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
     finally:
         del scheduler.schedule  # The class's own method again.
         setattr(scheduler, limit, most)
-
-
-def _is_planned(request: Any, done: int) -> bool:
-    """Tell if all tokens of a request are computed or under way, and its end is left.
-
-    On a GPU vLLM plans a step while the one before it runs, so that a request still
-    holds its slot in the step after its last token.
-    """
-    return done >= request.num_prompt_tokens + request.max_tokens - 1
-
-
-def _phase(scheduled: bool, done: int, prompt: int) -> Phase:
-    """Name what a step did, with `done` of `prompt` tokens and more in the cache."""
-    if not scheduled:
-        return "waiting"
-    return "prefill" if done < prompt else "decode"

@@ -20,6 +20,11 @@ Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
 # What `python -m tools.compare_engines` recorded lies beside the notebooks.
 RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
 _BY_SIZE = ("tokens_per_second", "ttft_seconds", "mixed", "limit")
+_WORKLOAD = (
+    "{prompt_tokens} prompt and {max_tokens} new tokens; of different lengths: "
+    "{mixed_prompt[0]:,} to {mixed_prompt[1]:,} and {mixed_answer[0]:,} to "
+    "{mixed_answer[1]:,}"
+)
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,11 @@ class EngineFigures:
     """What one engine did on one device.
 
     `tokens_per_second`: by batch size (prompts at once), new tokens of the whole batch
-    per second, one value per repeat.
+    per second, one value per repeat. `mixed`: the same by number of prompts, where
+    prompts and answers have different lengths.
     `ttft_seconds`: by batch size, seconds to the first token of all its prompts.
-    `load_seconds`: seconds of the load, or None where it was not measured.
-    `memory_mib`: MiB that the load added, or None.
-    `precision`: of the weights, "16-bit" or "4-bit"; empty where all have the same.
-    `mixed`: by number of prompts, new tokens per second for prompts and answers of
-    different lengths.
+    `load_seconds`, `memory_mib`: what the load took and added; None if not measured.
+    `precision`: of the weights, such as "16-bit"; empty where all have the same.
     `limit`: by batch size, tokens per second if reading weights and KV cache from the
     device's memory were all that takes time.
     `workload`: the lengths of prompts and answers, in words.
@@ -139,22 +142,12 @@ def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
             load_seconds=record.get("load_seconds"),
             memory_mib=record.get("memory_mib"),
             precision=record["precision"],
-            workload=_workload(recorded["job"]),
+            workload=_WORKLOAD.format(**recorded["job"]),
             **{key: by_size(record, key) for key in _BY_SIZE},
         )
         for record in recorded["engines"]
         if record.get("tokens_per_second")
     ]
-
-
-def _workload(job: Mapping[str, Any]) -> str:
-    prompts, answers = (
-        "{:,} to {:,}".format(*job[key]) for key in ("mixed_prompt", "mixed_answer")
-    )
-    return (
-        f"{job['prompt_tokens']} prompt and {job['max_tokens']} new tokens; of "
-        f"different lengths: {prompts} and {answers}"
-    )
 
 
 def engine_table(*engines: EngineFigures) -> Panel:
@@ -178,8 +171,7 @@ def engine_table(*engines: EngineFigures) -> Panel:
     measured["memory (MiB)"] = [_rounded(one.memory_mib, 0) for one in engines]
     names = [one.name for one in engines]
     rows = [
-        {"": what, **dict(zip(names, values, strict=True))}
-        for what, values in measured.items()
+        {"": what, **dict(zip(names, v, strict=True))} for what, v in measured.items()
     ]
     devices = " and ".join(dict.fromkeys(one.device for one in engines))
     workloads = dict.fromkeys(one.workload for one in engines if one.workload)
