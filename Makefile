@@ -20,7 +20,7 @@ help:
 	@echo "make lab        open JupyterLab on the collection's start page"
 	@echo "make gallery    the same as make notebooks"
 	@echo "make benchmark  compare the engines on this machine: _build/engines.json"
-	@echo "make figures    draw the README's picture and table of speeds anew"
+	@echo "make figures    draw the README's pictures, write its tables and the start page"
 	@echo "make train      train tiny-thinker anew, and measure its accuracy"
 	@echo "make setup      create .venv with everything; the others do it when needed"
 	@echo "make plan       say what setup would install here, and why"

@@ -1,14 +1,19 @@
-"""Draw the README's first picture, and write the tables of README and RESULTS.md.
+"""Draw the README's pictures, and write its tables, RESULTS.md's and the start page.
 
     python -m tools.figures
 
-They come from notebooks/figures/h100.json, as `tools.compare_engines` wrote it, and
-replace what lies between two comments of each page.
+The first picture and the tables come from a recorded comparison; they replace what lies
+between two comments of each page. The start page, which JupyterLab opens with, has the
+README's table of notebooks. The screenshots are those that the tests in a browser
+(`python -m pytest tests/browser`) took last; without them the old ones stay.
 """
 
+import re
+import shutil
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from helpers.charts import plot_throughput
@@ -19,11 +24,40 @@ from . import cards
 ROOT = Path(__file__).resolve().parent.parent
 RECORDED = "h100"
 PICTURE = ".github/throughput.png"
+# At most five lines, of which none hides another.
+DRAWN = (
+    "transformers generate, 16-bit",
+    "transformers generate_batch, 16-bit",
+    "Unsloth fast_generate, 16-bit",
+    "Unsloth fast_generate, 4-bit",
+    "vLLM, bare, FP8",
+)
+START_PAGE = ROOT / "notebooks" / "00_start_here.md"
+TAKEN = ROOT / "_build" / "browser"
+# Where the tests leave a screenshot, and what the README calls it.
+SCREENSHOTS = {"gallery_index_light.png": "gallery.png", "live_2.png": "live.png"}
 BEGIN, END = "<!-- `make figures` writes this {}: -->", "<!-- Up to here. -->"
 
 
+_TEXT = """\
+# Start here
+
+Click a notebook. It opens beside this page; **Run > Run All Cells** runs it from the
+top. The kernel then stays for the exercises. It ends ten minutes after the last cell,
+at once when you run the last cell again, or when the next notebook needs its memory.
+The square button in the toolbar stops what is running. The contents are on the right.
+
+{table}
+
+[01](01_environment_verification.ipynb) says what this machine can do and what to fix.
+The [glossary](glossary.md) explains the words of the field. The rest is in the
+[README](../README.md): choosing a model, recipes to copy, and what to do when something
+goes wrong. `make notebooks` makes web pages of all that is here: `_build/index.html`.
+"""
+
+
 def table(figures: Sequence[EngineFigures]) -> list[str]:
-    """Median tokens per second as Markdown: a row for each engine."""
+    """Write median tokens per second as Markdown, with a row for each engine."""
     sizes = sorted({size for one in figures for size in one.tokens_per_second})
     counts = sorted({count for one in figures for count in one.mixed})
     columns = [str(size) for size in sizes] + [f"{count} mixed" for count in counts]
@@ -40,13 +74,19 @@ def table(figures: Sequence[EngineFigures]) -> list[str]:
 
 
 def picture(figures: Sequence[EngineFigures]) -> list[str]:
-    """Return the picture as Markdown, with its figures as the text in its place."""
-    return [f"![{plot_throughput(*_drawn(figures))}]({PICTURE})"]
+    """Return the picture as Markdown, its figures as its text, and the workload."""
+    device = figures[0].device.partition(";")[0]
+    return [
+        f"![{plot_throughput(*_drawn(figures))}]({PICTURE})",
+        "",
+        f"{figures[0].workload.partition(';')[0]}, on {device}.",
+    ]
 
 
 def speeds(figures: Sequence[EngineFigures]) -> list[str]:
     """Return the table of speeds, and where they were measured."""
-    return [*table(figures), "", f"Measured on {figures[0].device}."]
+    one = figures[0]
+    return [*table(figures), "", f"{one.workload}. Measured on {one.device}."]
 
 
 # Which lines belong where, by page and by the word in the comment.
@@ -58,7 +98,11 @@ SECTIONS = {
 
 
 def _drawn(figures: Sequence[EngineFigures]) -> list[EngineFigures]:
-    return [one for one in figures if one.precision == "16-bit"]
+    """Choose the lines of the picture, with one limit for all of them."""
+    chosen = [one for one in figures if one.name in DRAWN]
+    return [
+        one if one.precision == "16-bit" else replace(one, limit={}) for one in chosen
+    ]
 
 
 def between(page: str, word: str) -> tuple[str, str, str]:
@@ -71,6 +115,18 @@ def between(page: str, word: str) -> tuple[str, str, str]:
     return before + begin, within, end + after
 
 
+def start_page(readme: str) -> str:
+    """Make the start page: a README's table of notebooks, linked from their folder.
+
+    Raises:
+        ValueError: the README has no table whose first row is a link to a notebook.
+    """
+    table = re.search(r"^\| notebook \|.*\n(?:\|.*\n)+", readme, re.MULTILINE)
+    if table is None:
+        raise ValueError("the README has no table that begins with | notebook |")
+    return _TEXT.format(table=table[0].replace("](notebooks/", "](").rstrip())
+
+
 def main() -> int:
     figures = load_figures(RECORDED)
     for (name, word), write in SECTIONS.items():
@@ -78,6 +134,12 @@ def main() -> int:
         before, _, after = between(page.read_text("utf-8"), word)
         page.write_text(before + "\n".join(write(figures)) + after, "utf-8")
     (ROOT / PICTURE).write_bytes(plot_throughput(*_drawn(figures)).png())
+    START_PAGE.write_text(start_page((ROOT / "README.md").read_text("utf-8")))
+    for name, called in SCREENSHOTS.items():
+        if (TAKEN / name).exists():
+            shutil.copy(TAKEN / name, ROOT / ".github" / called)
+        else:
+            print(f"{called} stays: {TAKEN / name} was not taken.")
     return 0
 
 

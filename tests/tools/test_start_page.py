@@ -5,20 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from tools.start_page import PAGE, ROOT, start_page
+from tools.figures import ROOT, START_PAGE, start_page
 
 
 def test_the_page_is_what_the_command_writes() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert PAGE.read_text(encoding="utf-8") == start_page(readme), (
-        "run python -m tools.start_page"
+    assert START_PAGE.read_text(encoding="utf-8") == start_page(readme), (
+        "run `make figures`"
     )
 
 
 def test_its_links_lead_somewhere_and_every_notebook_has_one() -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", PAGE.read_text(encoding="utf-8"))
-    assert all((PAGE.parent / target).exists() for target in targets)
-    notebooks = {path.name for path in Path(PAGE.parent).glob("[0-9][0-9]_*.ipynb")}
+    targets = re.findall(r"\]\(([^)]+)\)", START_PAGE.read_text(encoding="utf-8"))
+    assert all((START_PAGE.parent / target).exists() for target in targets)
+    notebooks = {
+        path.name for path in Path(START_PAGE.parent).glob("[0-9][0-9]_*.ipynb")
+    }
     assert notebooks <= set(targets)
 
 
