@@ -73,11 +73,16 @@ class BatchResult:
         """True where tokens ran out, in the thinking or in the answer."""
         return self.finish_reason == "length"
 
+    @property
+    def hint(self) -> str:
+        """The reason why there is no response, and what to do; else ""."""
+        return "" if self.complete else unfinished_hint(self.finish_reason)
+
     def __repr__(self) -> str:
         name = f"{self.index}" if self.id is None else f"{self.index}, id={self.id!r}"
         if self.error is not None:
             return f"BatchResult({name}, error={self.error!r})"
-        hint = "" if self.complete else f"  # {unfinished_hint(self.finish_reason)}"
+        hint = f"  # {self.hint}" if self.hint else ""
         return (
             f"BatchResult({name}, response={self.response!r}, {self.tokens} tokens, "
             f"finish_reason={self.finish_reason!r}){hint}"

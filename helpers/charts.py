@@ -153,7 +153,7 @@ def _answer(result: Any) -> str:
     if error := getattr(result, "error", None):
         return f"(failed) {error}"
     if result.response is None:
-        return f"(no answer) {getattr(result, 'hint', '')}".strip()
+        return f"(no answer) {result.hint}"
     notes = {"abort": " (stopped)", "length": " (cut off: raise max_tokens)"}
     return result.response + notes.get(result.finish_reason, "")
 

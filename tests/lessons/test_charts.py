@@ -155,7 +155,7 @@ def test_what_a_batch_returns_is_shown_done_cut_off_or_failed() -> None:
     cards = [card.split("Answer:\n")[1] for card in text.split("\n\n")]
     assert cards[0] == "12"
     assert cards[1] == "It is (cut off: raise max_tokens)"
-    assert cards[2].startswith("(no answer)")
+    assert cards[2] == f"(no answer) {INCOMPLETE_HINT}"
     assert cards[3] == "(failed) an empty prompt."
     assert repr(show_thinking(failed)) == "Answer:\n(failed) an empty prompt."
     assert "<details" not in show_thinking(failed)._repr_html_()
