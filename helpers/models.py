@@ -322,7 +322,7 @@ class MemoryEstimate:
         )
         if self.fits(free_mib * MOST_OF_A_GPU):
             enough = math.ceil(20 * self.smallest_mib / free_mib) / 20
-            return f"{need}. Raise GPU_MEMORY_UTILIZATION to {enough:g}."
+            return f"{need}. Set GPU_MEMORY_UTILIZATION to auto or {enough:g}."
         if not self.load_in_4bit:
             four = estimate_memory(self.model, self.max_seq_length, 1, True)
             if four.fits(share):

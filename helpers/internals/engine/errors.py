@@ -11,7 +11,7 @@ from typing import Any
 
 from ...models import TINY_THINKER, estimate_memory, find_model, nearest_models
 from ..machine.devices import current_gpu, free_memory_mib
-from ..machine.settings import Settings
+from ..machine.settings import AUTO, Settings
 
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 _OUT_OF_MEMORY = re.compile(
@@ -124,7 +124,7 @@ def _not_enough(
             advice = f"{estimate.advice(free)} "
     share = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"
     if current_gpu():
-        share = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization})"
+        share = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization or AUTO})"
     return (
         f"not enough memory to load {path}: {free:,} MiB are free. {advice}{verb} "
         f"{share}, or lower MAX_SEQ_LENGTH ({max_seq_length}). Other kernels that hold "

@@ -1,9 +1,11 @@
 """From the settings to what will be loaded, and where: each "auto" replaced."""
 
 import contextlib
+import math
 from typing import Literal
 
 from ...models import (
+    MOST_OF_A_GPU,
     TINY_THINKER,
     UnknownModelError,
     estimate_memory,
@@ -43,8 +45,19 @@ def resolve_settings(settings: Settings) -> Settings:
         # A bad name is reported later, by from_pretrained.
         with contextlib.suppress(UnknownModelError, ModelLoadError):
             in_4bit = not is_embedded(resolve_model_path(name, make=False))
+    share = settings.gpu_memory_utilization or free_share(device)
     resolved = {"device": device, "model_name": name, "load_in_4bit": in_4bit}
-    return settings.model_copy(update=resolved)
+    return settings.model_copy(update=resolved | {"gpu_memory_utilization": share})
+
+
+def free_share(device: str = "cuda") -> float:
+    """Return the share of the current GPU's memory that is free, less a margin.
+
+    vLLM takes a share of all memory, and refuses one that is not free.
+    """
+    gpu = current_gpu() if device == "cuda" else None
+    free = gpu.free_mib / gpu.total_mib if gpu else 1.0
+    return max(0.01, math.floor(100 * MOST_OF_A_GPU * free) / 100)
 
 
 def needed_mib(

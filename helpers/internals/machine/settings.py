@@ -46,7 +46,8 @@ def _check_token(token: SecretStr | None) -> SecretStr | None:
 class Settings(BaseSettings):
     """The user's choices, each in the variable of its name in capitals.
 
-    `load_in_4bit` is None for "auto". A token may be written as "none" or "null".
+    `load_in_4bit` and `gpu_memory_utilization` are None for "auto". A token may be
+    written as "none" or "null".
     """
 
     model_config = SettingsConfigDict(
@@ -59,7 +60,9 @@ class Settings(BaseSettings):
     model_name: str = AUTO
     load_in_4bit: Annotated[bool | None, _none_for(AUTO)] = None
     max_seq_length: int = Field(4096, ge=64)
-    gpu_memory_utilization: float = Field(0.5, gt=0, le=1)
+    gpu_memory_utilization: Annotated[
+        float | None, Field(gt=0, le=1), _none_for(AUTO)
+    ] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _ANY_CASE] = (
         "error"
     )
@@ -88,7 +91,7 @@ class Settings(BaseSettings):
 def defaults() -> dict[str, str]:
     """Return the default of each variable, as a `.env` would write it."""
     table = {name: row.default for name, row in Settings.model_fields.items()}
-    table |= {"load_in_4bit": AUTO, "hf_token": ""}
+    table |= {"load_in_4bit": AUTO, "gpu_memory_utilization": AUTO, "hf_token": ""}
     return {name.upper(): str(value) for name, value in table.items()}
 
 

@@ -581,15 +581,28 @@ def model_row(settings: Settings) -> Check:
 
 
 def test_a_share_of_the_gpu_that_is_too_small_for_the_model(gpu):
-    settings = Settings(device="cuda", model_name=GPU_MODEL)
+    share = {"gpu_memory_utilization": 0.5}
+    settings = Settings(device="cuda", model_name=GPU_MODEL, **share)
     resolved = resolve_settings(settings)
     assert model_row(resolved).status == "ok"
     gpu.cards[0].total = 8_600  # 7,600 MiB are free, 4,861 are needed.
     row = model_row(resolved)
     assert row.status == "warning" and "4,861 MiB needed" in row.fix
-    assert row.fix.endswith("Raise GPU_MEMORY_UTILIZATION to 0.65.")
+    assert row.fix.endswith("Set GPU_MEMORY_UTILIZATION to auto or 0.65.")
     enough = resolved.model_copy(update={"gpu_memory_utilization": 0.65})
     assert model_row(enough).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("used", "share"),
+    [(0, 0.9), (1000, 0.88), (40_000, 0.45), (80_000, 0.01)],
+)
+def test_auto_takes_what_is_free_of_the_gpu_less_a_tenth(gpu, used, share):
+    gpu.cards[0].used = used  # of 80,000 MiB
+    resolved = resolve_settings(Settings(device="cuda"))
+    assert resolved.gpu_memory_utilization == share
+    chosen = Settings(device="cuda", gpu_memory_utilization=0.3)
+    assert resolve_settings(chosen).gpu_memory_utilization == 0.3
 
 
 def test_auto_is_resolved_by_the_device(gpu, torch_for):
