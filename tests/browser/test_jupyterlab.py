@@ -423,7 +423,7 @@ def too_wide(page: "playwright.Page") -> list[str]:
     )
 
 
-def test_notebook_7_runs_to_its_end_and_says_kernel_dead(browser, lab) -> None:
+def test_notebook_7_runs_to_its_end_and_shows_no_kernel(browser, lab) -> None:
     name = write_notebook(lab.folder / "notebooks", "browser_widgets")
     notebook = Notebook(browser, lab, name, front_end="notebooks")
     page = notebook.page
