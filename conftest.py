@@ -16,7 +16,9 @@ def pytest_configure(config: pytest.Config) -> None:
     Processes that write the same compiled modules read each other's half-written ones.
     """
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        os.environ["OMP_NUM_THREADS"] = "1"
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ[name] = "1"
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         compiled = config.cache.mkdir(f"unsloth_{worker}")
         os.environ["UNSLOTH_COMPILE_LOCATION"] = str(compiled)

@@ -20,36 +20,31 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .internals.engine.cpu import (
     import_unsloth,
     load_cpu_engine,
-    refuse_adapter,
+    refuse_for_cpu_engine,
     require_packages,
+    set_threads,
     take_engine_arguments,
 )
 from .internals.engine.errors import (
+    LoadPlan,
     ModelLoadError,
     ModelNotCachedError,
     explained,
     explaining_memory,
     not_cached,
 )
-from .internals.engine.hub import (
-    adapter_base,
-    ask_hub,
-    check_files,
-    find_folder,
-    find_snapshot,
-    hub_switched_off,
-    resolve_model_path,
-)
-from .internals.engine.plan import needed_mib
+from .internals.engine.hub import ask_hub, find_folder, find_snapshot, hub_switched_off
+from .internals.engine.plan import adapter_base, needed_mib, plan_load
 from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
+from .internals.engine.weights import check_files, complete_weights
 from .internals.machine.settings import Settings, load_settings
 from .kernel import make_room
 from .models import TINY_THINKER, is_embedded, whole_name
@@ -92,17 +87,12 @@ def _fast_language_model() -> type:
     return FastLanguageModel
 
 
-def _label(name: Any) -> str:
-    """The name as a notebook shows it: of a folder without where it lies."""
-    folder = Path(name).expanduser()
-    return folder.name if folder.is_dir() else str(name)
-
-
 @contextlib.contextmanager
-def _loading(name: Any, settings: Settings) -> Iterator[Callable[[str], None]]:
-    """Say how far the load is, in the place of what the engines print."""
-    label, loading = _label(name), finishing(f"the load of {name}")
-    with announced(f"Loading {label}") as stage, loading, quiet(settings):
+def _watched(plan: LoadPlan, settings: Settings) -> Iterator[Callable[[str], None]]:
+    """Show how far the load is in the place of what the engines print."""
+    set_threads(plan)
+    loading, complete = finishing(f"the load of {plan.name}"), complete_weights()
+    with announced(f"Loading {plan.name}") as stage, loading, quiet(settings), complete:
         yield stage
 
 
@@ -110,7 +100,7 @@ def _from_pretrained(
     unsloth_class: Any,
     has_gpu: bool,
     model_name: str | os.PathLike,
-    max_seq_length: int = 2048,
+    max_seq_length: int | None = 2048,
     dtype: Any = None,
     load_in_4bit: bool = True,
     *args: Any,
@@ -118,31 +108,31 @@ def _from_pretrained(
     **kwargs: Any,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer; raise `ModelLoadError` or `UnknownModelError`."""
-    settings, path = load_settings(), resolve_model_path(model_name)
+    settings, device = load_settings(), "cuda" if has_gpu else "cpu"
+    plan = plan_load(model_name, device, load_in_4bit, max_seq_length)
     on_cpu_engine = fast_inference and not has_gpu
-    if on_cpu_engine:
-        load_in_4bit, path = False, whole_name(path)  # As Unsloth does on a CPU.
-        refuse_adapter(path)
-    require_packages(fast_inference, load_in_4bit)
+    if on_cpu_engine:  # As Unsloth does on a CPU.
+        plan = replace(plan, path=whole_name(plan.path), in_4bit=False)
+        refuse_for_cpu_engine(plan.path)
+    require_packages(fast_inference, plan.in_4bit)
     if on_cpu_engine:
         arguments = take_engine_arguments(kwargs, unsloth_class.from_pretrained)
     else:
         kwargs["fast_inference"] = fast_inference
-    if on_cpu_engine or (not has_gpu and is_embedded(path)):
+    if on_cpu_engine or (not has_gpu and is_embedded(plan.path)):
         dtype = dtype or "float32"  # As in the files: the same tokens on every CPU.
     only_here = kwargs.pop("local_files_only", False)
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir")}
-    explain = functools.partial(explained, path, max_seq_length, load_in_4bit, settings)
     share = kwargs.get("gpu_memory_utilization", 0.5) if fast_inference else 0.0
-    make_room(needed_mib(path, max_seq_length, load_in_4bit, share))
+    make_room(needed_mib(plan, share))
 
     def load(**where: Any) -> tuple[Any, Any]:
-        with explain(), _loading(model_name, settings) as stage:
+        with explained(plan, settings), _watched(plan, settings) as stage:
             loaded = unsloth_class.from_pretrained(
-                path, max_seq_length, dtype, load_in_4bit, *args, **kwargs, **where
+                plan.path, max_seq_length, dtype, plan.in_4bit, *args, **kwargs, **where
             )
             if on_cpu_engine:
-                folder = find_snapshot(path, **which) or path
+                folder = find_snapshot(plan.path, **which) or plan.path
                 stage("starting vLLM's engine")
                 loaded[0].vllm_engine = load_cpu_engine(
                     folder, dtype, max_seq_length, arguments
@@ -154,13 +144,17 @@ def _from_pretrained(
 
     token = kwargs.get("token")
     return _make_safe(
-        *_from_here_or_hub(load, explain, path, only_here, token, **which), settings
+        *_from_here_or_hub(load, plan, only_here, token, **which), plan, settings
     )
 
 
-def _make_safe(model: Any, tokenizer: Any, settings: Settings) -> tuple[Any, Any]:
-    """Have it say that it generates, and go on working after an interrupt."""
+def _make_safe(
+    model: Any, tokenizer: Any, plan: LoadPlan, settings: Settings
+) -> tuple[Any, Any]:
+    """Announce each generation, and keep the engine usable after an interrupt."""
+    model.load_plan = plan
     if engine := getattr(model, "vllm_engine", None):
+        engine.load_plan = plan
         fast_generate = interruptible(engine, show_progress=is_loud(settings))
         model.fast_generate = announced("Generating")(fast_generate)
     if callable(getattr(model, "generate", None)):
@@ -170,8 +164,7 @@ def _make_safe(model: Any, tokenizer: Any, settings: Settings) -> tuple[Any, Any
 
 def _from_here_or_hub(
     load: Callable[..., tuple[Any, Any]],
-    explain: Callable[[], AbstractContextManager],
-    path: str,
+    plan: LoadPlan,
     only_here: bool,
     token: str | bool | None,
     **which: str | None,
@@ -181,7 +174,7 @@ def _from_here_or_hub(
 
     why = "HF_HUB_OFFLINE" if is_offline_mode() else "local_files_only=True"
     only_here = only_here or is_offline_mode()
-    base = adapter_base(path)
+    path, base = plan.path, adapter_base(plan.path)
     if base is not None:
         check_files(Path(path))
         path, which = base, {}
@@ -200,6 +193,6 @@ def _from_here_or_hub(
     elif only_here:
         raise not_cached(path, f"{why} forbids to ask the hub")
     print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
-    with explain():
+    with explained(replace(plan, path=path), load_settings()):
         ask_hub(path, which.get("revision"), token)
     return load()

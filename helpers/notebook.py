@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from .internals.engine.hub import resolve_model_path
-from .internals.engine.plan import resolve_settings
+from .internals.engine.plan import resolve_model_path, resolve_settings
 from .internals.machine.devices import current_gpu
 from .internals.machine.settings import load_settings
 from .internals.machine.versions import ENGINES, find_version

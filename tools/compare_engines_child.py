@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers.internals.engine.hub import resolve_model_path
-from helpers.internals.engine.plan import detect_device
+from helpers.internals.engine.plan import detect_device, resolve_model_path
 from helpers.internals.machine.settings import load_settings
 from helpers.memory import measure_memory
 from helpers.speed import measure_engine

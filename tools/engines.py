@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.internals.engine.hub import resolve_model_path
+from helpers.internals.engine.plan import resolve_model_path
 
 from .quantise import write_quantised
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers.internals.engine.hub import resolve_model_path
+from helpers.internals.engine.plan import resolve_model_path
 
 if TYPE_CHECKING:
     from torch import Tensor

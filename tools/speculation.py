@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.internals.engine.hub import resolve_model_path
-from helpers.internals.engine.plan import detect_device
+from helpers.internals.engine.plan import detect_device, resolve_model_path
 from helpers.internals.machine.settings import load_settings
 from helpers.models import TINY_THINKER, is_noise
 

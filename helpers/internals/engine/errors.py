@@ -1,15 +1,24 @@
-"""What can go wrong with a model, as errors that say what to do about it."""
+"""What is loaded, and what can go wrong with it, as errors that say what to do.
+
+In go a plan and what the libraries raise; out comes a `ModelLoadError` where the cause
+is known. It knows nothing of how a load is done.
+"""
 
 import functools
-import os
 import re
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from ...models import TINY_THINKER, estimate_memory, find_model, nearest_models
+from ...models import (
+    TINY_THINKER,
+    MemoryEstimate,
+    ModelSpec,
+    estimate_memory,
+    nearest_models,
+)
 from ..machine.devices import current_gpu, free_memory_mib
 from ..machine.settings import AUTO, Settings
 
@@ -20,6 +29,30 @@ _OUT_OF_MEMORY = re.compile(
     r"|less than desired CPU memory",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """A model that is to be loaded, made once from a name and the settings.
+
+    `name` is the one that was asked for, `path` a folder or hub path, `spec` None for a
+    model that is not in `MODELS`. `max_seq_length` is None for the model's own context.
+    """
+
+    name: str
+    path: str
+    spec: ModelSpec | None
+    device: str
+    in_4bit: bool
+    max_seq_length: int | None
+
+    def estimate(self) -> MemoryEstimate | None:
+        """Estimate the memory of the load; None for a model that is not known."""
+        if self.spec is None:
+            return None
+        most = self.spec.context_length
+        length = min(self.max_seq_length or most, most)
+        return estimate_memory(self.spec, length, 1, self.in_4bit)
 
 
 class ImportOrderWarning(UserWarning):
@@ -72,9 +105,7 @@ def is_out_of_memory(chain: list[BaseException]) -> bool:
 
 
 @contextmanager
-def explained(
-    path: str, max_seq_length: int, load_in_4bit: bool, settings: Settings
-) -> Iterator[None]:
+def explained(plan: LoadPlan, settings: Settings) -> Iterator[None]:
     """Raise a `ModelLoadError` that says what to do, where the cause is known."""
     handled = sys.exception()
     try:
@@ -83,125 +114,99 @@ def explained(
         raise
     except Exception as error:
         chain = causes(error, handled)
-        text = " ".join(map(str, chain))
-        if is_out_of_memory(chain):
-            # vLLM suggests to increase its share if not even one sequence fits in it.
-            verb = "Raise" if "ncreas" in text else "Lower"
-            raise NotEnoughMemoryError(
-                _not_enough(path, max_seq_length, load_in_4bit, settings, verb)
-            ) from error
-        if known := _hub_error(path, chain, text, settings):
+        if known := _known_error(plan, chain, settings):
             raise known from error
-        if longest := _CONTEXT.search(text):
-            raise ModelLoadError(
-                f"{path} has a context of {int(longest[1]):,} tokens, and "
-                f"max_seq_length (MAX_SEQ_LENGTH) is {max_seq_length:,}: lower it to "
-                f"{longest[1]}."
-            ) from error
-        if _has(chain, ImportError) and "bitsandbytes" in text:
-            raise EngineUnavailableError(
-                f"4-bit weights need a working bitsandbytes: {error}. "
-                "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false."
-            ) from error
         raise
+
+
+def _known_error(
+    plan: LoadPlan, chain: list[BaseException], settings: Settings
+) -> ModelLoadError | None:
+    text = " ".join(map(str, chain))
+    if is_out_of_memory(chain):
+        # vLLM suggests to increase its share if not even one sequence fits in it.
+        verb = "Raise" if "ncreas" in text else "Lower"
+        return NotEnoughMemoryError(_not_enough(plan, settings, verb))
+    if known := _hub_error(plan.path, chain):
+        return known
+    if longest := _CONTEXT.search(text):
+        return ModelLoadError(
+            f"{plan.name} has a context of {int(longest[1]):,} tokens, and "
+            f"max_seq_length (MAX_SEQ_LENGTH) is {plan.max_seq_length:,}: lower it to "
+            f"{longest[1]}."
+        )
+    if missing := find_error(chain, ImportError):
+        advice = "Install what it names"
+        if "bitsandbytes" in text:
+            advice = "`pip install -U bitsandbytes`, or set LOAD_IN_4BIT=false"
+        return EngineUnavailableError(f"{plan.name} needs more: {missing}. {advice}.")
+    return None
 
 
 _CONTEXT = re.compile(r"derived max_model_len \(\w+=(\d+)")
 
 
-def _has(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
-    return any(isinstance(one, kinds) for one in chain)
+def find_error(
+    chain: list[BaseException], *kinds: type[BaseException]
+) -> BaseException | None:
+    """Return the first error of one of these kinds, or None."""
+    return next((one for one in chain if isinstance(one, kinds)), None)
 
 
-def _not_enough(
-    path: str, max_seq_length: int, load_in_4bit: bool, settings: Settings, verb: str
-) -> str:
-    free, advice = free_memory_mib(), ""
-    if spec := find_model(path):
-        length = min(max_seq_length, spec.context_length)
-        estimate = estimate_memory(spec, length, 1, load_in_4bit)
-        if not estimate.fits(free):
-            advice = f"{estimate.advice(free)} "
+def _not_enough(plan: LoadPlan, settings: Settings, verb: str) -> str:
+    free, estimate, advice = free_memory_mib(), plan.estimate(), ""
+    if estimate and not estimate.fits(free):
+        advice = f"{estimate.advice(free)} "
     share = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"
     if current_gpu():
         share = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization or AUTO})"
     return (
-        f"not enough memory to load {path}: {free:,} MiB are free. {advice}{verb} "
-        f"{share}, or lower MAX_SEQ_LENGTH ({max_seq_length}). Other kernels that hold "
-        "memory show up in JupyterLab's list of running kernels."
+        f"not enough memory to load {plan.name}: {free:,} MiB are free. {advice}"
+        f"{verb} {share}, or lower MAX_SEQ_LENGTH "
+        f"({plan.max_seq_length}). Other kernels that hold memory show up in "
+        "JupyterLab's list of running kernels."
     )
 
 
-def not_cached(path: str, why: str) -> ModelNotCachedError:
-    """For a model that is not on this machine; `why` says what keeps the hub away."""
+def not_cached(path: str, why: object) -> ModelNotCachedError:
+    """Return the error for a model that is not here; `why` keeps the Hub away."""
     return ModelNotCachedError(
-        f"{path} is not on this machine, or not all of it, and {why}. Put that right "
-        f"and run this again, or set MODEL_NAME={TINY_THINKER}, which needs no network."
+        f"{path} is not on this machine, or not all of it, and the Hub gives nothing: "
+        f"{why}. TROUBLESHOOTING.md has what to do; "
+        f"MODEL_NAME={TINY_THINKER} needs no network."
     )
 
 
-def _hub_error(
-    path: str, chain: list[BaseException], text: str, settings: Settings
-) -> ModelLoadError | None:
-    """What the hub, or a proxy before it, has answered, or why nothing has."""
-    from huggingface_hub import errors as hub
-
-    if _has(chain, hub.GatedRepoError):
-        has_token = settings.hf_token or os.environ.get("HF_TOKEN")
-        return GatedModelError(
-            f"{path} is gated: accept its terms on https://huggingface.co/{path}"
-            + ("." if has_token else " and set HF_TOKEN.")
-        )
-    if _has(chain, hub.RevisionNotFoundError):
-        return ModelNotFoundError(f"{path} has no such revision on the hub.")
-    if _has(chain, hub.RepositoryNotFoundError):
-        near = nearest_models(path)
-        return ModelNotFoundError(
-            f"the hub has no model {path}, or hides it from you (HF_TOKEN)."
-            + (f" Did you mean {' or '.join(near)}?" if near else "")
-        )
-    answers = (getattr(one, "response", None) for one in chain)
-    response = next((answer for answer in answers if answer is not None), None)
-    if response is not None and response.status_code == 401:
-        return GatedModelError(
-            "the hub refuses the token (HF_TOKEN, or the one that `hf auth login` "
-            "stored). Make a new one on https://huggingface.co/settings/tokens, or "
-            "take it away: only gated models need one."
-        )
-    if why := _no_way_to_the_hub(chain, text, response):
-        return not_cached(path, why)
-    return None
-
-
-def _no_way_to_the_hub(chain: list[BaseException], text: str, response: Any) -> str:
-    """Why the hub can't be asked; empty where that is not what failed."""
+def _hub_error(path: str, chain: list[BaseException]) -> ModelLoadError | None:
+    """Return what the Hub, or the way to it, has to say; None if that is no cause."""
     import httpx
     from huggingface_hub import errors as hub
 
-    first, status = chain[-1], getattr(response, "status_code", 0)
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get("https") or proxies.get("http") or proxies.get("all") or ""
-    proxy = proxy and " " + re.sub(r"//[^/@]*@", "//", proxy)  # without its password
-    by_proxy = status == 407 or _has(chain, httpx.ProxyError, httpx.InvalidURL)
-    if by_proxy or re.search("proxy URL|Proxy-Authenticat", text, re.IGNORECASE):
-        detail = f"answers {status}" if status else first
-        return f"the proxy{proxy} fails: {detail}. See HTTPS_PROXY and NO_PROXY"
-    if status == 429:
-        seconds = response.headers.get("Retry-After")
-        wait = f"wait {seconds} seconds" if seconds else "wait some minutes"
-        return (
-            f"the hub answers 429, too many requests: {wait}, or set HF_TOKEN, which "
-            "raises the limit"
+    if find_error(chain, hub.GatedRepoError):
+        return GatedModelError(
+            f"{path} is gated: accept its terms on https://huggingface.co/{path}, and "
+            "set HF_TOKEN to a token of that account."
         )
-    if status == 403 or status >= 500:
-        return f"the hub answers {status}"
-    if _has(chain, hub.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE switches the hub off"
-    # httpx's: no route, no name, no answer in time, a bad certificate.
-    if _has(chain, ConnectionError, hub.LocalEntryNotFoundError, httpx.TransportError):
-        through = f" through the proxy{proxy}" if proxy else ""
-        return f"the hub can't be reached{through} ({first})"
-    return ""
+    if find_error(chain, hub.RevisionNotFoundError):
+        return ModelNotFoundError(f"{path} has no such revision on the hub.")
+    refused = find_error(chain, hub.HfHubHTTPError)
+    status = getattr(getattr(refused, "response", None), "status_code", 0)
+    if status == 401 and not isinstance(refused, hub.RepositoryNotFoundError):
+        return GatedModelError(f"the hub refuses the token (HF_TOKEN): {refused}")
+    if find_error(chain, hub.RepositoryNotFoundError):
+        near = " or ".join(nearest_models(path))
+        return ModelNotFoundError(
+            f"the hub has no model {path}, or hides it from you (HF_TOKEN)."
+            + (f" Did you mean {near}?" if near else "")
+        )
+    # httpx's: no route, no name, no answer in time, a bad certificate or proxy.
+    ways = (httpx.TransportError, httpx.InvalidURL, ConnectionError)
+    if refused or find_error(chain, hub.LocalEntryNotFoundError, *ways):
+        return not_cached(path, str(refused or chain[-1]).strip().splitlines()[0])
+    proxy = find_error(chain, ValueError)
+    if proxy and "proxy" in str(proxy).lower():
+        return not_cached(path, proxy)
+    return None
 
 
 def generation_memory_error(what: str, advice: str) -> NotEnoughMemoryError:

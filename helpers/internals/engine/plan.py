@@ -1,23 +1,42 @@
-"""From the settings to what will be loaded, and where: each "auto" replaced."""
+"""Find what a name stands for, and what will be loaded where.
+
+In go a name and the settings; out comes a `LoadPlan`, or settings without "auto". It
+knows nothing of the hub.
+"""
 
 import contextlib
 import math
+import os
+import re
+from pathlib import Path
 from typing import Literal
 
 from ...models import (
+    MODELS,
     MOST_OF_A_GPU,
+    SMOLLM2,
     TINY_THINKER,
     UnknownModelError,
-    estimate_memory,
     find_model,
+    get_model,
     is_embedded,
 )
 from ..machine.devices import current_gpu, list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
-from .errors import ModelLoadError
-from .hub import resolve_model_path
+from .errors import LoadPlan, ModelLoadError, ModelNotFoundError
+from .smollm2 import make_smollm2
+from .weights import adapter_config
 
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+
+
+# A hub name as people paste it: a whole address, perhaps of a file.
+_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)"
+    r"(?!(?:datasets|spaces)/)(?P<name>[\w.-]+/[\w.-]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?.*"
+)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
@@ -31,6 +50,59 @@ def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
     if device != AUTO:
         return device
     return "cuda" if runs_cuda() and list_gpus() else "cpu"
+
+
+def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
+    """What to load for a name: a directory, a supported model's path, a hub path.
+
+    An address on the hub counts as the name in it. The files of smollm2 are made if
+    they are missing, unless `make` is False. Raises `UnknownModelError` for a
+    name that is none of these and `ModelNotFoundError` for a directory (it begins with
+    ".", "/" or "~") that is not there.
+    """
+    name = os.fspath(model_name).strip()
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if name.endswith(".gguf"):
+        raise ModelLoadError(
+            f"{name} is a GGUF file, which is for llama.cpp: load the repository or "
+            "folder of the model that it was made from."
+        )
+    if name.startswith((".", "/", "~")):
+        raise ModelNotFoundError(f"there is no directory {name}.")
+    if address := _ADDRESS.fullmatch(name):
+        name = address["name"]
+        if address["revision"] not in (None, "main"):
+            raise ModelNotFoundError(
+                f"{model_name} is a revision: pass {name!r} as the model's name, and "
+                f"revision={address['revision']!r} beside it."
+            )
+    name = name.rstrip("/")
+    try:
+        path = get_model(name).path
+    except UnknownModelError:
+        if _HUB_NAME.fullmatch(name):
+            return name  # Not in our table, but perhaps on the hub.
+        raise
+    if path == MODELS[SMOLLM2].path and make:
+        make_smollm2()
+    if path == MODELS[TINY_THINKER].path and not Path(path).is_dir():
+        raise ModelNotFoundError(
+            f"the files of {TINY_THINKER} are missing from this installation. "
+            "`git checkout -- helpers/tiny_thinker/model` brings them back, "
+            "`python -m tools.tiny_thinker.train` makes them anew."
+        )
+    return path
+
+
+def adapter_base(path: str) -> str | None:
+    """Return the path of the model that an adapter's folder is for; None for others."""
+    if config := adapter_config(path):
+        try:
+            return resolve_model_path(config["base_model_name_or_path"])
+        except (ModelLoadError, UnknownModelError) as error:
+            raise ModelLoadError(f"the model of the adapter {path}: {error}") from error
+    return None
 
 
 def resolve_settings(settings: Settings) -> Settings:
@@ -60,17 +132,26 @@ def free_share(device: str = "cuda") -> float:
     return max(0.01, math.floor(100 * MOST_OF_A_GPU * free) / 100)
 
 
-def needed_mib(
-    path: str, max_seq_length: int, load_in_4bit: bool, share: float = 0.0
-) -> float:
+def needed_mib(plan: LoadPlan, share: float = 0.0) -> float:
     """Estimate the free memory that a load needs, in MiB; 0 where nothing is known.
 
     vLLM on a GPU takes `share` of the whole card, whatever the model is.
     """
-    gpu = current_gpu()
+    gpu, estimate = current_gpu(), plan.estimate()
     if gpu and share:
         return share * gpu.total_mib
-    if (spec := find_model(path)) is None:
-        return 0.0
-    length = min(max_seq_length, spec.context_length)
-    return estimate_memory(spec, length, load_in_4bit=load_in_4bit).total_mib
+    return estimate.total_mib if estimate else 0.0
+
+
+def plan_load(
+    name: str | os.PathLike,
+    device: Literal["cuda", "cpu"],
+    in_4bit: bool,
+    max_seq_length: int | None,
+) -> LoadPlan:
+    """Find what a name stands for; raise what `resolve_model_path` raises."""
+    path = resolve_model_path(name)
+    folder = Path(name).expanduser()
+    # A notebook shows the name of a folder, and not where it lies.
+    shown = folder.name if folder.is_dir() else os.fspath(name)
+    return LoadPlan(shown, path, find_model(path), device, in_4bit, max_seq_length)

@@ -1,4 +1,8 @@
-"""Stop a generation with Ctrl-C or the stop button, and go on using the engine."""
+"""Stop a generation with Ctrl-C or the stop button, and go on using the engine.
+
+In goes a `vllm.LLM`; out come calls that end between two steps and leave the engine
+empty. A load or an import that is stopped can't be repaired, and is noticed here.
+"""
 
 import functools
 import signal
@@ -20,7 +24,7 @@ from .errors import (
 
 
 def engine_of(model: Any) -> Any:
-    """The `vllm.LLM` behind a model, or the model itself where it is one; else None."""
+    """Return the `vllm.LLM` behind a model, which may be one itself, or None."""
     if hasattr(model, "llm_engine"):
         return model
     engines = (getattr(part, "vllm_engine", None) for part in parts_of(model))
@@ -28,7 +32,7 @@ def engine_of(model: Any) -> Any:
 
 
 def parts_of(model: Any) -> list[Any]:
-    """The model and what it wraps: PEFT's and Unsloth's wrappers use `.model`."""
+    """Return the model and those it wraps: PEFT and Unsloth wrap one as `.model`."""
     found: list[Any] = []
     while model is not None and not any(model is part for part in found):
         if hasattr(model, "llm_engine"):
@@ -39,7 +43,7 @@ def parts_of(model: Any) -> list[Any]:
 
 
 def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., list]:
-    """Make a `vllm.LLM` safe to interrupt, and return what `fast_generate` shall be.
+    """Make a `vllm.LLM` safe to interrupt, and return its `fast_generate`.
 
     A Ctrl-C (Jupyter's stop button) in `generate`, in `chat` or in a loop of
     `llm_engine.step()` takes effect between two steps, and aborts what was running: the
@@ -79,8 +83,8 @@ _USE = "_used_by"  # the engine's attribute that says who generates with it
 def stoppable(core: Any) -> Iterator[None]:
     """Let a Ctrl-C end this block between two steps of the engine `core`.
 
-    `core` is the `llm_engine` of a `vllm.LLM`. However the block is left before its
-    end, what was running is aborted.
+    `core` is the `llm_engine` of a `vllm.LLM`. A second Ctrl-C does not wait for the
+    step. If the block ends early, for any reason, its requests are aborted.
 
     Raises `RuntimeError` where the engine is in such a block already, and
     `NotEnoughMemoryError` when the generation runs out of memory.
@@ -99,10 +103,17 @@ def stoppable(core: Any) -> Iterator[None]:
             raise KeyboardInterrupt
         return step()
 
+    def note_or_interrupt(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
+        interrupted.set()
+
     core.step = step_unless_interrupted
     try:
-        with _deferred_interrupt(interrupted):
+        with _handling(note_or_interrupt):
             yield
+        if interrupted.is_set():
+            raise KeyboardInterrupt
     except BaseException as error:
         # Left alone, the next call hangs, or returns these prompts' outputs.
         abort_all(core)
@@ -125,25 +136,10 @@ def abort_all(core: Any) -> None:
 
 
 @contextmanager
-def _deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
-    """Turn the first SIGINT into an event, and raise it at the end if nobody did."""
-
-    def defer(number: int, frame: Any) -> None:
-        if interrupted.is_set():
-            signal.default_int_handler(number, frame)
-        interrupted.set()
-
-    with _handling(defer):
-        yield
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-
-
-@contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Have `handler` hear each SIGINT that Python's own handler would hear.
+    """Give `handler` each SIGINT that Python's own handler would get.
 
-    That is none outside the main thread, nor where the process ignores them.
+    There are none outside the main thread, or where the process ignores them.
     """
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -164,11 +160,11 @@ _unfinished = ""  # What was interrupted half-way in this process.
 
 @contextmanager
 def finishing(what: str) -> Iterator[None]:
-    """Notice that `what`, an import or a load, is interrupted half-way.
+    """Note an interrupt of `what`, an import or a load, which can't be begun again.
 
-    It can't be taken up again: what the libraries have registered stays, and a second
-    attempt ends in riddles. So the next one raises `ModelLoadError`, which says to
-    restart the kernel. An interrupt that a library swallows comes through at the end.
+    The libraries have registered half of it, and a second attempt fails for reasons
+    that nobody understands. So it raises `ModelLoadError`, which says to restart the
+    kernel. An interrupt that a library swallows is raised at the end.
     """
     global _unfinished
     if before := _unfinished or _half_imported():
@@ -201,7 +197,7 @@ def finishing(what: str) -> Iterator[None]:
 
 
 def _half_imported() -> str:
-    """What of the packages was begun to be imported and not finished, by anyone."""
+    """Name the import of a package that somebody began and that did not finish."""
     for package in _REGISTERING:
         parts = (name for name in sys.modules if name.startswith(f"{package}."))
         # None marks a module whose import is blocked.

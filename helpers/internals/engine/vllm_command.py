@@ -16,7 +16,8 @@ from typing import Any
 
 from ...models import whole_name
 from ..machine.settings import Settings
-from .hub import find_snapshot, resolve_model_path
+from .hub import find_snapshot
+from .plan import resolve_model_path
 
 _find_version = importlib.metadata.version
 

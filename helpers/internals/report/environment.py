@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from ...models import TINY_THINKER, ModelSpec, estimate_memory, find_model
-from ..engine.hub import adapter_base, check_files, find_folder, resolve_model_path
-from ..engine.plan import resolve_settings
+from ..engine.hub import find_folder
+from ..engine.plan import adapter_base, resolve_model_path, resolve_settings
+from ..engine.weights import check_files
 from ..machine.devices import list_gpus, main_memory
 from ..machine.settings import Settings, SettingsError, find_env_file, load_settings
 from ..machine.versions import ROOT

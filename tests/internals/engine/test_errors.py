@@ -6,15 +6,17 @@ from helpers.internals.engine.errors import (
     NotEnoughMemoryError,
     explained,
 )
+from helpers.internals.engine.plan import plan_load
 from helpers.internals.machine.settings import Settings
 
 QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+PLAN = plan_load(QWEN_THINKING, "cuda", True, 2048)
 
 
 def explain(error: Exception) -> Exception:
     with (
         pytest.raises(Exception) as caught,  # noqa: B017
-        explained(QWEN_THINKING, 2048, True, Settings()),
+        explained(PLAN, Settings()),
     ):
         raise error
     return caught.value

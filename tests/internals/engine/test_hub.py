@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -7,12 +8,9 @@ from hub_server import fill_cache
 
 from helpers.internals.engine import hub
 from helpers.internals.engine.errors import ModelLoadError, ModelNotFoundError
-from helpers.internals.engine.hub import (
-    adapter_base,
-    check_files,
-    find_folder,
-    resolve_model_path,
-)
+from helpers.internals.engine.hub import find_folder
+from helpers.internals.engine.plan import adapter_base, resolve_model_path
+from helpers.internals.engine.weights import check_files
 from helpers.models import TINY_THINKER_DIRECTORY, UnknownModelError, find_model
 
 QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
@@ -156,6 +154,59 @@ def test_weights_that_are_cut_short_in_the_cache_are_to_be_fetched_again(
         check_files(weights.parent)
 
 
+def test_a_missing_shard_of_an_index_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    weights = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weights}))
+    with pytest.raises(ModelLoadError, match=r"model-2\.safetensors is missing, .*ind"):
+        check_files(folder)
+
+
+def test_a_link_to_nothing_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "elsewhere")
+    with pytest.raises(ModelLoadError, match="is a link to a file that is not there"):
+        check_files(folder)
+
+
+def test_an_index_of_bin_files_beside_safetensors_does_not_matter(
+    folder: Path,
+) -> None:
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text('{"weight_map": {"a": "pytorch_model-1.bin"}}')
+    check_files(folder)
+
+
+@pytest.mark.parametrize("text", ["\ufeff{}", "{", "[]"])
+def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text, "utf-8")
+    with pytest.raises(ModelLoadError, match=r"/config\.json .*JSON"):
+        check_files(folder)
+
+
+def test_a_gguf_file_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"llama\.cpp"):
+        resolve_model_path(tmp_path / "model.Q4_K_M.gguf")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "names no model"),
+        ('{"base_model_name_or_path": null}', "names no model"),
+        ('{"base_model_name_or_path": "/elsewhere/base"}', "adapter .*no directory"),
+        ('{"base_model_name', "can't be read as JSON"),
+    ],
+)
+def test_an_odd_adapter_is_refused_in_words(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=message):
+        adapter_base(str(tmp_path))
+
+
 def test_a_folder_without_weights_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="holds no weights"):
         check_files(tmp_path)
@@ -167,3 +218,9 @@ def test_an_adapter_names_its_model(tmp_path: Path) -> None:
     assert adapter_base(str(tmp_path)) == str(TINY_THINKER_DIRECTORY)
     assert adapter_base(str(TINY_THINKER_DIRECTORY)) is None
     assert adapter_base("some/model") is None
+
+
+def test_modelscope_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")
+    with pytest.raises(ModelLoadError, match="modelscope download a/b"):
+        hub.ask_hub("a/b")

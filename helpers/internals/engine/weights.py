@@ -1,0 +1,182 @@
+"""Check a model's files before the load, and its tensors as they are loaded.
+
+In goes a folder; an error comes out that names the file or the tensors, and says what
+to do. It knows nothing of the hub, beyond the folders of its cache.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...models import cached_name
+from .errors import ModelLoadError, ModelNotFoundError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# Every model's repository has one of these.
+_TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
+_TOKENIZERS += ["vocab.txt", "spiece.model"]
+_CONFIGS = (".index.json", "config.json")
+# Parts that a text model of a larger checkpoint may leave: towers, draft layers.
+_OTHER_PARTS = re.compile(r"vision|visual|audio|multi_modal|mtp|inv_freq")
+
+
+def weight_files(folder: Path) -> set[Path]:
+    """Return the files that hold a folder's weights, whether they exist or not."""
+    for suffix in (".safetensors", ".bin"):
+        for index in sorted(folder.glob(f"*{suffix}.index.json")):
+            names = read_json(index).get("weight_map", {}).values()
+            return {folder / name for name in names}
+        if found := {*folder.glob(f"*{suffix}")}:
+            return found
+    return set()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; raise `ModelLoadError` that names the file if it is none."""
+    try:
+        found = json.loads(file.read_bytes().decode())
+    except ValueError as error:
+        raise ModelLoadError(
+            f"{file} can't be read as JSON ({error}). Copy or download it again; a "
+            "file that an editor saved must be UTF-8 without a byte order mark."
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelLoadError(f"{file} holds no JSON object: copy or download it again.")
+    return found
+
+
+def check_files(folder: Path) -> None:
+    """Raise `ModelLoadError` for the first file of a model that is not whole."""
+    if not (weights := weight_files(folder)):
+        raise ModelNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin).")
+    for file in sorted({*weights, *folder.iterdir()}):
+        if file in weights and not file.exists():
+            raise ModelLoadError(_say_missing(file))
+        if file.suffix not in (".safetensors", ".bin", ".json", ".model"):
+            continue
+        if not file.is_file():
+            raise ModelLoadError(f"{file} is a link to a file that is not there.")
+        with file.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ModelLoadError(
+                    f"{file} is a pointer of Git LFS, not the file itself. `git lfs "
+                    f"install && git lfs pull` in {folder} fetches it."
+                )
+        if file.name.endswith(_CONFIGS):
+            read_json(file)
+        if file.suffix == ".safetensors":
+            _check_length(file)
+
+
+def _say_missing(file: Path) -> str:
+    if file.is_symlink():
+        return f"{file} is a link to a file that is not there."
+    return (
+        f"{file} is missing, though the index beside it (*.index.json) names it. Copy "
+        "or download it; if the index is left from another save, delete the index."
+    )
+
+
+def _check_length(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy"):
+            pass
+    except SafetensorError as error:
+        how = "Copy or download it again."
+        if name := cached_name(str(file)):
+            how = f"`hf download {name} {file.name} --force-download` does it again."
+        raise ModelLoadError(f"{file} is cut short. {how}") from error
+
+
+def adapter_config(path: str) -> dict | None:
+    """Return what a folder says of the adapter in it; None for any other path."""
+    file = Path(path, "adapter_config.json")
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    if not config.get("base_model_name_or_path"):
+        raise ModelLoadError(
+            f"{file} names no model: write the one that the adapter was trained on "
+            'as "base_model_name_or_path".'
+        )
+    return config
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a download went through: weights come late in it, the tokenizer last."""
+    try:
+        weights = weight_files(folder)
+    except ModelLoadError:
+        return False
+    last = _TOKENIZERS if (folder / "config.json").exists() else ["adapter_config.json"]
+    return (
+        bool(weights)
+        and all(file.exists() for file in weights)
+        and any((folder / name).exists() for name in last)
+    )
+
+
+def hub_cache() -> Path:
+    """Where the hub's files are kept; as huggingface_hub/constants.py finds it."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return Path(os.path.expandvars(cache or os.path.join(home, "hub"))).expanduser()
+
+
+def link_models(cache: Path) -> None:
+    """Link what is in `cache` into the hub's cache, where unsloth has moved that.
+
+    It does so as it is imported, where the cache can't be written.
+    """
+    if cache == hub_cache():
+        return
+    for folder in cache.glob("models--*/snapshots/*"):
+        model = folder.parent.parent.absolute()
+        if is_whole(folder):
+            with contextlib.suppress(OSError):  # It is linked already, mostly.
+                (hub_cache() / model.name).symlink_to(model)
+
+
+@contextmanager
+def complete_weights() -> Iterator[None]:
+    """Raise `ModelLoadError` for a load in the block that misses or leaves a tensor.
+
+    transformers initialises what is missing at random, and says so in a report that is
+    held back. What it knows to be absent, such as tied embeddings, is not missing.
+    """
+    module = importlib.import_module("transformers.modeling_utils")
+    report = module.log_state_dict_report
+
+    def check(*args: Any, loading_info: Any, **kwargs: Any) -> None:
+        report(*args, loading_info=loading_info, **kwargs)
+        missing = sorted(loading_info.missing_and_mismatched())
+        unused = loading_info.unexpected_keys
+        unused = sorted(key for key in unused if not _OTHER_PARTS.search(key))
+        if missing or unused:
+            raise ModelLoadError(
+                f"the weights do not fit the model. Missing: {_shorten(missing)}; "
+                f"not used: {_shorten(unused)}. Save or download the model again; "
+                "names that begin with _orig_mod. or base_model. are those of a "
+                "compiled or adapted model, whose inner model is to be saved."
+            )
+
+    module.log_state_dict_report = check
+    try:
+        yield
+    finally:
+        module.log_state_dict_report = report
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "none") + more
