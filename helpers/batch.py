@@ -116,7 +116,7 @@ def run_batch(
 
     A prompt that can't be answered gets a result with an `error`. An interrupt leaves
     an engine that works; what was finished is in the output, or else in the exception's
-    `finished`, as it is with any other exception on the way.
+    `finished`.
 
     Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for bad sampling
     or chat template, `RuntimeError` for an engine in use, `NotEnoughMemoryError`;
@@ -205,10 +205,6 @@ def as_record(result: BatchResult) -> dict[str, Any]:
 class Batch:
     """One engine and what all prompts share, ready to answer any number of prompts.
 
-        with contextlib.closing(batch.run(prompts)) as results:
-            for result in results:  # in the order in which they finish
-                ...
-
     `job` is what the answers depend on, beside the prompts; `room` is the context in
     tokens. The arguments and what is raised are those of `run_batch`.
     """
@@ -242,12 +238,14 @@ class Batch:
         name = (template or {}).get("chat_template")
         text = template_text(tokenizer or self._tokenizer, name)
         self._chat_template = text if tokenizer or name else None  # else vLLM's choice
-        self._sampling = Sampling(
-            shape.model, sampling_params, shape.get_diff_sampling_param()
-        )
-        own = {"precision": f"{shape.dtype}, {shape.quantization or 'not quantised'}"}
-        shared = shape.model, shape.revision, self._sampling, template, self.room
-        self.job = own | job_of(*shared, self._chat_template or engine.chat_template)
+        path = shape.model  # A relative one may lead to a model that is known.
+        path = str(Path(path).resolve()) if os.path.isdir(path) else path
+        own = shape.get_diff_sampling_param()
+        self._sampling = Sampling(path, sampling_params, own)
+        precision = f"{shape.dtype}, {shape.quantization or 'not quantised'}"
+        facts = path, shape.revision, self._sampling, template, self.room
+        written = self._chat_template or engine.chat_template
+        self.job = {"precision": precision} | job_of(*facts, written)
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
         """Answer prompts, each as soon as it is finished, in the order of finishing.

@@ -6,7 +6,7 @@ from child import run_child
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.internals.engine.sampling_params import sampling_params
+from helpers.internals.engine.sampling_params import Sampling, sampling_params
 from helpers.sampling import (
     NEUTRAL,
     PRESETS,
@@ -198,3 +198,28 @@ def test_entropy_is_in_bits() -> None:
     assert entropy(np.full(8, 1 / 8)) == pytest.approx(3)
     assert entropy(np.array([1.0, 0.0])) == 0
     assert describe(np.array([1.0, 0.0])).startswith("1 token can be drawn")
+
+
+def test_a_model_has_room_for_its_thinking_whatever_its_own_file_says() -> None:
+    own = {"temperature": 0.7, "max_tokens": 20}  # as vLLM names max_new_tokens
+    params = Sampling("me/mine", None, own).for_prompt(None, thinks=True)
+    assert (params.max_tokens, params.temperature) == (2048, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_p", 0.0), ("top_k", -5), ("repetition_penalty", 0.0)]
+)
+def test_a_bad_value_of_the_models_own_is_named(name: str, value: float) -> None:
+    own = {name: value}
+    with pytest.raises(ValueError, match=f"generation_config.json has {name}={value}"):
+        Sampling("me/mine", None, own)
+    mended = Sampling("me/mine", {name: 1}, own).for_prompt(None, thinks=True)
+    assert getattr(mended, name) == 1
+    with pytest.raises(ValueError, match="bad sampling_params"):
+        Sampling("me/mine", {"temperature": -1}, {"top_k": 5})
+
+
+def test_no_limit_is_not_shared_between_prompts() -> None:
+    """vLLM writes the room of one prompt into parameters that it need not copy."""
+    params = Sampling("me/mine", {"max_tokens": None}).for_prompt(None, thinks=True)
+    assert params.max_tokens is None and not params.skip_clone

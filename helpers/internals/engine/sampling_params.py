@@ -146,8 +146,9 @@ class Sampling:
                 sampling_params({name: value})
             except (TypeError, ValueError):
                 if name not in given:
+                    why = str(error).rstrip(".")
                     return (
                         f"the model's generation_config.json has {name}={value!r}: "
-                        f"{error}. Give another {name} in sampling_params."
+                        f"{why}. Give another {name} in sampling_params."
                     )
         return f"bad sampling_params {dict(given)}: {error}"

@@ -1,0 +1,114 @@
+"""What makes two jobs the same: values, weights, templates; never an address."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.internals.batch.fingerprint import (
+    job_of,
+    model_facts,
+    template_arguments,
+    template_text,
+)
+from helpers.internals.engine.sampling_params import Sampling
+from helpers.models import TINY_THINKER_DIRECTORY
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY_THINKER_DIRECTORY, tmp_path / "merged"))
+
+
+def test_a_model_trained_again_in_its_folder_is_another(folder: Path) -> None:
+    before = model_facts(str(folder))
+    assert model_facts(str(folder)) == before
+    weights = folder / "model.safetensors"
+    os.utime(weights, ns=(1, weights.stat().st_mtime_ns + 1))
+    after = model_facts(str(folder))
+    assert [key for key in before if before[key] != after[key]] == ["weights"]
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "tokenizer.json", "generation_config.json"]
+)
+def test_template_and_tokenizer_count_by_content(folder: Path, name: str) -> None:
+    (folder / name).touch()
+    before = model_facts(str(folder))
+    os.utime(folder / name)
+    assert model_facts(str(folder)) == before
+    (folder / name).write_text("another")
+    assert model_facts(str(folder)) != before
+
+
+def test_weights_of_the_hub_count_by_their_commit() -> None:
+    one, other = (f"/hub/models--me--m/snapshots/{c * 40}" for c in "ab")
+    assert model_facts(one) == {"model": "me/m", "weights": "a" * 40}
+    assert model_facts(other) == {"model": "me/m", "weights": "b" * 40}
+
+
+def job(sampling: Any = None, **changes: Any) -> dict[str, Any]:
+    arguments = {"template": {}, "room": 512, "chat_template": "{{ messages }}"}
+    path = str(TINY_THINKER_DIRECTORY)
+    return job_of(path, None, Sampling(path, sampling), **(arguments | changes))
+
+
+def test_everything_that_decides_answers_makes_another_job() -> None:
+    jobs = [
+        *(job(), job({"max_tokens": 16}), job({"temperature": 1}), job({"seed": 1})),
+        *(job(room=4096), job(chat_template="{{ m }}"), job(template={"a": 1})),
+    ]
+    assert len({repr(one) for one in jobs}) == len(jobs)
+    recommended = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 2048}
+    assert job(recommended) == job() == job({"top_k": np.int64(20)})
+
+
+TOOL = '''
+import sys
+from helpers.internals.batch.fingerprint import template_arguments
+pad = [object() for _ in range(int(sys.argv[1]))]
+def weather(city: str) -> str:
+    """Tell the weather of a city.
+
+    Args:
+        city: its name
+    """
+print(template_arguments({"tools": [weather]}))
+'''
+
+
+def test_a_function_counts_by_its_schema_in_every_process() -> None:
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", TOOL, pad],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for pad in ("0", "5000")
+    )
+    assert first == second and "'name': 'weather'" in first and "0x" not in first
+
+
+def test_what_has_no_value_is_refused() -> None:
+    for odd in (object(), lambda city: city):
+        with pytest.raises(ValueError, match="chat_template_kwargs"):
+            template_arguments({"tools": [odd]})
+    with pytest.raises(ValueError, match="are a dict"):
+        template_arguments(5)  # type: ignore[arg-type]
+
+
+def test_of_several_chat_templates_one_has_to_be_named() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_THINKER_DIRECTORY)
+    assert template_text(tokenizer) == tokenizer.chat_template
+    tokenizer.chat_template = {"rag": "r {{ messages }}", "tool_use": "t"}
+    assert template_text(tokenizer, "tool_use") == "t"
+    with pytest.raises(ValueError, match=r"NAME.*\['rag', 'tool_use'\]"):
+        template_text(tokenizer)
