@@ -1,9 +1,11 @@
 """vLLM's engine: whether it can run here, and its CPU build behind a model."""
 
+import codecs
 import dataclasses
 import functools
 import importlib.util
 import inspect
+import locale
 import os
 import re
 import sys
@@ -229,6 +231,11 @@ def import_unsloth(settings: Settings) -> types.ModuleType:
             for name, value in _ON_A_CPU.items():
                 os.environ.setdefault(name, value)
         hide_unusable_extension()
+    if codecs.lookup(locale.getencoding()).name == "ascii":
+        raise EngineUnavailableError(
+            "this locale reads files as ASCII, and vLLM's are UTF-8: set LANG=C.UTF-8 "
+            "or PYTHONUTF8=1 before Python starts."
+        )
     cache = hub_cache()
     with quiet(settings):
         try:
