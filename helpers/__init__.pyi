@@ -7,7 +7,7 @@ from .charts import plot_lines as plot_lines
 from .charts import plot_throughput as plot_throughput
 from .charts import show_table as show_table
 from .charts import show_thinking as show_thinking
-from .internals.engine.errors import ModelNotCachedError as ModelNotCachedError
+from .internals.engine.exceptions import ModelNotCachedError as ModelNotCachedError
 from .internals.engine.release import TOLERANCE_MIB as TOLERANCE_MIB
 from .internals.engine.release import release_model as release_model
 from .internals.machine.devices import list_gpus as list_gpus

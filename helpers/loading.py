@@ -34,12 +34,11 @@ from .internals.engine.cpu import (
 )
 from .internals.engine.errors import (
     LoadPlan,
-    ModelLoadError,
-    ModelNotCachedError,
     explained,
     explaining_memory,
     not_cached,
 )
+from .internals.engine.exceptions import ModelLoadError, ModelNotCachedError
 from .internals.engine.hub import ask_hub, find_folder, find_snapshot, hub_switched_off
 from .internals.engine.plan import adapter_base, needed_mib, plan_load
 from .internals.engine.quiet import announced, is_loud, quiet

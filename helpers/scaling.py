@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .internals.batch.fingerprint import job_of
 from .internals.batch.prompts import Prompt
-from .internals.engine.errors import EngineUnavailableError, ModelLoadError
+from .internals.engine.exceptions import EngineUnavailableError, ModelLoadError
 from .internals.engine.plan import detect_device, resolve_model_path
 from .internals.engine.quiet import quiet
 from .internals.engine.sampling_params import Sampling

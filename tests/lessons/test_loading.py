@@ -13,7 +13,7 @@ from hub_server import WRONG_TOKEN, Hub, fill_cache, hub_server
 from helpers import loading
 from helpers.internals.engine import stop as interrupts
 from helpers.internals.engine.cpu import _STEP_TOKENS
-from helpers.internals.engine.errors import ModelLoadError
+from helpers.internals.engine.exceptions import ModelLoadError
 from helpers.internals.engine.plan import plan_load
 from helpers.internals.engine.stop import finishing
 from helpers.models import TINY_THINKER_DIRECTORY

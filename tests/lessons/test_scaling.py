@@ -7,7 +7,7 @@ import pytest
 from child import run_child
 
 from helpers.batch import run_batch
-from helpers.internals.engine.errors import EngineUnavailableError
+from helpers.internals.engine.exceptions import EngineUnavailableError
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from ...models import TINY_THINKER
 from ..machine.devices import list_gpus, runs_cuda
 from ..machine.settings import Settings
 from ..machine.versions import PATCHED_BY_UNSLOTH, lacks_plugin
-from .errors import EngineUnavailableError, ImportOrderWarning, LoadPlan, ModelLoadError
+from .errors import LoadPlan
+from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .quiet import is_loud, quiet, quieten_packages
 from .weights import adapter_config, hub_cache, link_models, read_json
 

@@ -21,6 +21,14 @@ from ...models import (
 )
 from ..machine.devices import current_gpu, free_memory_mib
 from ..machine.settings import AUTO, Settings
+from .exceptions import (
+    EngineUnavailableError,
+    GatedModelError,
+    ModelLoadError,
+    ModelNotCachedError,
+    ModelNotFoundError,
+    NotEnoughMemoryError,
+)
 
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 _OUT_OF_MEMORY = re.compile(
@@ -53,34 +61,6 @@ class LoadPlan:
         most = self.spec.context_length
         length = min(self.max_seq_length or most, most)
         return estimate_memory(self.spec, length, 1, self.in_4bit)
-
-
-class ImportOrderWarning(UserWarning):
-    """Something that unsloth patches was imported before unsloth."""
-
-
-class ModelLoadError(RuntimeError):
-    """A model can't be loaded, for a reason that the message tells."""
-
-
-class ModelNotFoundError(ModelLoadError):
-    """The hub has no such model, or does not show it to this user."""
-
-
-class ModelNotCachedError(ModelLoadError):
-    """The model is not on this machine, and the hub can't be reached."""
-
-
-class GatedModelError(ModelLoadError):
-    """The model's terms must be accepted first, or the token is missing or refused."""
-
-
-class EngineUnavailableError(ModelLoadError, ImportError):
-    """A package that the load needs is missing or broken."""
-
-
-class NotEnoughMemoryError(ModelLoadError, MemoryError):
-    """The load or the generation ran out of memory; the message says what to lower."""
 
 
 def causes(error: BaseException, handled: BaseException | None) -> list[BaseException]:

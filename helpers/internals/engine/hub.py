@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...models import whole_name
-from .errors import ModelLoadError
+from .exceptions import ModelLoadError
 from .weights import is_whole
 
 _ANSWER_TIMEOUT_S = 4.0  # to connect, and again to answer

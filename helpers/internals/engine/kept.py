@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from . import keeper
-from .errors import ModelLoadError
+from .exceptions import ModelLoadError
 
 _LOG_TAIL = 2000  # characters of the log that an error quotes
 

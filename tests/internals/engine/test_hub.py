@@ -7,7 +7,7 @@ import pytest
 from hub_server import fill_cache
 
 from helpers.internals.engine import hub
-from helpers.internals.engine.errors import ModelLoadError, ModelNotFoundError
+from helpers.internals.engine.exceptions import ModelLoadError, ModelNotFoundError
 from helpers.internals.engine.hub import find_folder
 from helpers.internals.engine.plan import adapter_base, resolve_model_path
 from helpers.internals.engine.weights import check_files

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from child import find_child
 
-from helpers.internals.engine.errors import ModelLoadError
+from helpers.internals.engine.exceptions import ModelLoadError
 from helpers.internals.engine.kept import KeptProcess
 
 LONGEST_S = 60

@@ -23,7 +23,7 @@ from huggingface_hub import constants
 from nvml_double import Card
 
 from helpers import models
-from helpers.internals.engine.errors import ModelNotFoundError
+from helpers.internals.engine.exceptions import ModelNotFoundError
 from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
 from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import Settings, defaults
