@@ -12,7 +12,6 @@ same call goes on where the last one stopped.
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .internals.batch.fingerprint import job_of, template_arguments, template_text
-from .internals.batch.journal import COLUMNS, Journal, claim, staged
+from .internals.batch.journal import Journal, as_record, claim, staged
 from .internals.batch.progress import with_bar
 from .internals.batch.prompt_files import PromptSource
 from .internals.batch.prompts import (
@@ -130,7 +129,7 @@ def run_batch(
         batch: Answering = Batch(model, *shared)
     elif engine == "ray" or isinstance(engine, RayEngine):
         where = RayEngine() if engine == "ray" else engine
-        batch = RayRunner(Batch, model, where, *shared)
+        batch = RayRunner(Batch, _load_engine, model, where, *shared)
     else:
         raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
     shown = "CI" not in os.environ if progress is None else progress
@@ -139,6 +138,12 @@ def run_batch(
     with staged(output) as path:
         answer_into(path, batch, source, retry_truncated, shown)
     return summarise(output)
+
+
+def _load_engine(*args: Any, **kwargs: Any) -> Any:
+    from .loading import FastLanguageModel  # imports Unsloth
+
+    return FastLanguageModel.from_pretrained(*args, fast_inference=True, **kwargs)[0]
 
 
 class Answering(Protocol):
@@ -194,12 +199,6 @@ def answer_into(
                 for result in with_bar(results, len(source), done, shown):
                     journal.append(as_record(result))
         journal.finish()
-
-
-def as_record(result: BatchResult) -> dict[str, Any]:
-    """Return what stands in the file for a result; `time` is in seconds since 1970."""
-    record = {name: getattr(result, name, None) for name in COLUMNS}
-    return record | {"completion_tokens": result.tokens, "time": round(time.time(), 3)}
 
 
 class Batch:

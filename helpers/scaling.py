@@ -77,7 +77,8 @@ _QUIET = {
 class RayRunner:
     """Answers prompts as `Batch` does with one engine, with all those of a cluster.
 
-    `make_batch` makes a `Batch` of a loaded model and `shared`, its other arguments.
+    `make_batch` makes a `Batch` of a loaded model and `shared`, its other arguments;
+    `load` loads one with Unsloth and vLLM.
     `model` is a name or a path that each worker loads. Raises `EngineUnavailableError`
     where Ray is missing, `TypeError` for a model that is loaded, and `ValueError` for
     bad `sampling_params`.
@@ -86,6 +87,7 @@ class RayRunner:
     def __init__(
         self,
         make_batch: Callable[..., Any],
+        load: Callable[..., Any],
         model: str | PathLike,
         engine: RayEngine,
         sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
@@ -113,7 +115,8 @@ class RayRunner:
         loaded_with = {"load": dict(engine.load)}
         self.job = loaded_with | job_of(path, None, sampling, template, self.room)
         self._engine = engine
-        self._made_with = make_batch, model, engine, sampling_params, template, *shared
+        shared = sampling_params, template, *shared
+        self._made_with = make_batch, load, model, engine, *shared
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
         """Answer prompts, each as soon as its worker is done with its batch.
@@ -175,6 +178,7 @@ class Worker:
     def __init__(
         self,
         make_batch: Callable[..., Any],
+        load: Callable[..., Any],
         model: str,
         engine: RayEngine,
         *shared: Any,
@@ -183,7 +187,7 @@ class Worker:
         # same ones would read each other's half-written files.
         with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
             os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
-            loaded = _load(model, engine)
+            loaded = _load(load, model, engine)
         self._batch = make_batch(loaded, *shared)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
@@ -192,17 +196,9 @@ class Worker:
             return {"result": [pickle.dumps(result) for result in results]}
 
 
-def _load(model: str, engine: RayEngine) -> Any:
+def _load(load: Callable[..., Any], model: str, engine: RayEngine) -> Any:
     if engine.gpus_per_worker == 1 or detect_device() == "cpu":
-        from .loading import FastLanguageModel
-
-        loaded, _ = FastLanguageModel.from_pretrained(
-            model,
-            max_seq_length=engine.max_seq_length,
-            fast_inference=True,
-            **engine.load,
-        )
-        return loaded
+        return load(model, max_seq_length=engine.max_seq_length, **engine.load)
     from vllm import LLM  # Unsloth's engine keeps to one GPU.
 
     return LLM(

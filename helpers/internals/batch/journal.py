@@ -236,6 +236,12 @@ class Journal:
         os.close(self._fd)
 
 
+def as_record(result: Any) -> dict[str, Any]:
+    """Return what stands in the file for a result; `time` is in seconds since 1970."""
+    record = {name: getattr(result, name, None) for name in COLUMNS}
+    return record | {"completion_tokens": result.tokens, "time": round(time.time(), 3)}
+
+
 def read_record(line: bytes | str) -> dict[str, Any] | None:
     """Read one line; None for one that is torn or damaged.
 
