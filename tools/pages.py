@@ -6,6 +6,7 @@ has Sphinx's configuration.
 
 import base64
 import copy
+import io
 import re
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ GLOSSARY = SITE.parent.parent / "notebooks" / "glossary.md"
 _LEARN = re.compile(r"^\*\*You will be able to\*\*\n\n((?:[-  ].*\n?)+)", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)")
 _PICTURE = re.compile(r'src="data:image/png;base64,([^"]+)"')
+GREY = "#808080"  # Can be read on light and dark pages.
 _CARD = """\
 ::::{{grid-item-card}} {title}
 :link: {name}
@@ -183,7 +185,7 @@ def tested_with(run: Run) -> str:
 
 
 def _first_picture(notebook: "NotebookNode") -> str | None:
-    """Return the first PNG among the outputs, in base64."""
+    """Return the first PNG among the outputs, in base64, or a picture of a report."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -191,6 +193,24 @@ def _first_picture(notebook: "NotebookNode") -> str | None:
                 return picture.replace("\n", "")
             if found := _PICTURE.search(data.get("text/html", "")):
                 return found[1]
+    return _draw_first_report(notebook)
+
+
+def _draw_first_report(notebook: "NotebookNode") -> str | None:
+    """Draw the first text output of ten lines or more; return a PNG in base64."""
+    from matplotlib.figure import Figure
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            lines = output.get("data", {}).get("text/plain", "").splitlines()
+            if len(lines) < 10:
+                continue
+            figure, drawn = Figure((6.4, 2.6)), io.BytesIO()
+            text = "\n".join(line[:84] for line in lines[:14])
+            style = {"family": "monospace", "size": 8.5, "va": "top", "color": GREY}
+            figure.text(0.03, 0.96, text, linespacing=1.4, parse_math=False, **style)
+            figure.savefig(drawn, format="png", dpi=150, transparent=True)
+            return base64.b64encode(drawn.getvalue()).decode()
     return None
 
 

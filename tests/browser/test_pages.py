@@ -99,3 +99,18 @@ def test_a_narrow_page_does_not_scroll_sideways(browser, site, script):
         assert width <= 400, path.name
     assert (page.locator("button.copybtn").count() > 10) is script
     page.close()
+
+
+def test_code_of_88_characters_fits_a_window_of_1280_pixels(browser, site):
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    for path in pages(site):
+        page.goto(path.as_uri())
+        wide = page.eval_on_selector_all(
+            ".cell_input pre",
+            "all => all.filter(one => one.scrollWidth > one.clientWidth)"
+            ".map(one => one.textContent)",
+        )
+        for code in wide:
+            assert max(map(len, code.splitlines())) > 88, path.name
+    assert page.locator(".bd-sidebar-secondary").is_visible()
+    page.close()

@@ -1,5 +1,6 @@
 """tools.gallery: small notebooks in real kernels, into a gallery or in place."""
 
+import base64
 import json
 import os
 import re
@@ -15,7 +16,12 @@ from types import SimpleNamespace
 import nbformat
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import (
+    new_code_cell,
+    new_markdown_cell,
+    new_notebook,
+    new_output,
+)
 
 from tools import gallery
 from tools.execution import (
@@ -25,7 +31,7 @@ from tools.execution import (
     code_sha256,
     find_notebooks,
 )
-from tools.pages import make_pages
+from tools.pages import _first_picture, make_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_SECONDS = 15.0
@@ -198,6 +204,14 @@ def test_pictures_say_where_they_belong(built):
     (picture,) = [one for one in pictures if "_images" in one["src"]]
     assert picture["alt"] == "Picture in 01 First <steps>, read in the text below"
     assert (built.out / picture["src"]).exists()
+
+
+@pytest.mark.parametrize(("lines", "is_drawn"), [(12, True), (3, False)])
+def test_a_notebook_without_a_picture_shows_its_report(lines, is_drawn):
+    report = new_output("execute_result", {"text/plain": "ok  $1 {x}\n" * lines})
+    notebook = new_notebook(cells=[new_code_cell("report", outputs=[report])])
+    drawn = base64.b64decode(_first_picture(notebook) or "")
+    assert drawn.startswith(b"\x89PNG") is is_drawn
 
 
 def test_index_has_a_card_for_each(built):
