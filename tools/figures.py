@@ -1,15 +1,13 @@
-"""Draw the README's pictures, and write its tables, RESULTS.md's and the start page.
+"""Draw the README's first picture; write its tables, RESULTS.md's, the start page.
 
     python -m tools.figures
 
 The first picture and the tables come from a recorded comparison; they replace what lies
 between two comments of each page. The start page, which JupyterLab opens with, has the
-README's table of notebooks. The screenshots are those that the tests in a browser
-(`python -m pytest tests/browser`) took last; without them the old ones stay.
+README's table of notebooks. `tools.screenshots` takes the other pictures.
 """
 
 import re
-import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -33,9 +31,6 @@ DRAWN = (
     "vLLM, bare, FP8",
 )
 START_PAGE = ROOT / "notebooks" / "00_start_here.md"
-TAKEN = ROOT / "_build" / "browser"
-# Where the tests leave a screenshot, and what the README calls it.
-SCREENSHOTS = {"gallery_index_light.png": "gallery.png", "live_2.png": "live.png"}
 BEGIN, END = "<!-- `make figures` writes this {}: -->", "<!-- Up to here. -->"
 
 
@@ -135,11 +130,6 @@ def main() -> int:
         page.write_text(before + "\n".join(write(figures)) + after, "utf-8")
     (ROOT / PICTURE).write_bytes(plot_throughput(*_drawn(figures)).png())
     START_PAGE.write_text(start_page((ROOT / "README.md").read_text("utf-8")))
-    for name, called in SCREENSHOTS.items():
-        if (TAKEN / name).exists():
-            shutil.copy(TAKEN / name, ROOT / ".github" / called)
-        else:
-            print(f"{called} stays: {TAKEN / name} was not taken.")
     return 0
 
 

@@ -1,4 +1,4 @@
-# The cells of a notebook for test_jupyterlab.py: responses that never end.
+# The cells of a notebook for test_jupyterlab.py: a response, and some without an end.
 # %%
 import helpers.loading
 from helpers.sampling import preset
@@ -13,8 +13,14 @@ messages = [{"role": "user", "content": "What is 15 + 27?"}]
 prompt = tokenizer.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=True
 )
+question = tokenizer(text=prompt, return_tensors="pt")
+# %%
+answer = model.generate(
+    **question, max_new_tokens=256, do_sample=False, streamer=LiveResponse(tokenizer)
+)
+# %%
 job = {
-    **tokenizer(text=prompt, return_tensors="pt"),
+    **question,
     **preset("thinking", for_generate=True),
     "min_new_tokens": 4000,
     "max_new_tokens": 4000,

@@ -353,30 +353,41 @@ def test_the_stop_button_stops_and_a_closed_tab_leaves_nothing(browser, lab) -> 
     name = write_notebook(lab.folder / "notebooks", "browser_live")
     notebook = Notebook(browser, lab, name)
     page = notebook.page
-    for cell in range(3):
+    for cell in range(5):
         notebook.run_cell(cell)
-    watch_and_stop(notebook, 2)
-    thinking = notebook.output(2).locator("details").get_by_text("ones:").first
+        if cell == 2:
+            take_picture(notebook, cell)
+    watch_and_stop(notebook, 4)
+    thinking = notebook.output(4).locator("details").get_by_text("ones:").first
     was_open = thinking.is_visible()  # Where it was stopped in mid-thought.
-    notebook.output(2).locator("summary").click()
+    notebook.output(4).locator("summary").click()
     assert thinking.is_visible() is not was_open
     notebook.screenshot("stopped")
-    notebook.run_cell(3)
-    notebook.output(3).get_by_text("Generating ... ").wait_for()
+    notebook.run_cell(5)
+    notebook.output(5).get_by_text("Generating ... ").wait_for()
     notebook.screenshot("generating")
     notebook.menu("Kernel", "Interrupt Kernel")
-    notebook.output(3).get_by_text("KeyboardInterrupt").first.wait_for()
+    notebook.output(5).get_by_text("KeyboardInterrupt").first.wait_for()
     notebook.wait_until("idle")  # Else the kernel drops the next cell with this one.
-    notebook.run_cell(4)
-    notebook.output(4).get_by_text(WRITTEN).first.wait_for()
+    notebook.run_cell(6)
+    notebook.output(6).get_by_text(WRITTEN).first.wait_for()
     notebook.menu("Kernel", "Interrupt Kernel")
-    notebook.output(4).get_by_text("stopped").first.wait_for()
+    notebook.output(6).get_by_text("stopped").first.wait_for()
     notebook.wait_until("idle")
-    notebook.run_cell(4)
-    notebook.output(4).get_by_text(WRITTEN).first.wait_for()
+    notebook.run_cell(6)
+    notebook.output(6).get_by_text(WRITTEN).first.wait_for()
     page.close()
     assert lab.kernels()
     lab.end_kernels()
+
+
+def take_picture(notebook: Notebook, cell: int) -> None:
+    """Unfold the thinking of a finished response: the README's picture."""
+    output = notebook.output(cell)
+    output.get_by_text("42").last.wait_for(timeout=1000 * RUN_SECONDS)
+    output.locator("summary").click()
+    output.locator("details").get_by_text("ones:").first.wait_for()
+    notebook.screenshot("response")
 
 
 def watch_and_stop(notebook: Notebook, cell: int) -> None:
