@@ -12,6 +12,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -478,8 +479,11 @@ def check_outputs(path: Path) -> list[str]:
             if output.output_type == "error":
                 complaints.append(f"cell {place}: {output.ename}")
             elif output.get("name") == "stderr":
-                line = output.text.strip().splitlines()[:1]
-                complaints.append(f"cell {place}: on stderr: {''.join(line)[:100]}")
+                lines = output.text.strip().splitlines()
+                if "take-away" in tags(cell):  # which shows its progress
+                    lines = without_logs(lines)
+                if lines:
+                    complaints.append(f"cell {place}: on stderr: {lines[0][:100]}")
             elif any("widget" in kind for kind in data):
                 complaints.append(f"cell {place}: a widget with no fallback")
     if STAMP not in read(path).metadata:
@@ -562,6 +566,16 @@ ON_A_CPU = {
     "VLLM_USE_AOT_COMPILE": "0",
 }
 _PROGRESS = re.compile(r"\d+%\|")
+# What a take-away that works on files finds in the folder that FOLDER names.
+QUESTIONS = '\ufeff{"id": 1, "prompt": "What is 1 + 27?"}\n\n'
+
+
+def without_logs(lines: Sequence[str]) -> list[str]:
+    return [
+        line
+        for line in lines
+        if not (_LIBRARY_LOG.match(line) or _PROGRESS.search(line))
+    ]
 
 
 def check_take_away_runs(path: Path) -> list[str]:
@@ -577,15 +591,17 @@ def check_take_away_runs(path: Path) -> list[str]:
     hidden = {*defaults(), "PYTHONPATH"}
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PRELUDE + source],
-            cwd=path.parent,
-            env=environment | ON_A_CPU,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TAKE_AWAY_SECONDS,
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "questions.jsonl").write_text(QUESTIONS, "utf-8")
+            done = subprocess.run(
+                [sys.executable, "-c", PRELUDE + source],
+                cwd=path.parent,
+                env=environment | ON_A_CPU | {"FOLDER": folder},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=TAKE_AWAY_SECONDS,
+            )
     except subprocess.TimeoutExpired:
         return [f"the take-away did not end within {TAKE_AWAY_SECONDS} s"]
     complaints = []
@@ -593,11 +609,7 @@ def check_take_away_runs(path: Path) -> list[str]:
         complaints.append(f"the take-away ended with {done.returncode}")
     if not done.stdout.strip():
         complaints.append("the take-away prints nothing")
-    lines = [
-        line
-        for line in done.stderr.splitlines()
-        if not (_LIBRARY_LOG.match(line) or _PROGRESS.search(line))
-    ]
+    lines = without_logs(done.stderr.splitlines())
     if "".join(lines).strip():
         shown = lines[-1] if done.returncode else lines[0]
         complaints.append(f"the take-away writes on stderr: {shown[:200]}")

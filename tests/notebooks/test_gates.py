@@ -216,7 +216,6 @@ BROKEN: list[tuple[str, str, Change]] = [
         "trl is .* in the take-away",
         source(TAKE_AWAY, "import trl\nimport unsloth"),
     ),
-    ("unsloth first", "without protection", source(TAKE_AWAY, "import unsloth")),
     (
         "one import",
         "cell 5: helpers.batch.run_batch",
