@@ -13,7 +13,7 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,12 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
     """End this kernel, its child processes and the memory that they hold.
 
     Where nobody can answer (nbmake, nbconvert, papermill) the kernel ends at once. For
-    a reader, who may just have pressed Run All, it stays for the exercises. It ends
-    `idle` seconds after the last cell, at once when this cell is run again by itself,
-    or when a load in another notebook needs the memory.
+    a reader it stays for the exercises. It ends `idle` seconds after the last cell, at
+    once when this cell is run again by itself, or when a load in another notebook needs
+    the memory. Child processes have `wait` seconds to end by themselves.
 
-    Child processes (vLLM's engine core and workers) have `wait` seconds to end by
-    themselves. The kernel follows about a second after the cell. A Jupyter server that
-    only a password opens, or that listens on a Unix socket, can't be asked to end it:
-    the memory is given back, but that server starts an empty kernel again.
+    A Jupyter server that only a password opens, or that listens on a Unix socket, can't
+    be asked to end the kernel: it starts an empty one again.
     """
     app = _kernel_app()
     if app is None:
@@ -67,7 +65,7 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
 
     def end_after_reply() -> None:
         app.shell.events.unregister("post_execute", end_after_reply)
-        threading.Thread(target=_end_kernel, args=(app,), daemon=True).start()
+        _end_kernel(app)
 
     # post_execute and not post_run_cell, which silent cells and widgets' callbacks lack
     app.shell.events.register("post_execute", end_after_reply)
@@ -76,8 +74,8 @@ def shutdown_kernel(wait: float = 5.0, idle: float = 600.0) -> None:
 def end_waiting_kernels() -> list[str]:
     """End the kernels that wait in their last cell; return their notebooks' names.
 
-    When this returns their memory is free. It waits `LEAVE_SECONDS` at most, and leaves
-    out a kernel that has not ended by then. Files of killed kernels are removed.
+    Their memory is free then. A kernel that has not ended after `LEAVE_SECONDS` is left
+    out. Files of killed kernels are removed.
     """
     waiting = {}
     for note in Path(jupyter_runtime_dir()).glob(f"{_NOTE}*"):
@@ -108,7 +106,7 @@ class _Waiting:
     def __init__(self, app: Any, wait: float) -> None:
         from tornado.ioloop import PeriodicCallback
 
-        self._app, self._wait, self._output = app, wait, None
+        self._app, self._wait = app, wait
         self._note = Path(jupyter_runtime_dir(), f"{_NOTE}{os.getpid()}")
         self._cells, self._rest, self._since = 0, 0.0, float("inf")
         app.shell.events.register("pre_execute", self._begin_cell)
@@ -152,11 +150,10 @@ class _Waiting:
             reason = "Another notebook needs the memory.\n" if asked else ""
             text = reason + _free_memory(self._wait)
             self._output.update({"text/plain": text}, raw=True)
-            threading.Thread(target=_end_kernel, args=(self._app,), daemon=True).start()
+            _end_kernel(self._app)
 
     def _leave(self) -> None:
         self._clock.stop()
-        self._app.shell.events.unregister("pre_execute", self._begin_cell)
         self._app.shell.events.unregister("post_execute", self._end_cell)
         self._note.unlink(missing_ok=True)
 
@@ -171,7 +168,7 @@ def _free_memory(wait: float) -> str:
     processes = "child process" if ended == 1 else "child processes"
     return (
         f"Ended {ended} {processes}. The kernel ends now; its memory is free again.\n"
-        "JupyterLab shows No Kernel within ten seconds, Notebook 7 says Kernel Dead.\n"
+        "JupyterLab and Notebook 7 show No Kernel within ten seconds.\n"
         "Wait for that before you run a cell: it starts a fresh kernel."
     )
 
@@ -184,38 +181,36 @@ def _kernel_app() -> Any | None:
 
 
 def _end_children(wait: float) -> int:
-    """Terminate the descendants, kill those left after `wait`; return their number."""
-    family = list(_descendants())
-    for process in family:
-        with suppress(psutil.Error):
-            process.terminate()
-    _, left = psutil.wait_procs(family, wait)
-    for process in {*left, *_descendants()}:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, 1.0)
-    return len(family)
+    """Terminate the descendants, kill those left after `wait`; return their number.
 
-
-def _descendants() -> Iterator[psutil.Process]:
-    """List the living descendants, without multiprocessing's resource tracker.
-
-    The tracker ends with the kernel, and removes shared memory that was left behind.
+    multiprocessing's resource tracker stays: it ends with the kernel, and removes
+    shared memory that was left behind.
     """
+    family = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # A zombie has no command line.
             if "multiprocessing.resource_tracker" not in " ".join(process.cmdline()):
-                yield process
+                process.terminate()
+                family.append(process)
+    for process in psutil.wait_procs(family, wait)[1]:
+        with suppress(psutil.Error):
+            process.kill()
+            process.wait(1.0)
+    return len(family)
 
 
 def _end_kernel(app: Any) -> None:
     """End the kernel from a thread: by its server, else by itself, else by force."""
-    time.sleep(REPLY_SECONDS)
-    if not _shut_down_by_server(Path(app.abs_connection_file)):
-        app.kernel.io_loop.add_callback(app.kernel.do_shutdown, False)
-    time.sleep(EXIT_SECONDS)
-    _end_children(wait=0.0)  # A cell that was queued behind may have started some.
-    os._exit(0)
+
+    def end() -> None:
+        time.sleep(REPLY_SECONDS)
+        if not _shut_down_by_server(Path(app.abs_connection_file)):
+            app.kernel.io_loop.add_callback(app.kernel.do_shutdown, False)
+        time.sleep(EXIT_SECONDS)
+        _end_children(wait=0.0)  # A cell that was queued behind may have started some.
+        os._exit(0)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _shut_down_by_server(connection_file: Path) -> bool:
@@ -227,26 +222,19 @@ def _shut_down_by_server(connection_file: Path) -> bool:
 
     kernel_id = connection_file.stem.removeprefix("kernel-")
     xsrf = secrets.token_hex(16)  # What a page sends, for a server without a token.
-    asked = False
     for path in connection_file.parent.glob("jpserver-*.json"):
         try:
             server = json.loads(path.read_text(encoding="utf-8"))
-            answer = httpx.delete(
-                f"{server['url']}api/kernels/{kernel_id}",
-                headers={
-                    "Authorization": f"token {server['token'] or 'none'}",
-                    "Cookie": f"_xsrf={xsrf}",
-                    "X-XSRFToken": xsrf,
-                },
-                timeout=REQUEST_SECONDS,
-                trust_env=False,  # past any proxy
-                verify=False,  # its certificate is made for a name, not an address
-            )
+            headers = {"Authorization": f"token {server['token'] or 'none'}"}
+            headers |= {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf}
+            url = f"{server['url']}api/kernels/{kernel_id}"
+            # Past any proxy; a certificate is made for a name, not an address.
+            with httpx.Client(trust_env=False, verify=False) as client:
+                answer = client.delete(url, headers=headers, timeout=REQUEST_SECONDS)
         except httpx.ReadTimeout:
-            asked = True  # It may be waiting for this very process to end.
+            return True  # It may be waiting for this very process to end.
         except Exception:
             continue  # A server that is gone, or a file that is none of a server.
-        else:
-            if answer.is_success:
-                return True
-    return asked
+        if answer.is_success:
+            return True
+    return False

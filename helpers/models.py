@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 MIB = 1024 * 1024
 
@@ -51,30 +52,24 @@ class UnknownModelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One supported model.
+    """One supported model; the sizes of its weights and caches are worked out of it.
 
-    `sampling` is what its authors recommend, `sampling_source` says where; a hybrid
-    model, which can think and need not, has `thinking_sampling` for when it does.
+    `sampling` is what its authors recommend. A hybrid model, which can think and need
+    not, has `thinking_sampling` for when it does.
     """
 
     name: str
-    licence: str
     parameters: int
-    thinking: bool
-    think_start: str | None = "<think>"
-    think_end: str | None = "</think>"
+    embedding_parameters: int
     layers: int
     kv_heads: int = 8
     head_dim: int = 128
-    embedding_parameters: int
     bytes_per_value: int = 2
     # Weights outside the embedding that a "4-bit" checkpoint keeps at 16 bits.
     kept_16bit_parameters: int = 0
     context_length: int
-    smallest_gpu: str
-    sampling: Mapping[str, float | int]
-    sampling_source: str
-    thinking_sampling: Mapping[str, float | int] | None = None
+    sampling: Mapping[str, float]
+    thinking_sampling: Mapping[str, float] | None = None
 
     @property
     def path(self) -> str:
@@ -105,106 +100,82 @@ class ModelSpec:
         return round(whole * self.bytes_per_value + quantised * NF4_BYTES_PER_WEIGHT)
 
 
-QWEN3_THINKING_SAMPLING = MappingProxyType(
-    {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0}
-)
+def fixed(**values: Any) -> Mapping[str, Any]:
+    """Make a mapping that nobody can change."""
+    return MappingProxyType(values)
 
+
+# The model cards of Qwen/Qwen3-4B-Thinking-2507 and of Qwen/Qwen3-4B.
+QWEN3_THINKING_SAMPLING = fixed(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
+_QWEN3_SAMPLING = fixed(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
 # huggingface.co/Qwen/Qwen3-4B, config.json; Qwen3-4B-Thinking-2507 has the same.
-_QWEN3_4B = {
-    "licence": "Apache-2.0",
-    "parameters": 4_022_468_096,
-    "layers": 36,
-    "embedding_parameters": 151_936 * 2560,
+_QWEN3_4B = fixed(
+    parameters=4_022_468_096,
+    embedding_parameters=151_936 * 2560,
+    layers=36,
     # Unsloth's dynamic quantisation leaves sensitive layers at 16 bits; a tenth of the
     # rest is an estimate.
-    "kept_16bit_parameters": 360_000_000,
-    "smallest_gpu": "8 GB",
-}
+    kept_16bit_parameters=360_000_000,
+)
 _SPECS = (
     ModelSpec(
-        name=TINY_THINKER,
-        licence="Apache-2.0",
         # tools/tiny_thinker/train.py; a test holds these against the model's files.
+        name=TINY_THINKER,
         parameters=1_148_544,
-        thinking=True,
+        embedding_parameters=1280 * 128,
         layers=4,
         kv_heads=2,
         head_dim=64,
-        embedding_parameters=1280 * 128,
         bytes_per_value=4,
         context_length=4096,
-        smallest_gpu="none",
         sampling=QWEN3_THINKING_SAMPLING,
-        sampling_source="helpers/tiny_thinker/model/README.md",
     ),
     ModelSpec(
+        # huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json and card.
         name=SMOLLM2,
-        licence="Apache-2.0",
-        # huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.
         parameters=134_515_008,
-        thinking=False,
-        think_start=None,
-        think_end=None,
+        embedding_parameters=49_152 * 576,
         layers=30,
         kv_heads=3,
         head_dim=64,
-        embedding_parameters=49_152 * 576,
         bytes_per_value=4,
         context_length=8192,
-        smallest_gpu="none",
-        sampling=MappingProxyType({"temperature": 0.2, "top_p": 0.9}),
-        sampling_source="model card of HuggingFaceTB/SmolLM2-135M-Instruct",
+        sampling=fixed(temperature=0.2, top_p=0.9),
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
-        thinking=True,
         context_length=262_144,
         sampling=QWEN3_THINKING_SAMPLING,
-        sampling_source="model card of Qwen/Qwen3-4B-Thinking-2507",
         **_QWEN3_4B,
     ),
     ModelSpec(
-        name="unsloth/Ministral-3-3B-Reasoning-2512",
-        licence="Apache-2.0",
         # huggingface.co/mistralai/Ministral-3-3B-Reasoning-2512, config.json: language
         # model of 3.4 billion, vision encoder and its projector of 0.4 billion.
+        name="unsloth/Ministral-3-3B-Reasoning-2512",
         parameters=3_849_090_048,
-        thinking=True,
-        think_start="[THINK]",
-        think_end="[/THINK]",
-        layers=26,
         embedding_parameters=131_072 * 3072,
+        layers=26,
         kept_16bit_parameters=420_083_712,  # The vision encoder and its projector.
         context_length=262_144,
-        smallest_gpu="8 GB in 4-bit, 12 GB in 16-bit",
-        sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.95}),
-        sampling_source="vLLM recipes, Ministral-3-Reasoning; keep its system prompt",
+        # vLLM recipes, Ministral-3-Reasoning; keep its system prompt.
+        sampling=fixed(temperature=0.7, top_p=0.95),
     ),
     ModelSpec(
         name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
-        thinking=False,  # With enable_thinking=False; else it thinks.
         context_length=32_768,
-        sampling=MappingProxyType(
-            {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.0}
-        ),
-        sampling_source="model card of Qwen/Qwen3-4B, without thinking",
+        sampling=_QWEN3_SAMPLING,
         thinking_sampling=QWEN3_THINKING_SAMPLING,
         **_QWEN3_4B,
     ),
     ModelSpec(
+        # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json and
+        # generation_config.json.
         name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
-        licence="Llama 3.2 Community License",
-        # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
         parameters=3_212_749_824,
-        thinking=False,
-        think_start=None,
-        think_end=None,
-        layers=28,
         embedding_parameters=128_256 * 3072,
+        layers=28,
         context_length=131_072,
-        smallest_gpu="6 GB",
-        sampling=MappingProxyType({"temperature": 0.6, "top_p": 0.9}),
-        sampling_source="generation_config.json of meta-llama/Llama-3.2-3B-Instruct",
+        sampling=fixed(temperature=0.6, top_p=0.9),
     ),
 )
 
@@ -212,16 +183,15 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType({s.name: s for s in _SPECS})
 
 
 def get_model(name: str) -> ModelSpec:
-    """The spec of a supported model; upper and lower case do not matter.
+    """Return a supported model by its name, or by the last part of it, in any case.
 
     Raises `UnknownModelError` with the nearest supported names.
     """
     wanted = str(name).strip().lower()
     for known, spec in MODELS.items():
-        # People remember the last part of a hub path.
         if wanted in (known.lower(), known.lower().split("/")[-1]):
             return spec
-    near = nearest_models(str(name))
+    near = nearest_models(wanted)
     raise UnknownModelError(
         f"no supported model is called {name!r}. "
         + (f"Did you mean {' or '.join(near)}? " if near else "")
@@ -230,30 +200,30 @@ def get_model(name: str) -> ModelSpec:
 
 
 def whole_name(path: str) -> str:
-    """A hub path without what marks it as quantised; other paths stay as they are."""
+    """Return the repository of the 16-bit weights; a folder stays as it is."""
     return path if Path(path).is_dir() else _QUANTISED.sub("", path)
 
 
 def cached_name(path: str) -> str | None:
-    """The hub's name of what a path into the hub's cache leads to; else None."""
+    """Return the Hub's name of a model for a path into the Hub's cache; else None."""
     found = _SNAPSHOT.search(path)
     return f"{found[1]}/{found[2]}" if found else None
 
 
 def find_model(path: str) -> ModelSpec | None:
-    """The supported model that a hub path, quantised or not, or a folder leads to."""
+    """Return the supported model of a folder or a hub path, quantised or not."""
     path = cached_name(path) or path
     specs = MODELS.values()
     return next((s for s in specs if path in (s.path, s.path_16bit)), None)
 
 
 def is_embedded(path: str) -> bool:
-    """Whether a path is the folder of tiny-thinker or smollm2."""
+    """Tell whether a path is the folder of tiny-thinker or smollm2."""
     return path in map(str, _EMBEDDED.values())
 
 
 def nearest_models(name: str) -> list[str]:
-    """Up to two supported names that look like `name`, the nearest first."""
+    """Return up to two supported names that look like `name`, the nearest first."""
     wanted = name.lower().split("/")[-1]
     by_short = {known.lower().split("/")[-1]: known for known in MODELS}
     parts = [short for short in by_short if wanted and wanted in short]
@@ -274,6 +244,11 @@ class MemoryEstimate:
     overhead_mib: int
 
     @property
+    def fixed_mib(self) -> int:
+        """Weights and overhead, in MiB, whatever the requests are."""
+        return self.weights_mib + self.overhead_mib
+
+    @property
     def total_mib(self) -> int:
         """Weights, KV cache and overhead together, in MiB."""
         return self.fixed_mib + self.kv_cache_mib
@@ -287,27 +262,22 @@ class MemoryEstimate:
         return self.fixed_mib + math.ceil(self._request_mib)
 
     @property
-    def fixed_mib(self) -> int:
-        """Weights and overhead, in MiB, whatever the requests are."""
-        return self.weights_mib + self.overhead_mib
-
-    @property
     def _request_mib(self) -> float:
         return self.model.kv_bytes_per_token * self.max_seq_length / MIB
 
     def fits(self, available_mib: float) -> bool:
-        """Whether `available_mib` (MiB that the engine may take) is enough to load."""
+        """Tell whether `available_mib`, which the engine may take, are enough."""
         return self.smallest_mib <= available_mib
 
     def held_at_once(self, available_mib: float) -> int:
-        """How many requests of full length fit in `available_mib`; vLLM queues more."""
+        """Count the requests of full length that fit in `available_mib`."""
         return max(0, int((available_mib - self.fixed_mib) // self._request_mib))
 
     def advice(self, free_mib: float, gpu_memory_utilization: float = 1.0) -> str:
-        """One sentence: how many requests fit at once, or which value to change.
+        """Say how many requests fit at once, or which value to change.
 
         `free_mib` are MiB of free memory, of which the engine takes the share
-        `gpu_memory_utilization`. What is named first costs the least.
+        `gpu_memory_utilization`. The value named is the one that costs the least.
         """
         share = free_mib * gpu_memory_utilization
         if self.fits(share):
@@ -316,10 +286,8 @@ class MemoryEstimate:
                 f"{self.max_seq_length:,} tokens at once in {share:,.0f} MiB; vLLM "
                 "queues more."
             )
-        need = (
-            f"Does not fit: {self.smallest_mib:,} MiB needed, "
-            f"{share:,.0f} MiB available"
-        )
+        need = f"Does not fit: {self.smallest_mib:,} MiB needed"
+        need += f", {share:,.0f} MiB available"
         if self.fits(free_mib * MOST_OF_A_GPU):
             enough = math.ceil(20 * self.smallest_mib / free_mib) / 20
             return f"{need}. Set GPU_MEMORY_UTILIZATION to auto or {enough:g}."
@@ -334,9 +302,8 @@ class MemoryEstimate:
         if tokens >= 512:
             return f"{need}. Lower MAX_SEQ_LENGTH to {tokens // 256 * 256}."
         return (
-            f"{need}, and weights and overhead alone take "
-            f"{self.fixed_mib:,} MiB. Choose a smaller model: "
-            f"MODEL_NAME={TINY_THINKER} runs anywhere."
+            f"{need}, and weights and overhead alone take {self.fixed_mib:,} MiB. "
+            f"Choose a smaller model: MODEL_NAME={TINY_THINKER} runs anywhere."
         )
 
     def __str__(self) -> str:
@@ -356,30 +323,25 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimate the memory of a load, before the minutes that the load takes.
 
-    `model` is a supported name or a spec, `max_seq_length` is in tokens (prompt and
-    completion together), `concurrency` is how many sequences of that length are in
-    flight at once. It is an upper bound for the KV cache: shorter sequences take less.
+    `model` is a supported name or a spec. `max_seq_length` is in tokens, prompt and
+    completion together; `concurrency` sequences of that length are in flight at once.
+    It is an upper bound for the KV cache: shorter sequences take less.
 
     Raises `UnknownModelError` for an unknown name, `ValueError` for lengths below 1 or
     past the model's context.
     """
     spec = model if isinstance(model, ModelSpec) else get_model(model)
-    if max_seq_length < 1 or concurrency < 1:
+    if concurrency < 1 or not 1 <= max_seq_length <= spec.context_length:
         raise ValueError(
-            "max_seq_length and concurrency must be at least 1, not "
-            f"{max_seq_length} and {concurrency}"
-        )
-    if max_seq_length > spec.context_length:
-        raise ValueError(
-            f"{spec.name} has a context of {spec.context_length:,} tokens; "
-            f"max_seq_length={max_seq_length:,} is more than that"
+            f"{spec.name} takes a max_seq_length from 1 to {spec.context_length:,} "
+            f"tokens and a concurrency from 1, not {max_seq_length:,} and {concurrency}"
         )
     kv_bytes = spec.kv_bytes_per_token * max_seq_length * concurrency
     return MemoryEstimate(
-        model=spec,
-        max_seq_length=max_seq_length,
-        concurrency=concurrency,
-        load_in_4bit=load_in_4bit,
+        spec,
+        max_seq_length,
+        concurrency,
+        load_in_4bit,
         weights_mib=math.ceil(spec.weight_bytes(load_in_4bit) / MIB),
         kv_cache_mib=math.ceil(kv_bytes / MIB),
         overhead_mib=CPU_OVERHEAD_MIB if spec.embedded else GPU_OVERHEAD_MIB,
@@ -387,10 +349,7 @@ def estimate_memory(
 
 
 def is_noise(model_name: str | Path) -> bool:
-    """Whether a model's card says that its text is noise.
-
-    `model_name` is a directory, or any name: one that is no directory is not noise.
-    """
+    """Tell whether the card in a model's folder says that its text is noise."""
     try:
         card = (Path(model_name).expanduser() / "README.md").read_text("utf-8")
     except OSError:

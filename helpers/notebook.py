@@ -7,8 +7,8 @@ engines: `loading` does.
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from .internals.engine.plan import resolve_model_path, resolve_settings
@@ -22,6 +22,7 @@ from .models import (
     SMOLLM2,
     TINY_THINKER,
     UnknownModelError,
+    fixed,
     get_model,
     is_noise,
 )
@@ -37,14 +38,12 @@ _SHOWN = ("unsloth", "vllm", "torch")
 class Setup:
     """The settings of a notebook with every "auto" resolved, its model, its machine.
 
-    `max_seq_length`: prompt and completion together, in tokens.
-    `gpu_memory_utilization`: the share of a GPU's memory that vLLM may take.
-    `device_name`: the GPU's name, or how many cores the CPU has.
-    `sampling`: what the model's authors recommend, named as in `SamplingParams`; for a
-    model that is not in `MODELS`, what Qwen recommends for its thinking models.
-    `is_noise`: the weights are random, so that what the model says can't be checked.
-    `max_tokens`: how many tokens an answer may take, thinking included.
-    `versions`: of the engines, by name.
+    `max_seq_length` is prompt and completion together, in tokens, and `max_tokens` the
+    most that an answer may take, thinking included. `gpu_memory_utilization` is the
+    share of a GPU's memory that vLLM may take. `sampling`, named as in
+    `SamplingParams`, is what the model's authors recommend; for a model that is not in
+    `MODELS`, what Qwen does for its thinking models. `is_noise` says that the weights
+    are random, so that the text can't be checked.
     """
 
     model_name: str
@@ -114,7 +113,10 @@ class Setup:
 
         If the text is noise, nothing is checked, and a line in the output says so.
         """
-        _check_unless(self.is_noise and "the text is noise", condition, claim)
+        if self.is_noise:
+            print(f"Not checked, since the text is noise: {claim}.")
+        elif not condition:
+            raise AssertionError(claim)
 
     def check_exactly(self, condition: object, claim: str) -> None:
         """Raise `AssertionError(claim)` if `condition`, on equal tokens, is false.
@@ -122,15 +124,10 @@ class Setup:
         On a GPU, where kernels and batch sizes round differently, nothing is checked,
         and a line in the output says so.
         """
-        reason = self.on_gpu and "a GPU rounds differently each time"
-        _check_unless(reason, condition, claim)
-
-
-def _check_unless(reason: str | bool, condition: object, claim: str) -> None:
-    if reason:
-        print(f"Not checked, since {reason}: {claim}.")
-    elif not condition:
-        raise AssertionError(claim)
+        if self.on_gpu:
+            print(f"Not checked, since a GPU rounds differently each time: {claim}.")
+        elif not condition:
+            raise AssertionError(claim)
 
 
 def set_up() -> Setup:
@@ -142,21 +139,26 @@ def set_up() -> Setup:
     from .loading import FastLanguageModel  # noqa: F401  What quiets the engines.
 
     settings = resolve_settings(load_settings())
-    noise = is_noise(settings.model_name)
-    room = NOISE_TOKENS if noise else ANSWER_TOKENS
-    found = {ENGINES[name]: find_version(name) for name in _SHOWN}
-    versions = {name: str(version) for name, version in found.items() if version}
+    name, spec = settings.model_name, None
+    with suppress(UnknownModelError):
+        spec = get_model(name)
+    room = NOISE_TOKENS if is_noise(name) else ANSWER_TOKENS
+    device_name = f"a CPU with {os.cpu_count()} cores"
+    if settings.device == "cuda":
+        gpu = current_gpu()
+        device_name = gpu.name if gpu else "CUDA"
+    versions = {ENGINES[one]: str(v) for one in _SHOWN if (v := find_version(one))}
     return Setup(
-        model_name=settings.model_name,
+        model_name=name,
         load_in_4bit=settings.load_in_4bit,
         max_seq_length=settings.max_seq_length,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         device=settings.device,
-        device_name=_device_name(settings.device),
-        sampling=_recommended(settings.model_name),
-        is_noise=noise,
+        device_name=device_name,
+        sampling=spec.sampling if spec else QWEN3_THINKING_SAMPLING,
+        is_noise=is_noise(name),
         max_tokens=min(room, settings.max_seq_length // 2),
-        versions=MappingProxyType(versions),
+        versions=fixed(**versions),
     )
 
 
@@ -181,17 +183,3 @@ def to_token_ids(
     return unwrap_tokenizer(tokenizer).apply_chat_template(
         list(messages), tokenize=True, return_dict=False, **options | template_kwargs
     )
-
-
-def _device_name(device: str) -> str:
-    gpu = current_gpu() if device == "cuda" else None
-    if gpu is not None:
-        return gpu.name
-    return "CUDA" if device == "cuda" else f"a CPU with {os.cpu_count()} cores"
-
-
-def _recommended(model_name: str) -> Mapping[str, float]:
-    try:
-        return get_model(model_name).sampling
-    except UnknownModelError:
-        return QWEN3_THINKING_SAMPLING

@@ -7,33 +7,29 @@ a test holds it against vLLM's own code and against transformers'.
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .internals.engine.sampling_params import sampling_params
+from .models import fixed
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from vllm import SamplingParams
 
 
-def _fixed(**values: Any) -> Mapping[str, Any]:
-    return MappingProxyType(values)
-
-
-PRESETS: Mapping[str, Mapping[str, float | int]] = _fixed(
+PRESETS: Mapping[str, Mapping[str, float | int]] = fixed(
     # Factual answers: little randomness.
-    conservative=_fixed(temperature=0.3, top_p=0.9, max_tokens=512),
+    conservative=fixed(temperature=0.3, top_p=0.9, max_tokens=512),
     # General use.
-    balanced=_fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=1024),
+    balanced=fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=1024),
     # Diverse outputs.
-    creative=_fixed(temperature=0.9, top_p=0.95, top_k=50, max_tokens=2048),
+    creative=fixed(temperature=0.9, top_p=0.95, top_k=50, max_tokens=2048),
     # Balanced, with room for the thinking before the answer.
-    thinking=_fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=2048),
+    thinking=fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=2048),
 )
 
 # Names in vLLM, and those of the same parameters in transformers' GenerationConfig.
-_GENERATE: Mapping[str, str] = _fixed(
+_GENERATE: Mapping[str, str] = fixed(
     max_tokens="max_new_tokens",
     min_tokens="min_new_tokens",
     n="num_return_sequences",
@@ -42,9 +38,9 @@ _GENERATE: Mapping[str, str] = _fixed(
 )
 # vLLM has these off by default; `generate` must be told, or it takes the values of the
 # model's generation_config.json.
-_OFF = _fixed(top_k=0, top_p=1.0, min_p=0.0)
+_OFF = fixed(top_k=0, top_p=1.0, min_p=0.0)
 # The values that leave the distribution as the model gave it.
-NEUTRAL: Mapping[str, float] = _fixed(temperature=1.0, **_OFF)
+NEUTRAL: Mapping[str, float] = fixed(temperature=1.0, **_OFF)
 _GREEDY_BELOW = 1e-5  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
 
 

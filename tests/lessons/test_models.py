@@ -33,7 +33,6 @@ def test_the_embedded_model_is_a_directory_of_this_package() -> None:
     spec = get_model("tiny-thinker")
     assert spec.embedded
     assert spec.path == str(TINY_THINKER_DIRECTORY)
-    assert (spec.think_start, spec.think_end) == ("<think>", "</think>")
 
 
 def test_the_table_agrees_with_the_files_of_the_embedded_model() -> None:
@@ -205,12 +204,6 @@ def test_the_kv_cache_is_that_of_the_published_config(
     assert mib == pytest.approx(mib_per_1000, abs=0.05)
 
 
-@pytest.mark.parametrize("name", HUB_PATHS)
-def test_the_smallest_gpu_holds_the_4bit_weights_and_a_short_answer(name: str) -> None:
-    gigabytes = int(MODELS[name].smallest_gpu.split()[0])
-    assert estimate_memory(name, 2048, 1, True).fits(gigabytes * 1024)
-
-
 def test_the_16bit_path_is_the_name_without_the_quantisation() -> None:
     found = [MODELS[path].path_16bit for path in HUB_PATHS]
     assert found == [
@@ -222,8 +215,7 @@ def test_the_16bit_path_is_the_name_without_the_quantisation() -> None:
     assert get_model("tiny-thinker").path_16bit == str(TINY_THINKER_DIRECTORY)
 
 
-def test_every_row_has_its_licence_and_the_source_of_its_sampling() -> None:
-    assert all(spec.licence and spec.sampling_source for spec in MODELS.values())
+def test_every_model_has_its_sampling() -> None:
     assert all(spec.sampling["temperature"] > 0 for spec in MODELS.values())
 
 
