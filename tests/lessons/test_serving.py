@@ -144,6 +144,15 @@ def test_an_adapter_does_not_reach_those_who_did_not_ask_for_it(server):
     assert not {*mixed[1::2]} & {*alone}
 
 
+def test_log_probabilities_of_a_prompt_are_given_beside_other_requests(server, client):
+    """vLLM's CPU build ended the engine, where it takes adapters."""
+    asked = {"max_tokens": 1, "extra_body": {"prompt_logprobs": 0}}
+    answer = client.completions.create(
+        model="noise", prompt=["What is 4 + 5?", "1 + 1"], **asked
+    )
+    assert all(choice.prompt_logprobs for choice in answer.choices)
+
+
 CHAT = {"messages": user("What is 4 + 5?"), "max_tokens": 4}
 BAD_SCHEMA = {"name": "x", "schema": {"type": "nonsense"}}
 STATUS = {

@@ -117,10 +117,13 @@ def load_cpu_engine(
 
 
 def patch_lora_for_plain_prompts() -> None:
-    """Work around a vLLM bug on CPUs: a prompt without an adapter got the last one.
+    """Work around two vLLM bugs on CPUs, where an engine takes adapters.
 
-    It marks such a prompt with -1 and uses that as an index, in all of
-    vllm/lora/ops/torch_ops/lora_ops.py; the GPU's kernels skip it.
+    A prompt without an adapter got the last one: vLLM marks such a prompt with -1 and
+    uses that as an index, in all of vllm/lora/ops/torch_ops/lora_ops.py; the GPU's
+    kernels skip it. And `prompt_logprobs` ended the engine beside other requests, since
+    the output layer of a prompt has more rows than there are requests; it is left as it
+    is there, which is what a GPU does.
     """
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
@@ -136,6 +139,14 @@ def patch_lora_for_plain_prompts() -> None:
         shrink(inputs, weights, output, lora_indices, scaling)
         output[lora_indices < 0] = 0  # Zero adds nothing to the answer.
 
+    add_logits = punica_cpu.PunicaWrapperCPU.add_lora_logits
+
+    @functools.wraps(add_logits)
+    def add_lora_logits(self: Any, y: Any, x: Any, *args: Any, **kwargs: Any) -> None:
+        if x.view(-1, x.shape[-1]).shape[0] == len(self.sampler_indices):
+            add_logits(self, y, x, *args, **kwargs)
+
+    punica_cpu.PunicaWrapperCPU.add_lora_logits = add_lora_logits
     lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = bgmv_shrink
 
 
