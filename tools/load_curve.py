@@ -1,0 +1,141 @@
+"""Measure what a server holds, beside what the times of its steps foretell.
+
+    python -m tools.load_curve --model DIRECTORY --out notebooks/figures/serving.json
+
+The engine alone is measured first, in a process of its own, so that its memory is free
+for the server. Then clients ask, wait for their whole answer and ask again. The file is
+written after each number of clients, with the prediction beside the measurement.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers.serving import Server, serve
+
+from .measuring import describe_machine
+
+CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ANSWER, STEPS = 128, 16  # tokens of an answer, and decode steps that are timed
+
+
+def make_prompt(number: int) -> str:
+    """Return a prompt that begins like no other, so that no cache has any of it."""
+    return f"{number} Tell a story of {number} cats and {number + 1} dogs."
+
+
+def predict(n: int, reading: float, step: float, answer: int = ANSWER) -> float:
+    """Return tokens per second of `n` clients in rounds of an answer each.
+
+    `reading` are the seconds that the prompts of all take, `step` those of one token
+    for all.
+    """
+    return n * answer / (reading + (answer - 1) * step)
+
+
+def find_knee(rates: Mapping[int, float]) -> float:
+    """Return the number of clients at which what they share takes half of the time.
+
+    `rates` are tokens per second by the number of clients. The seconds of a token for
+    everybody are fitted by a line a + b n; the knee is at a / b.
+    """
+    import numpy as np
+
+    clients = np.array([*rates])
+    seconds = clients / np.array([*rates.values()])
+    b, a = np.polyfit(clients, seconds, 1, w=1 / seconds)
+    return float(a / b)
+
+
+def time_steps(model: str, clients: Sequence[int]) -> dict[str, list[float]]:
+    """Return by number of clients the seconds of [reading their prompts, one step]."""
+    from helpers.loading import FastLanguageModel
+
+    loaded, _ = FastLanguageModel.from_pretrained(
+        model, max_seq_length=1024, load_in_4bit=False, fast_inference=True
+    )
+    from vllm import SamplingParams
+
+    numbers = iter(range(10**9))
+
+    def seconds(n: int, tokens: int) -> float:
+        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        prompts = [make_prompt(next(numbers)) for _ in range(n)]
+        start = time.perf_counter()
+        loaded.fast_generate(prompts, sampling_params=params)
+        return time.perf_counter() - start
+
+    found = {}
+    for n in clients:
+        seconds(n, STEPS)
+        reading = min(seconds(n, 1) for _ in range(3))
+        writing = min(seconds(n, 1 + STEPS) for _ in range(3)) - reading
+        found[str(n)] = [reading, writing / STEPS]
+    return found
+
+
+async def drive(server: Server, n: int, count: int) -> float:
+    """Return tokens per second of `n` clients that ask `count` times in all."""
+    from openai import AsyncOpenAI
+
+    options = {"max_tokens": ANSWER, "temperature": 0, "model": server.model}
+    options |= {"extra_body": {"ignore_eos": True}}
+    todo = iter(range(count))
+
+    async def ask(client: AsyncOpenAI) -> None:
+        for number in todo:
+            await client.completions.create(prompt=make_prompt(number), **options)
+
+    address = {"base_url": server.url, "api_key": server.key}
+    async with AsyncOpenAI(**address, max_retries=0, timeout=600) as client:
+        start = time.perf_counter()
+        await asyncio.gather(*(ask(client) for _ in range(n)))
+        return count * ANSWER / (time.perf_counter() - start)
+
+
+def measure(model: str, clients: Sequence[int], out: Path) -> dict[str, Any]:
+    """Write and return the record: steps, predicted and measured tokens per second."""
+    command = [sys.executable, "-m", "tools.load_curve", "--steps", "--model", model]
+    command += ["--out", str(out), "--clients", *map(str, clients)]
+    subprocess.run(command, check=True)
+    steps = json.loads(out.read_text("utf-8"))
+    predicted = {int(n): predict(int(n), *pair) for n, pair in steps.items()}
+    record = {**describe_machine(), "model": Path(model).name, "answer": ANSWER}
+    record |= {"steps": steps, "predicted": predicted, "measured": {}}
+    record["predicted_knee"] = find_knee(predicted)
+    with serve(model, max_model_len=1024, enable_prefix_caching=False) as server:
+        asyncio.run(drive(server, max(clients), max(clients)))
+        for n in clients:
+            record["measured"][n] = asyncio.run(drive(server, n, max(4, 3 * n)))
+            print(f"{n:>4}: {record['measured'][n]:,.0f} of {predicted[n]:,.0f}")
+            out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    record["measured_knee"] = find_knee(record["measured"])
+    out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m tools.load_curve")
+    parser.add_argument("--model", required=True, help="any name that loads")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--steps", action="store_true", help="time the engine alone")
+    options = parser.parse_args(arguments)
+    if options.steps:
+        steps = time_steps(options.model, options.clients)
+        options.out.write_text(json.dumps(steps), "utf-8")
+        return 0
+    record = measure(options.model, options.clients, options.out)
+    knees = (record["predicted_knee"], record["measured_knee"])
+    print("the knee: {:.0f} clients predicted, {:.0f} measured".format(*knees))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
