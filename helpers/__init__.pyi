@@ -10,6 +10,7 @@ from .charts import show_thinking as show_thinking
 from .internals.engine.exceptions import ModelNotCachedError as ModelNotCachedError
 from .internals.engine.release import TOLERANCE_MIB as TOLERANCE_MIB
 from .internals.engine.release import release_model as release_model
+from .internals.engine.vllm_command import vllm_command as vllm_command
 from .internals.machine.devices import list_gpus as list_gpus
 from .internals.report.environment import check_environment as check_environment
 from .internals.thinking.families import THINK_MARKERS as THINK_MARKERS
@@ -32,6 +33,7 @@ from .sampling import reshape as reshape
 from .scaling import RayEngine as RayEngine
 from .schedule import count_fixed_batches as count_fixed_batches
 from .schedule import watch_schedule as watch_schedule
+from .serving import serve as serve
 from .speed import engine_table as engine_table
 from .speed import load_figures as load_figures
 from .speed import measure_engine as measure_engine
