@@ -157,8 +157,12 @@ class MemoryMonitor:
         mib = [sample.mib for sample in self.samples]
         axes.fill_between(times, mib, alpha=0.25, linewidth=0)
         axes.plot(times, mib)
-        for mark in self.marks:
+        for place, mark in enumerate(self.marks):
             axes.axvline(mark.seconds, color="0.5", linestyle=":", linewidth=1)
+            if mark.label not in ("start", "stop"):  # Four heights, as marks are close.
+                height = {"y": 0.9 - 0.1 * (place % 4), "va": "center", "fontsize": 8}
+                where = axes.get_xaxis_transform()
+                axes.text(mark.seconds, s=f" {mark.label}", transform=where, **height)
         axes.set_title(f"{self._title}, peak {self.peak:,} MiB")
         axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
         axes.yaxis.set_major_formatter("{x:,.0f}")
