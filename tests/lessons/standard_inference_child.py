@@ -24,12 +24,14 @@ sampling = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 with redirect_stdout(io.StringIO()) as printed:
     new = model.generate(**ids, **sampling, streamer=live)
 result = {
-    "live": live.result,
-    "parsed": parse_thinking_response(
-        new[0, ids.input_ids.shape[1] :],
-        tokenizer,
-        prompt_token_ids=ids.input_ids[0].tolist(),
-    ),
+    "live": [*live.result],
+    "parsed": [
+        *parse_thinking_response(
+            new[0, ids.input_ids.shape[1] :],
+            tokenizer,
+            prompt_token_ids=ids.input_ids[0].tolist(),
+        )
+    ],
     "printed": printed.getvalue(),
     "engine": hasattr(model, "vllm_engine"),
     "four_bit": type(model.model.layers[0].mlp.up_proj).__name__,
