@@ -565,7 +565,7 @@ ON_A_CPU = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_USE_AOT_COMPILE": "0",
 }
-_PROGRESS = re.compile(r"\d+%\|")
+_PROGRESS = re.compile(r"\d+%( Completed )?\|")
 # What a take-away that works on files finds in the folder that FOLDER names.
 QUESTIONS = '\ufeff{"id": 1, "prompt": "What is 1 + 27?"}\n\n'
 
