@@ -25,6 +25,7 @@ _INK = "#777777"
 # Okabe and Ito's, which colour-blind readers tell apart as well.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"
+_CELL = "padding:0.3em 0.5em;vertical-align:top;text-align:"
 _CARD = "flex:1 1 16em;border:1px solid #8888;border-radius:6px;padding:0.6em 0.9em"
 
 
@@ -52,32 +53,27 @@ def show_table(
     """Make a table of rows that share their keys; numbers go to the right.
 
     `rows` may be a DataFrame of pandas as well. What is missing (None, NaN, pandas.NA)
-    is shown as "-".
-
-    Raises `ValueError` for no rows and `KeyError` for a row that lacks a column.
+    is shown as "-". Raises `ValueError` for no rows and `KeyError` for a row that lacks
+    a column.
     """
     rows = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
     if not rows:
         raise ValueError("a table needs at least one row")
-    columns = [[_plain_value(row[name]) for row in rows] for name in rows[0]]
-    is_number = [any(isinstance(one, Real) for one in column) for column in columns]
-    sides = ["right" if one else "left" for one in is_number]
-    heads = [str(name) for name in rows[0]]
-    cells = [[_cell_text(value) for value in row] for row in zip(*columns, strict=True)]
-    html = html_table(
-        [escape(head) for head in heads],
-        [[escape(cell) for cell in line] for line in cells],
-        sides=sides,
-        caption=escape(caption or ""),
-    )
+    heads = list(map(str, rows[0]))
+    values = [[_plain_value(row[name]) for name in rows[0]] for row in rows]
+    columns = zip(*values, strict=True)
+    are_numbers = [any(isinstance(one, Real) for one in column) for column in columns]
+    sides = ["right" if one else "left" for one in are_numbers]
+    cells = [list(map(_cell_text, row)) for row in values]
+    escaped = [list(map(escape, row)) for row in [heads, *cells]]
+    html = html_table(*escaped, sides=sides, caption=escape(caption or ""))
     text = tabulate(cells, heads, "plain", colalign=sides, disable_numparse=True)
     return Panel(html, f"{caption}\n{text}" if caption else text)
 
 
 def html_table(
     heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
+    *rows: Sequence[str],
     sides: Sequence[str] | None = None,
     caption: str = "",
 ) -> str:
@@ -86,23 +82,21 @@ def html_table(
     `sides` has "left" or "right" for each column. The first cell of a row is its
     heading, for readers who hear the table.
     """
-    style = "padding:0.3em 0.5em;vertical-align:top;text-align:"
-    sides = sides or ["left"] * len(heads)
 
     def html_row(cells: Sequence[str], first: str, other: str) -> str:
-        tags = [first] + [other] * (len(cells) - 1)
-        marked = [
-            f'<{tag} style="{style}{side}">{cell}</{tag[:2]}>'
-            for tag, cell, side in zip(tags, cells, sides, strict=True)
-        ]
-        return f"<tr>{''.join(marked)}</tr>"
+        row = ""
+        for place, cell in enumerate(cells):
+            tag, side = other if place else first, sides[place] if sides else "left"
+            row += f'<{tag} style="{_CELL}{side}">{cell}</{tag[:2]}>'
+        return f"<tr>{row}</tr>"
 
     column = 'th scope="col"'
+    head = html_row(heads, column, column)
     body = "".join(html_row(row, 'th scope="row"', "td") for row in rows)
     title = f'<caption style="text-align:left">{caption}</caption>' if caption else ""
     return (
-        f'<table style="border-collapse:collapse">{title}<thead>'
-        f"{html_row(heads, column, column)}</thead><tbody>{body}</tbody></table>"
+        f'<table style="border-collapse:collapse">{title}'
+        f"<thead>{head}</thead><tbody>{body}</tbody></table>"
     )
 
 
@@ -114,16 +108,12 @@ def _plain_value(value: Any) -> Any:
 
 
 def _cell_text(value: object) -> str:
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return str(value)
-        case Integral():
-            return f"{value:,}"
-        case Real():
-            return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.0f}"
-    return str(value)
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return str(value)
+    whole = isinstance(value, Integral) or abs(value) >= 10
+    return f"{value:,.0f}" if whole else f"{value:,.2f}"
 
 
 # --- Thinking and answers -------------------------------------------------------------
@@ -142,43 +132,40 @@ def show_thinking(
     names = [""] * len(several) if titles is None else list(titles)
     if len(names) != len(several):
         raise ValueError(f"{len(names)} titles for {len(several)} results")
-    cards = "".join(map(_html_card, several, names))
-    question = f"<p><b>{escape(prompt)}</b></p>" if prompt else ""
-    html = f'{question}<div style="display:flex;flex-wrap:wrap;gap:0.8em">{cards}</div>'
-    texts = [prompt] if prompt else []
-    return Panel(html, "\n\n".join([*texts, *map(_text_card, several, names)]))
+    cards = [_card(one, name) for one, name in zip(several, names, strict=True)]
+    html = '<div style="display:flex;flex-wrap:wrap;gap:0.8em">'
+    html += f"{''.join(card.html for card in cards)}</div>"
+    texts = [card.text for card in cards]
+    if prompt:
+        html, texts = f"<p><b>{escape(prompt)}</b></p>{html}", [prompt, *texts]
+    return Panel(html, "\n\n".join(texts))
 
 
-def _answer(result: Any) -> str:
-    if error := getattr(result, "error", None):
-        return f"(failed) {error}"
-    if result.response is None:
-        return f"(no answer) {result.hint}"
+def _card(result: Any, title: str) -> Panel:
+    """Show one result: its title, its thinking and its answer, error or hint."""
     notes = {"abort": " (stopped)", "length": " (cut off: raise max_tokens)"}
-    return result.response + notes.get(result.finish_reason, "")
-
-
-def _html_card(result: Any, title: str) -> str:
-    heading = f"<b>{escape(title)}</b>" if title else ""
-    opened, state = ("", "") if result.complete else (" open", ", unfinished")
-    thinking = (
-        f'<details{opened}><summary style="cursor:pointer;opacity:0.75">Thinking '
-        f"({result.thinking_tokens} tokens{state})</summary>"
-        f'<div style="{TEXT_STYLE};opacity:0.75;font-size:0.9em">'
-        f"{escape(result.thinking or '')}</div></details>"
-    )
-    answer = (
-        f'<div style="{TEXT_STYLE};margin-top:0.5em">{escape(_answer(result))}</div>'
-    )
-    parts = [heading, "" if result.thinking is None else thinking, answer]
-    return f'<div style="{_CARD}">{"".join(parts)}</div>'
-
-
-def _text_card(result: Any, title: str) -> str:
-    lines = [f"[{title}]"] if title else []
+    if error := getattr(result, "error", None):
+        answer = f"(failed) {error}"
+    elif result.response is None:
+        answer = f"(no answer) {result.hint}"
+    else:
+        answer = result.response + notes.get(result.finish_reason, "")
+    html, lines = "", []
+    if title:
+        html, lines = f"<b>{escape(title)}</b>", [f"[{title}]"]
     if result.thinking is not None:
-        lines += [f"Thinking ({result.thinking_tokens} tokens):", result.thinking]
-    return "\n".join([*lines, "Answer:", _answer(result)])
+        opened, state = ("", "") if result.complete else (" open", ", unfinished")
+        count = f"{result.thinking_tokens} tokens"
+        lines += [f"Thinking ({count}):", result.thinking]
+        html += (
+            f'<details{opened}><summary style="cursor:pointer;opacity:0.75">'
+            f"Thinking ({count}{state})</summary>"
+            f'<div style="{TEXT_STYLE};opacity:0.75;font-size:0.9em">'
+            f"{escape(result.thinking)}</div></details>"
+        )
+    html += f'<div style="{TEXT_STYLE};margin-top:0.5em">{escape(answer)}</div>'
+    text = "\n".join([*lines, "Answer:", answer])
+    return Panel(f'<div style="{_CARD}">{html}</div>', text)
 
 
 # --- Charts ---------------------------------------------------------------------------
@@ -216,7 +203,21 @@ class Chart:
 
     def png(self) -> bytes:
         """Draw the picture; return the bytes of a PNG file."""
-        _suit_any_page(self.figure)
+        from matplotlib.text import Text
+
+        ticks: set[Text] = set()
+        for axes in self.figure.axes:
+            axes.tick_params(which="both", colors=_INK)
+            axes.spines[:].set_edgecolor(_INK)
+            if legend := axes.get_legend():
+                legend.set_frame_on(False)
+            for axis in (axes.xaxis, axes.yaxis):
+                ticks.update(axis.get_ticklabels(which="both"))
+        for text in self.figure.findobj(Text):
+            if text.get_color() == "black":
+                text.set_color(_INK)
+            if text not in ticks:  # Matplotlib writes powers as formulas.
+                text.set_parse_math(False)
         picture = io.BytesIO()
         options = {"dpi": 110, "bbox_inches": "tight", "transparent": True}
         self.figure.savefig(picture, format="png", **options)
@@ -235,24 +236,6 @@ class Chart:
         return self.text
 
 
-def _suit_any_page(figure: "Figure") -> None:
-    from matplotlib.text import Text
-
-    ticks: set[Text] = set()
-    for axes in figure.axes:
-        axes.tick_params(which="both", colors=_INK)
-        axes.spines[:].set_edgecolor(_INK)
-        if legend := axes.get_legend():
-            legend.set_frame_on(False)
-        ticks.update(axes.get_xticklabels(which="both"))
-        ticks.update(axes.get_yticklabels(which="both"))
-    for text in figure.findobj(Text):
-        if text.get_color() == "black":
-            text.set_color(_INK)
-        if text not in ticks:  # Matplotlib writes powers as formulas.
-            text.set_parse_math(False)
-
-
 def plot_lines(
     lines: Mapping[str, Mapping[int, Sequence[float]]], *, x: str, y: str
 ) -> Chart:
@@ -261,17 +244,14 @@ def plot_lines(
     Each size has one or more values: the line goes through the medians, bars show the
     spread. `x` and `y` name the axes, with units.
     """
-    axes = new_axes(7, 3.6)
+    axes, facts = new_axes(7, 3.6), []
     for name, by_size in lines.items():
-        _draw_line(axes, by_size, label=name)
+        medians = _draw_line(axes, by_size, label=name)
+        at = ", ".join(f"{short_number(m)} at {n:,}" for n, m in medians.items())
+        facts.append(f"{name}: {at}")
     _label_axes(axes, "", x, sorted(set().union(*lines.values())))
     axes.set_ylabel(y)
     axes.legend()
-    facts = []
-    for name, by_size in lines.items():
-        medians = {n: statistics.median(values) for n, values in by_size.items()}
-        at = ", ".join(f"{short_number(m)} at {n:,}" for n, m in medians.items())
-        facts.append(f"{name}: {at}")
     return Chart(axes.figure, f"{y} by {x}. {'; '.join(facts)}.")
 
 
@@ -293,24 +273,25 @@ def plot_throughput(*engines: Any) -> Chart:
     names = dict.fromkeys(one.engine for one in engines)
     colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     sizes = sorted(set().union(*(one.tokens_per_second for one in engines)))
+    facts = []
     for device, (speed, first) in zip(devices, rows, strict=True):
         here = [one for one in engines if one.device == device]
         for one in here:
             style = {"color": colours[one.engine], "label": one.name}
             style["linestyle"] = "--" if one.precision == "4-bit" else "-"
-            _draw_line(speed, one.tokens_per_second, **style)
-            _draw_line(first, one.ttft_seconds, scale=1000, **style)
+            best = max(_draw_line(speed, one.tokens_per_second, **style).values())
+            waits = {n: [1000 * s for s in v] for n, v in one.ttft_seconds.items()}
+            soonest = min(_draw_line(first, waits, **style).items())[1]
+            facts.append(
+                f"{one.name}: {best:,.0f} tokens/s at best, first token after "
+                f"{short_number(soonest)} ms"
+            )
         _draw_limits(speed, here)
         where = f": {device.partition(',')[0]}" if len(devices) > 1 else ""
         batch = "prompts at once (batch size)"
         _label_axes(speed, f"new tokens per second{where}", batch, sizes)
         _label_axes(first, f"time to the first token (ms){where}", batch, sizes)
         speed.legend(fontsize=8)
-    facts = [
-        f"{one.name}: {max(map(one.throughput, one.tokens_per_second)):,.0f} tokens/s "
-        f"at best, first token after {short_number(1000 * one.ttft)} ms"
-        for one in engines
-    ]
     return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
 
 
@@ -334,15 +315,15 @@ def _label_axes(axes: Any, title: str, xlabel: str, sizes: Sequence[int]) -> Non
 
 
 def _draw_line(
-    axes: Any, by_size: Mapping[int, Sequence[float]], *, scale: float = 1, **style: Any
-) -> None:
-    """Draw a line through the medians, with bars from the lowest to the highest."""
-    values = [[scale * value for value in repeats] for repeats in by_size.values()]
-    medians = [statistics.median(repeats) for repeats in values]
-    below = [median - min(v) for median, v in zip(medians, values, strict=True)]
-    above = [max(v) - median for median, v in zip(medians, values, strict=True)]
-    spread = [below, above]
-    axes.errorbar(list(by_size), medians, spread, marker="o", capsize=3, **style)
+    axes: Any, by_size: Mapping[int, Sequence[float]], **style: Any
+) -> dict[int, float]:
+    """Draw a line through the medians, with bars from lowest to highest; return it."""
+    medians = {size: statistics.median(values) for size, values in by_size.items()}
+    below = [medians[size] - min(values) for size, values in by_size.items()]
+    above = [max(values) - medians[size] for size, values in by_size.items()]
+    bars = {"yerr": [below, above], "marker": "o", "capsize": 3}
+    axes.errorbar(list(medians), list(medians.values()), **bars, **style)
+    return medians
 
 
 def _draw_limits(axes: Any, engines: Sequence[Any]) -> None:
@@ -350,10 +331,9 @@ def _draw_limits(axes: Any, engines: Sequence[Any]) -> None:
     measured = [one for one in engines if sizes[0] in one.tokens_per_second]
     single = max(one.throughput(sizes[0]) for one in measured) / sizes[0]
     label = "ideal: twice the prompts, twice the tokens"
-    axes.plot(sizes, [single * n for n in sizes], ":", color="#999999", label=label)
+    grey = {"color": "#999999"}
+    axes.plot(sizes, [single * n for n in sizes], ":", label=label, **grey)
     for precision, limit in {e.precision: e.limit for e in engines if e.limit}.items():
         label = f"the memory's bandwidth allows, {precision}".removesuffix(", ")
         dashes = "--" if precision == "4-bit" else "-"
-        axes.plot(
-            *zip(*limit.items(), strict=True), dashes, color="#999999", label=label
-        )
+        axes.plot(list(limit), list(limit.values()), dashes, label=label, **grey)

@@ -277,7 +277,7 @@ def _bars_panel(caption: str, rows: list[tuple[str, float, float]]) -> Panel:
     ]
     html = html_table(
         ["token", *heads, "compared"],
-        cells,
+        *cells,
         sides=["left", "right", "right", "left"],
         caption=escape(caption),
     )

@@ -111,7 +111,7 @@ def test_a_chart_suits_any_page_and_says_in_words_what_it_shows() -> None:
 
 
 def test_a_table_names_its_columns_and_rows_to_those_who_hear_it() -> None:
-    html = html_table(["a", "b"], [["<b>1</b>", "2"]], sides=["left", "right"])
+    html = html_table(["a", "b"], ["<b>1</b>", "2"], sides=["left", "right"])
     assert html.count('<th scope="col"') == 2 and html.count('<th scope="row"') == 1
     assert 'text-align:right">2</td>' in html and "<b>1</b></th>" in html
 

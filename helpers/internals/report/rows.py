@@ -65,7 +65,7 @@ class EnvironmentReport:
             # The fix goes below: a narrow window has no room for a fourth column.
             found = "<br>&rarr; ".join(escape(t) for t in (row.detail, row.fix) if t)
             rows.append((escape(row.name), status, found.replace("/", "/<wbr>")))
-        return f"{html_table(heads, rows)}<p>{escape(self._summary())}</p>"
+        return f"{html_table(heads, *rows)}<p>{escape(self._summary())}</p>"
 
 
 def pip_command(arguments: str) -> str:
