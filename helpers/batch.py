@@ -10,18 +10,17 @@ there. With an `output` each result is written there as soon as it is finished, 
 same call goes on where the last one stopped.
 """
 
-import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from .internals.batch.collect import Answering, answer_in_memory, answer_into
 from .internals.batch.fingerprint import job_of, template_arguments, template_text
-from .internals.batch.journal import Journal, as_record, claim, staged
-from .internals.batch.progress import with_bar
+from .internals.batch.journal import staged
 from .internals.batch.prompt_files import PromptSource
 from .internals.batch.prompts import (
     Prompt,
@@ -31,7 +30,7 @@ from .internals.batch.prompts import (
     with_budget,
 )
 from .internals.batch.summary import BatchSummary, summarise
-from .internals.engine.errors import is_out_of_memory
+from .internals.engine.errors import ends_everything
 from .internals.engine.sampling_params import Sampling
 from .internals.engine.stop import abort_all, engine_of, stoppable
 from .scaling import RayEngine, RayRunner
@@ -134,7 +133,7 @@ def run_batch(
         raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
     shown = "CI" not in os.environ if progress is None else progress
     if output is None:
-        return _in_memory(batch, source, shown)
+        return answer_in_memory(batch, source, shown)
     with staged(output) as path:
         answer_into(path, batch, source, retry_truncated, shown)
     return summarise(output)
@@ -144,61 +143,6 @@ def _load_engine(*args: Any, **kwargs: Any) -> Any:
     from .loading import FastLanguageModel  # imports Unsloth
 
     return FastLanguageModel.from_pretrained(*args, fast_inference=True, **kwargs)[0]
-
-
-class Answering(Protocol):
-    """An engine, or many, that can answer prompts; see `Batch`."""
-
-    job: Mapping[str, Any]
-    room: int
-
-    def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]: ...
-
-
-def _in_memory(
-    batch: Answering, source: PromptSource, shown: bool
-) -> list[BatchResult]:
-    finished: dict[int, BatchResult] = {}
-    try:
-        with contextlib.closing(batch.run(source)) as results:
-            for result in with_bar(results, len(source), 0, shown):
-                finished[result.index] = result
-    except BaseException as error:
-        error.finished = [finished[index] for index in sorted(finished)]
-        raise
-    return [finished[index] for index in sorted(finished)]
-
-
-def answer_into(
-    path: Path, batch: Answering, source: PromptSource, retries: int, shown: bool
-) -> None:
-    """Answer the prompts whose records are not in the file at `path` yet."""
-    with (
-        claim(path, {**batch.job, **source.job}) as note_start,
-        contextlib.closing(Journal(path, len(source))) as journal,
-    ):
-        again: dict[int, tuple[int, int]] = {}
-        for record in journal.load():
-            again.pop(record["index"], None)  # Of two records the later one counts.
-            ended = record["finish_reason"], record["response"], record["tries"]
-            tokens = record["prompt_tokens"], record["completion_tokens"]
-            if budget := larger_budget(*ended, *tokens, batch.room, retries):
-                again[record["index"]] = record["tries"], budget
-
-        def still_open() -> Iterator[Prompt]:
-            for prompt in source:
-                if prompt.index in again:
-                    yield with_budget(prompt, *again[prompt.index])
-                elif prompt.index not in journal:
-                    yield prompt
-
-        done = len(journal) - len(again)
-        if done < len(source):
-            note_start()
-            with contextlib.closing(batch.run(still_open())) as results:
-                for result in with_bar(results, len(source), done, shown):
-                    journal.append(as_record(result))
-        journal.finish()
 
 
 class Batch:
@@ -321,7 +265,7 @@ class Batch:
         self, failed: list[Prompt], error: Exception
     ) -> Iterator[BatchResult]:
         """Ask prompts in halves after vLLM raised without saying which one is bad."""
-        if _ends_everything(error):
+        if ends_everything(error):
             raise error
         abort_all(self._core)
         if len(failed) == 1:
@@ -376,22 +320,10 @@ _GIVEN_UP = (
 )
 
 
-def _ends_everything(error: Exception) -> bool:
-    """Return True where the engine can't go on, for any prompt."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    # After a CUDA error every later call in this process fails as well.
-    return (
-        isinstance(error, EngineDeadError)
-        or "CUDA error" in str(error)
-        or is_out_of_memory([error])
-    )
-
-
 def _failed(prompt: Prompt, error: Exception | str) -> BatchResult:
     """Return the result of a prompt that failed. Raises what ends everything."""
     if isinstance(error, Exception):
-        if _ends_everything(error):
+        if ends_everything(error):
             raise error
         error = f"{error}" or type(error).__name__
     return BatchResult(

@@ -12,7 +12,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from .charts import Chart, Panel, new_axes
+from .charts import Chart, Panel, new_axes, svg_line
 from .internals.engine.release import CleanupReport, free_unused_memory
 from .internals.machine.devices import (
     GPU_MEMORY,
@@ -24,13 +24,6 @@ from .internals.machine.devices import (
 )
 from .kernel import at_shutdown
 
-_WIDTH, _HEIGHT = 480, 140  # of the live view
-_POINTS = 400  # More are thinned out: the eye sees no more.
-
-
-class NoSuchGpuError(LookupError):
-    """A GPU was asked for by an index that this machine does not have."""
-
 
 def measure_gpu_memory(index: int | None = None) -> int:
     """Measure the MiB in use, by all processes, on the GPU that this process uses.
@@ -38,14 +31,14 @@ def measure_gpu_memory(index: int | None = None) -> int:
     That is torch's current device once CUDA runs here, before that the first one in
     `CUDA_VISIBLE_DEVICES`. `index` names another one as `nvidia-smi` counts them,
     whatever is visible. Returns 0 with no driver or no GPU to use; raises
-    `NoSuchGpuError` for an `index` that the machine does not have.
+    `LookupError` for an `index` that the machine does not have.
     """
     if index is not None:
         gpus = list_gpus(visible=False)
         parts = [gpu.used_mib for gpu in gpus if gpu.index == index]
         if not parts:
             known = ", ".join(sorted({str(gpu.index) for gpu in gpus})) or "none"
-            raise NoSuchGpuError(f"There is no GPU {index}. GPUs here: {known}.")
+            raise LookupError(f"There is no GPU {index}. GPUs here: {known}.")
         return sum(parts)  # the sum of its MIG slices, if any
     gpu = current_gpu()
     return gpu.used_mib if gpu else 0
@@ -169,10 +162,6 @@ class MemoryMonitor:
         steps = ", ".join(f"{label} {mib:+,} MiB" for label, mib in self.steps())
         return Chart(axes.figure, f"{axes.get_title()}. Steps: {steps or 'none'}.")
 
-    def __repr__(self) -> str:
-        count = len(self.samples)
-        return f"MemoryMonitor({count} samples of {self.kind}, peak {self.peak} MiB)"
-
     def _watch(self) -> None:
         while not self._stopping.wait(self.interval_s):
             self._sample()
@@ -193,27 +182,12 @@ class MemoryMonitor:
 
     def _live_view(self) -> Panel:
         """Draw the samples so far as a line, with numbered marks and their steps."""
-        samples = list(self.samples)
-        last = samples[-1]
-        x, y = _WIDTH / (last.seconds or 1), -0.9 * _HEIGHT / (self.peak or 1)
-        thinned = [*samples[:: len(samples) // _POINTS + 1], last]
-        points = " ".join(f"{s.seconds * x:.1f},{s.mib * y:.1f}" for s in thinned)
-        marks = "".join(
-            f'<text x="{mark.seconds * x:.1f}" y="{-0.92 * _HEIGHT}">{number}</text>'
-            f'<path d="M{mark.seconds * x:.1f},0v{-0.9 * _HEIGHT}" stroke="#777"/>'
-            for number, mark in enumerate(self.marks[1:], start=1)
-        )
-        words = f"{self._title}: {last.mib:,} MiB after {last.seconds:.0f} s"
-        html = (
-            f'<p style="margin:0"><b>{words}</b>, {self.peak:,} at most</p>'
-            f'<svg role="img" aria-label="{words}" style="max-width:40em" '
-            f'viewBox="-5 {-_HEIGHT} {_WIDTH + 10} {_HEIGHT + 2}" font-size="12" '
-            f'fill="currentColor" text-anchor="middle">{marks}'
-            f'<path d="M0,0L{points}V0z" fill="#1F84C4" fill-opacity="0.3"/>'
-            f'<polyline points="{points}" fill="none" stroke="#1F84C4" '
-            'stroke-width="2"/></svg>'
-        )
-        return Panel(html + self._html_steps(), words)
+        samples = [(one.seconds, one.mib) for one in list(self.samples)]
+        seconds, mib = samples[-1]
+        words = f"{self._title}: {mib:,} MiB after {seconds:.0f} s"
+        line = svg_line(samples, [mark.seconds for mark in self.marks[1:]], words)
+        peak = f'<p style="margin:0"><b>{words}</b>, {self.peak:,} at most</p>'
+        return Panel(peak + line + self._html_steps(), words)
 
     def _html_steps(self) -> str:
         items = [f"<li>{escape(name)}: {mib:+,} MiB</li>" for name, mib in self.steps()]

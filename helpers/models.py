@@ -17,8 +17,6 @@ from typing import Any
 MIB = 1024 * 1024
 
 TINY_THINKER, SMOLLM2 = "tiny-thinker", "smollm2"
-# Marks a model of random weights in its card; tools.random_model writes it.
-NOISE_TAG = "random-weights"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 # Made by internals.engine.smollm2; outside of the project, so that it stays.
 SMOLLM2_DIRECTORY = Path(
@@ -75,11 +73,6 @@ class ModelSpec:
     def path(self) -> str:
         """What `from_pretrained` takes: a hub path, or an embedded model's folder."""
         return str(_EMBEDDED.get(self.name, self.name))
-
-    @property
-    def embedded(self) -> bool:
-        """True for a model that needs no hub and no GPU; its weights have 32 bits."""
-        return self.name in _EMBEDDED
 
     @property
     def path_16bit(self) -> str:
@@ -218,7 +211,7 @@ def find_model(path: str) -> ModelSpec | None:
 
 
 def is_embedded(path: str) -> bool:
-    """Tell whether a path is the folder of tiny-thinker or smollm2."""
+    """Tell whether a path is the folder of tiny-thinker or smollm2, in 32 bits."""
     return path in map(str, _EMBEDDED.values())
 
 
@@ -344,15 +337,5 @@ def estimate_memory(
         load_in_4bit,
         weights_mib=math.ceil(spec.weight_bytes(load_in_4bit) / MIB),
         kv_cache_mib=math.ceil(kv_bytes / MIB),
-        overhead_mib=CPU_OVERHEAD_MIB if spec.embedded else GPU_OVERHEAD_MIB,
+        overhead_mib=CPU_OVERHEAD_MIB if is_embedded(spec.path) else GPU_OVERHEAD_MIB,
     )
-
-
-def is_noise(model_name: str | Path) -> bool:
-    """Tell whether the card in a model's folder says that its text is noise."""
-    try:
-        card = (Path(model_name).expanduser() / "README.md").read_text("utf-8")
-    except OSError:
-        return False
-    metadata = card.partition("\n---")[0]
-    return metadata.startswith("---") and NOISE_TAG in metadata

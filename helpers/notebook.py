@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from .internals.engine.plan import resolve_model_path, resolve_settings
@@ -24,13 +25,14 @@ from .models import (
     UnknownModelError,
     fixed,
     get_model,
-    is_noise,
 )
 
 # Room for thinking and answer, or half of the context if that is less.
 ANSWER_TOKENS = 2048
 # Noise seldom ends by itself, and a short text measures speed and memory as well.
 NOISE_TOKENS = 128
+# Marks a model of random weights in its card; tools.random_model writes it.
+NOISE_TAG = "random-weights"
 _SHOWN = ("unsloth", "vllm", "torch")
 
 
@@ -183,3 +185,13 @@ def to_token_ids(
     return unwrap_tokenizer(tokenizer).apply_chat_template(
         list(messages), tokenize=True, return_dict=False, **options | template_kwargs
     )
+
+
+def is_noise(model_name: str | Path) -> bool:
+    """Tell whether the card in a model's folder says that its text is noise."""
+    try:
+        card = (Path(model_name).expanduser() / "README.md").read_text("utf-8")
+    except OSError:
+        return False
+    metadata = card.partition("\n---")[0]
+    return metadata.startswith("---") and NOISE_TAG in metadata

@@ -61,16 +61,7 @@ def preset(
         known = ", ".join(PRESETS)
         raise ValueError(f"no preset is called {name!r}; there are {known}")
     values = {**PRESETS[name], **overrides}
-    if for_generate:
-        return _generate_arguments(values)
-    try:
-        return sampling_params(values)
-    except ImportError as error:
-        raise ImportError(
-            "sampling parameters for vLLM need vLLM, which cannot be imported here "
-            f"({error}). Run `python -m helpers` to see why, or use "
-            f"preset({name!r}, for_generate=True) with model.generate."
-        ) from error
+    return _generate_arguments(values) if for_generate else sampling_params(values)
 
 
 def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:

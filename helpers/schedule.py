@@ -78,9 +78,11 @@ class Schedule:
                     axes.broken_barh(cells, **bar, label=label, **style)
                     label = ""
         axes.set(ylabel="request", ylim=(self.requests - 0.5, -0.5))
-        facts = f"{self.requests} requests in {len(self.steps)} steps, at most "
-        facts += f"{self.slots} at once; {self.idle_slots} of "
-        facts += f"{self.slots * len(self.steps)} slots stay idle."
+        facts = (
+            f"{self.requests} requests in {len(self.steps)} steps, at most "
+            f"{self.slots} at once; {self.idle_slots} of "
+            f"{self.slots * len(self.steps)} slots stay idle."
+        )
         return self._chart(axes, facts, max(steps, len(self.steps)))
 
     def plot_blocks(self, reserved: int) -> Chart:
@@ -121,6 +123,16 @@ def count_fixed_batches(lengths: Sequence[int], slots: int) -> Schedule:
     return schedule
 
 
+def _scheduler_of(model: Any) -> Any:
+    try:
+        return engine_of(model).llm_engine.engine_core.engine_core.scheduler
+    except AttributeError:
+        raise TypeError(
+            "no scheduler of vLLM in this process: load the model with "
+            "fast_inference=True and VLLM_ENABLE_V1_MULTIPROCESSING=0"
+        ) from None
+
+
 @contextmanager
 def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
     """Record each step of a model's vLLM engine while the block runs.
@@ -130,14 +142,7 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
     `TypeError` where the engine is not in this process: a scheduler elsewhere can't be
     watched (VLLM_ENABLE_V1_MULTIPROCESSING=0 keeps it here).
     """
-    engine = engine_of(model)
-    try:
-        scheduler = engine.llm_engine.engine_core.engine_core.scheduler
-    except AttributeError:
-        raise TypeError(
-            "no scheduler of vLLM in this process: load the model with "
-            "fast_inference=True and VLLM_ENABLE_V1_MULTIPROCESSING=0"
-        ) from None
+    scheduler = _scheduler_of(model)
     pool = scheduler.kv_cache_manager.block_pool
     # How many may run at once; releases before 0.32 have one attribute for it.
     limit = "max_num_active_reqs"

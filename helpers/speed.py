@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .charts import Panel, short_number, show_table
+from .charts import Panel, show_table
 
 # Takes prompts and a number of new tokens, returns the new token ids of each prompt.
 Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
@@ -120,14 +120,9 @@ def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
     """Read a recorded comparison; `device` says where, when and with what it was made.
 
     `name` is that of a JSON file in `directory`, without its ending. Raises
-    `FileNotFoundError`, which names those that are there.
+    `FileNotFoundError` for another name.
     """
-    try:
-        recorded = json.loads((directory / f"{name}.json").read_text("utf-8"))
-    except FileNotFoundError as error:
-        there = ", ".join(sorted(path.stem for path in directory.glob("*.json")))
-        message = f"no {name}.json in {directory}, which has {there or 'none'}"
-        raise FileNotFoundError(message) from error
+    recorded = json.loads((directory / f"{name}.json").read_text("utf-8"))
     versions = ", ".join(f"{key} {v}" for key, v in recorded["versions"].items())
     made = ", ".join(recorded[key] for key in ("device", "date", "model"))
 
@@ -156,9 +151,9 @@ def engine_table(*engines: EngineFigures) -> Panel:
     Tokens/s are medians, with the slowest and the fastest of the repeats; "-" is what
     was not measured. Engines are told apart by their names.
     """
-    measured: dict[str, list[str]] = {
-        "load (s)": [_rounded(one.load_seconds, 1) for one in engines],
-        "first token (ms)": [short_number(1000 * one.ttft) for one in engines],
+    measured: dict[str, list[Any]] = {
+        "load (s)": [one.load_seconds for one in engines],
+        "first token (ms)": [1000 * one.ttft for one in engines],
     }
     for label, key in (
         ("tokens/s, batch {}", "tokens_per_second"),
@@ -168,7 +163,7 @@ def engine_table(*engines: EngineFigures) -> Panel:
         for size in sorted(set().union(*found)):
             cells = [_median_and_spread(by_size.get(size)) for by_size in found]
             measured[label.format(size)] = cells
-    measured["memory (MiB)"] = [_rounded(one.memory_mib, 0) for one in engines]
+    measured["memory (MiB)"] = [one.memory_mib for one in engines]
     names = [one.name for one in engines]
     rows = [
         {"": what, **dict(zip(names, v, strict=True))} for what, v in measured.items()
@@ -179,12 +174,8 @@ def engine_table(*engines: EngineFigures) -> Panel:
     return show_table(rows, caption=caption[0].upper() + caption[1:])
 
 
-def _median_and_spread(values: Sequence[float] | None) -> str:
+def _median_and_spread(values: Sequence[float] | None) -> str | None:
     if values is None:
-        return "-"
+        return None
     median = statistics.median(values)
     return f"{median:,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-
-
-def _rounded(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"

@@ -6,14 +6,14 @@ model wrote it: a marker that appears there again stays. Only where a tokenizer 
 tokens for markers are they looked for in the text.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from operator import index
 from typing import Any
 
 from .internals.thinking import families
 from .internals.thinking.splitting import SPLITS, Run, Split, last_turn
+from .internals.thinking.token_ids import as_token_ids
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
 # Parsing never uses it: other tokenizers have other ids.
@@ -77,10 +77,8 @@ class ThinkingResult:
         return "" if self.complete else unfinished_hint(self.finish_reason)
 
     def __repr__(self) -> str:
-        facts = [f"{name}={value!r}" for name, value in vars(self).items()]
-        if not self.markers_in_text:
-            facts.pop()
-        hint = "" if self.complete else f"  # {self.hint}"
+        facts = [f"{k}={v!r}" for k, v in vars(self).items() if v is not False]
+        hint = f"  # {self.hint}" if self.hint else ""
         return f"ThinkingResult({', '.join(facts)}){hint}"
 
 
@@ -130,10 +128,6 @@ class ThinkingParser:
             answer = "" if result.markers_in_text else result.response or ""
             families.warn_of_unused(self._markers, first, answer)
         return results
-
-    def may_think(self, prompt_token_ids: Iterable[int]) -> bool:
-        """Tell whether a prompt lets the model think: False where it closes that."""
-        return self._split([], prompt_token_ids).phase != "answer"
 
     def decode(self, sequences: list[list[int]]) -> list[str]:
         """Decode, without special tokens. ValueError for another model's tokens."""
@@ -206,34 +200,6 @@ def _result(
     counts = parts.thinking_tokens, parts.response_tokens, finish_reason
     answer = None if parts.phase == "thinking" else response
     return ThinkingResult(thinking, answer, *counts, parts.markers_in_text)
-
-
-def as_token_ids(token_ids: Any) -> list[int]:
-    """Make a list of token ids from an array, a tensor or a tokenizer's result.
-
-    Raises TypeError for anything else and ValueError for negative numbers.
-    """
-    if is_encoding := isinstance(token_ids, Mapping):
-        token_ids = token_ids.get("input_ids")
-    if hasattr(token_ids, "tolist"):
-        token_ids = token_ids.tolist()
-    match token_ids:
-        case [list(row)] if is_encoding:  # A tokenizer's batch of one text.
-            token_ids = row
-    try:
-        # Python takes bytes for numbers, and a set has no order.
-        unfit = isinstance(token_ids, bytes | bytearray | Set)
-        ids = list(map(index, None if unfit else token_ids))
-    except TypeError:
-        raise TypeError(
-            "expected the token ids of one completion or prompt, got text or a nested "
-            "sequence; for several completions use parse_thinking_responses"
-        ) from None
-    if ids and min(ids) < 0:
-        raise ValueError(
-            f"{min(ids)} is no token id: leave out padding and masked labels"
-        )
-    return ids
 
 
 def parse_thinking_response(

@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-from helpers.batch import BatchResult, answer_into, run_batch
+from helpers.batch import BatchResult, run_batch
+from helpers.internals.batch.collect import answer_into
 from helpers.internals.batch.prompt_files import PromptSource
 from helpers.internals.batch.prompts import Prompt
 from helpers.models import TINY_THINKER

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.internals.engine.plan import detect_device
-from helpers.models import TINY_THINKER, is_noise
+from helpers.models import TINY_THINKER
+from helpers.notebook import is_noise
 from helpers.speed import engine_table, load_figures
 
 from .engines import ROWS, Job

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.models import (
     MODELS,
-    NOISE_TAG,
     TINY_THINKER,
     TINY_THINKER_DIRECTORY,
-    is_noise,
 )
+from helpers.notebook import NOISE_TAG, is_noise
 
 if TYPE_CHECKING:
     from torch import Tensor

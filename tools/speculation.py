@@ -22,7 +22,8 @@ from typing import Any
 
 from helpers.internals.engine.plan import detect_device, resolve_model_path
 from helpers.internals.machine.settings import load_settings
-from helpers.models import TINY_THINKER, is_noise
+from helpers.models import TINY_THINKER
+from helpers.notebook import is_noise
 
 from .measuring import describe_machine
 

@@ -11,7 +11,6 @@ from helpers.internals.machine import devices
 from helpers.internals.machine.devices import MIB, list_gpus
 from helpers.memory import (
     MemoryMonitor,
-    NoSuchGpuError,
     cleanup_memory,
     measure_gpu_memory,
     measure_memory,
@@ -23,7 +22,7 @@ from helpers.memory import (
 def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     assert [measure_gpu_memory(index) for index in (0, 1, 2)] == [1000, 2000, 3000]
-    with pytest.raises(NoSuchGpuError, match=r"no GPU 3\. GPUs here: 0, 1, 2"):
+    with pytest.raises(LookupError, match=r"no GPU 3\. GPUs here: 0, 1, 2"):
         measure_gpu_memory(3)
 
 

@@ -11,6 +11,7 @@ from helpers.models import (
     UnknownModelError,
     estimate_memory,
     get_model,
+    is_embedded,
     nearest_models,
 )
 
@@ -25,13 +26,14 @@ HUB_PATHS = [
 
 def test_the_supported_models_are_two_embedded_ones_and_four_of_the_hub() -> None:
     assert list(MODELS) == ["tiny-thinker", "smollm2", *HUB_PATHS]
-    assert [spec.name for spec in MODELS.values() if spec.embedded] == [*MODELS][:2]
+    assert [spec.name for spec in MODELS.values() if is_embedded(spec.path)] == [
+        *MODELS
+    ][:2]
     assert all(MODELS[path].path == path for path in HUB_PATHS)
 
 
 def test_the_embedded_model_is_a_directory_of_this_package() -> None:
     spec = get_model("tiny-thinker")
-    assert spec.embedded
     assert spec.path == str(TINY_THINKER_DIRECTORY)
 
 

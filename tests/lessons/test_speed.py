@@ -1,14 +1,12 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from helpers.speed import (
     EngineFigures,
     engine_table,
-    load_figures,
     measure_engine,
 )
 
@@ -101,16 +99,10 @@ def test_engines_stand_beside_each_other_with_gaps_where_one_was_not_measured() 
     assert lines[0] == "Measured on CPU"
     assert lines[1].split() == ["engine", "other,", "4-bit"]
     rows = {line[:40].strip(): line[40:].split() for line in lines[2:]}
-    assert rows["load (s)"] == ["2.5"] * 2
+    assert rows["load (s)"] == ["2.50"] * 2
     assert rows["first token (ms)"] == ["20"] * 2
     assert rows["tokens/s, batch 1"] == ["100", "(90", "to", "120)", "-"]
     assert rows["tokens/s, batch 64"] == ["-", "7", "(7", "to", "7)"]
     mixed = rows["tokens/s, 8 prompts of different lengths"]
     assert mixed == ["-", "5", "(5", "to", "5)"]
     assert rows["memory (MiB)"] == ["-", "-"]  # Not measured.
-
-
-def test_figures_that_were_not_recorded_name_those_that_were(tmp_path: Path) -> None:
-    (tmp_path / "here.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="which has here"):
-        load_figures("there", tmp_path)

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.models import TINY_THINKER, TINY_THINKER_DIRECTORY, is_noise
+from helpers.models import TINY_THINKER, TINY_THINKER_DIRECTORY
+from helpers.notebook import is_noise
 from helpers.thinking import THINK_END_TOKEN_ID
 from tools.random_model import SHAPES, make_random_model
 

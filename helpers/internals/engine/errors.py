@@ -84,6 +84,15 @@ def is_out_of_memory(chain: list[BaseException]) -> bool:
     )
 
 
+def ends_everything(error: Exception) -> bool:
+    """Tell whether vLLM's engine can't go on after this error, for any prompt."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    # After a CUDA error every later call in this process fails as well.
+    dead = isinstance(error, EngineDeadError) or "CUDA error" in str(error)
+    return dead or is_out_of_memory([error])
+
+
 @contextmanager
 def explained(plan: LoadPlan, settings: Settings) -> Iterator[None]:
     """Raise a `ModelLoadError` that says what to do, where the cause is known."""

@@ -11,7 +11,12 @@ from helpers.internals.engine.exceptions import ModelLoadError, ModelNotFoundErr
 from helpers.internals.engine.hub import find_folder
 from helpers.internals.engine.plan import adapter_base, resolve_model_path
 from helpers.internals.engine.weights import check_files
-from helpers.models import TINY_THINKER_DIRECTORY, UnknownModelError, find_model
+from helpers.models import (
+    TINY_THINKER,
+    TINY_THINKER_DIRECTORY,
+    UnknownModelError,
+    find_model,
+)
 
 QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 LFS_POINTER = """version https://git-lfs.github.com/spec/v1
@@ -110,7 +115,7 @@ def test_a_folder_in_the_cache_is_known_as_its_model(cache: Path) -> None:
     spec = find_model(QWEN_THINKING)
     folder = fill_cache(cache, spec.path_16bit, TINY_THINKER_DIRECTORY)
     assert find_model(str(folder)) is spec
-    assert find_model(str(TINY_THINKER_DIRECTORY)).embedded
+    assert find_model(str(TINY_THINKER_DIRECTORY)).name == TINY_THINKER
     assert find_model("some/model") is None
 
 
