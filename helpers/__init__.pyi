@@ -27,7 +27,6 @@ from .notebook import set_up as set_up
 from .notebook import to_token_ids as to_token_ids
 from .sampling import PRESETS as PRESETS
 from .sampling import describe as describe
-from .sampling import entropy as entropy
 from .sampling import preset as preset
 from .sampling import reshape as reshape
 from .scaling import RayEngine as RayEngine
