@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .internals.batch.collect import Answering, answer_in_memory, answer_into
 from .internals.batch.fingerprint import job_of, template_arguments, template_text
-from .internals.batch.journal import staged
+from .internals.batch.journal import as_record, staged
 from .internals.batch.prompt_files import PromptSource
 from .internals.batch.prompts import (
     Prompt,
@@ -224,7 +224,10 @@ class Batch:
                 if output.finished and output.request_id in running:
                     prompt = running.pop(output.request_id)
                     result = self._result(prompt, output)
-                    if budget := self._larger_budget(result):
+                    retries, budget = self._retries, 0
+                    if retries and result.truncated:
+                        budget = larger_budget(as_record(result), self.room, retries)
+                    if budget:
                         again.append(with_budget(prompt, prompt.tries, budget))
                     else:
                         yield result
@@ -274,11 +277,6 @@ class Batch:
         half = len(failed) // 2
         yield from self._answer(iter(failed[:half]))
         yield from self._answer(iter(failed[half:]))
-
-    def _larger_budget(self, result: BatchResult) -> int:
-        ended = result.finish_reason, result.response, result.tries
-        tokens = result.prompt_tokens, result.tokens
-        return larger_budget(*ended, *tokens, self.room, self._retries)
 
     def _result(self, prompt: Prompt, output: Any) -> BatchResult:
         (completion,) = output.outputs

@@ -3,7 +3,7 @@
     python -m tools.batch_cost time --prompts 2000
     python -m tools.batch_cost memory --prompts 1000000
 
-`time` answers the same prompts with bare `fast_generate` and with `run_batch` into a
+`time` answers the same prompts with vLLM's own `LLM.chat` and with `run_batch` into a
 file, in turns, and prints the ratio of the medians. `memory` goes through a batch from
 file to file with an engine that answers at once, and prints the most memory that it had
 resident.
@@ -33,25 +33,22 @@ MIB = 2**20
 def measure_time(
     model_name: str, prompts: int, max_tokens: int, repeats: int
 ) -> dict[str, Any]:
-    """Seconds of the bare engine and of `run_batch`, and the ratio of their medians.
+    """Return the seconds of `LLM.chat` and `run_batch`, and the ratio of their medians.
 
     "wall" are those of a clock, "cpu" those that this process worked, which other
     programs on the machine disturb less.
     """
     from helpers.loading import FastLanguageModel
 
-    model, tokenizer = FastLanguageModel.from_pretrained(
+    model, _ = FastLanguageModel.from_pretrained(
         model_name, max_seq_length=512, fast_inference=True
     )
     questions = [f"What is {n} + {n + 8}?" for n in range(prompts)]
+    chats = [[{"role": "user", "content": question}] for question in questions]
     params = preset("thinking", seed=7, max_tokens=max_tokens)
 
     def bare() -> None:
-        chats = [[{"role": "user", "content": question}] for question in questions]
-        texts = tokenizer.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True
-        )
-        model.fast_generate(texts, params)
+        model.vllm_engine.chat(chats, params, use_tqdm=False)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -59,9 +56,9 @@ def measure_time(
             run_batch(model, questions, params, output=output, progress=False)
 
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
-    seconds = {clock: {"fast_generate": [], "run_batch": []} for clock in clocks}
+    seconds = {clock: {"LLM.chat": [], "run_batch": []} for clock in clocks}
     for _ in range(repeats + 1):
-        for name, run in (("fast_generate", bare), ("run_batch", ours)):
+        for name, run in (("LLM.chat", bare), ("run_batch", ours)):
             starts = {clock: read() for clock, read in clocks.items()}
             run()
             for clock, read in clocks.items():

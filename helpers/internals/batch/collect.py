@@ -47,9 +47,7 @@ def answer_into(
         again: dict[int, tuple[int, int]] = {}
         for record in journal.load():
             again.pop(record["index"], None)  # Of two records the later one counts.
-            ended = record["finish_reason"], record["response"], record["tries"]
-            tokens = record["prompt_tokens"], record["completion_tokens"]
-            if budget := larger_budget(*ended, *tokens, batch.room, retries):
+            if budget := larger_budget(record, batch.room, retries):
                 again[record["index"]] = record["tries"], budget
 
         def still_open() -> Iterator[Prompt]:

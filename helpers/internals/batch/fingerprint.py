@@ -6,6 +6,7 @@ that transformers makes of it. What has no value to compare is refused. This mod
 knows nothing of engines and of output files.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -25,16 +26,9 @@ _TEXTS = {".json", ".jinja", ".txt", ".model", ".py"}  # tokenizer, template, co
 def plain_value(value: Any) -> Any:
     """Return lists, dicts, texts and numbers that are equal where `value` is.
 
-    Raises `TypeError` for what can't be compared by its value.
+    Raises as `encode_value` does.
     """
-    import msgspec
-
-    try:
-        return msgspec.to_builtins(
-            value, enc_hook=_by_value, order="deterministic", str_keys=True
-        )
-    except RecursionError:
-        raise TypeError("a list or dict that contains itself has no value") from None
+    return json.loads(encode_value(value))
 
 
 def encode_value(value: Any) -> bytes:
@@ -134,7 +128,7 @@ def template_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
         )
     try:
         return plain_value(dict(given or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"bad chat_template_kwargs: {error}") from error
 
 

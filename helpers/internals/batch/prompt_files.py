@@ -1,8 +1,7 @@
 """The prompts of a batch, from a list or a file, in order and a few at a time.
 
-In goes a list, or the path or URL of JSONL or Parquet, of a folder or a pattern of
-them. Out comes one `Prompt` for each row, and a digest of them all. This module knows
-nothing of engines and of output files.
+In goes a list, or the path or URL of JSONL or Parquet. Out comes one `Prompt` for each
+row, and a digest of them all. This module knows nothing of engines and of output files.
 """
 
 import json
@@ -17,8 +16,7 @@ from typing import Any
 from .fingerprint import encode_value
 from .prompts import KEYS, Prompt, to_prompt
 
-_LINES = r"\.(jsonl|ndjson)(\.(gz|zst|xz|bz2))?$"
-_ENDING = re.compile(rf"{_LINES}|\.parquet$", re.IGNORECASE)
+_ENDING = re.compile(r"\.((jsonl|ndjson)(\.(gz|xz|bz2))?|parquet)$")
 _ROWS = 1024  # of Parquet in memory at once
 
 
@@ -38,13 +36,12 @@ class PromptSource:
         template: Mapping[str, Any] | None = None,
     ) -> None:
         self._template = template or {}
-        self._files = _find_files(prompts) if is_file(prompts) else None
-        self._list = _checked(prompts) if self._files is None else []
+        self._path = _checked_path(prompts) if is_file(prompts) else ""
+        self._list = [] if self._path else _checked_list(prompts)
         self._digest = blake2b(digest_size=8)
-        if self._files is None:
-            self._count = len(self._list)
-        else:
-            self._count = sum(_scan(path, self._digest) for path in self._files)
+        self._count = len(self._list)
+        if self._path:
+            self._count = _scan(self._path, self._digest)
 
     def __len__(self) -> int:
         return self._count
@@ -56,18 +53,13 @@ class PromptSource:
         for given in self._list:
             try:
                 digest.update(encode_value(given) + b"\n")
-            except (
-                TypeError,
-                ValueError,
-            ) as error:  # It is refused in these words.
+            except (TypeError, ValueError) as error:  # It is refused in these words.
                 digest.update(str(error).encode())
         return {"prompts": len(self), "prompts_hash": digest.hexdigest()}
 
     def __iter__(self) -> Iterator[Prompt]:
         seen: set[Any] = set()
-        rows = iter(self._list)
-        if self._files is not None:
-            rows = (row for path in self._files for row in _read(path))
+        rows = _read(self._path) if self._path else self._list
         index = -1
         for index, given in enumerate(islice(rows, self._count)):
             prompt = to_prompt(index, given, self._template)
@@ -87,24 +79,23 @@ def is_file(prompts: Any) -> bool:
         return isinstance(prompts, PathLike)
     if "\n" in prompts:
         return False
-    known = _ENDING.search(prompts.partition("?")[0])
-    return bool(known or re.search(r"^\S+\.\w{2,8}(\?\S*)?$", prompts)) or (
-        os.path.isdir(prompts)
-    )
+    known = _ENDING.search(_file_name(prompts)) or os.path.isdir(prompts)
+    return bool(known or re.search(r"^\S+\.\w{2,8}(\?\S*)?$", prompts))
 
 
-def _checked(prompts: Any) -> list[Any]:
+def _file_name(path: str) -> str:
+    """Return a path, or a URL without its query, in small letters."""
+    return (path.partition("?")[0] if "://" in path else path).lower()
+
+
+def _checked_list(prompts: Any) -> list[Any]:
     """Return prompts as a list. Raises `TypeError` for what is something else."""
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, str | bytes | Mapping):
         raise TypeError("prompts is a list: put a single prompt in brackets, [prompt]")
-    if isinstance(prompts, bytes | bytearray):
-        raise TypeError("prompts is a list of texts, not bytes: [prompts.decode()]")
     if hasattr(prompts, "columns"):  # Iterating a DataFrame gives column names.
-        names = getattr(prompts, "column_names", prompts.columns)  # pyarrow's, pandas'
-        name = next(iter(names), "column")
         raise TypeError(
             f"prompts is a list, not a {type(prompts).__name__}: pass the column that "
-            f"holds them, df[{str(name)!r}]"
+            "holds them, such as df['question']"
         )
     prompts = list(prompts)
     if prompts and all(isinstance(p, Mapping) and "role" in p for p in prompts):
@@ -112,53 +103,30 @@ def _checked(prompts: Any) -> list[Any]:
     return prompts
 
 
-def _find_files(path: "str | PathLike") -> list[str]:
-    """Return the files of a path or URL: of a folder its Parquet, of a pattern all.
-
-    Raises `ValueError` for a kind that is not read, `OSError` where there is nothing.
-    """
-    import fsspec
-    from fsspec.utils import infer_compression
-
+def _checked_path(path: "str | PathLike") -> str:
+    """Return the path or URL of a file of prompts. Raises `ValueError` for another."""
     path = os.path.expanduser(path)
-    if os.path.isdir(path):
-        path = os.path.join(path, "*.parquet")
-    name = path.partition("?")[0] if "://" in path else path
-    if not _ENDING.search(name):
-        kind = name.rpartition(".")[2].lower()
+    if not _ENDING.search(_file_name(path)) or os.path.isdir(path):
+        kind = _file_name(path).rpartition(".")[2]
         hint = f"pandas.read_{kind}(...)" if kind in ("json", "csv") else "pandas"
         raise ValueError(
             f"{path}: a file of prompts ends in .jsonl or .parquet; {hint} and "
             '.to_json("prompts.jsonl", orient="records", lines=True) make one.'
         )
-    if name.lower().endswith("zst") and not infer_compression("a.zst"):
-        raise ValueError(
-            f"{path}: to read .zst, `pip install zstandard`, or unpack it."
-        )
-    if not re.search(r"[*?\[]", name):
-        return [path]
-    files, there = fsspec.url_to_fs(path)
-    if not (found := sorted(files.glob(there))):
-        raise FileNotFoundError(f"{path}: there are no such files.")
-    return [files.unstrip_protocol(one) for one in found]
+    return path
 
 
 def _open(path: str) -> Any:
     import fsspec
     from fsspec.utils import infer_compression
 
-    packed = infer_compression(path.partition("?")[0].lower())
-    return fsspec.open(path, "rb", compression=packed)
-
-
-def _is_parquet(path: str) -> bool:
-    return path.partition("?")[0].lower().endswith(".parquet")
+    return fsspec.open(path, "rb", compression=infer_compression(_file_name(path)))
 
 
 def _scan(path: str, digest: Any) -> int:
     """Count the prompts of a file, and add its content to a digest."""
     with _open(path) as file:
-        if not _is_parquet(path):
+        if not _file_name(path).endswith(".parquet"):
             count = 0
             for _, line in _lines(file):
                 digest.update(line)
@@ -177,7 +145,7 @@ def _scan(path: str, digest: Any) -> int:
 def _read(path: str) -> Iterator[Any]:
     """Read the rows of a file; a line that can't be read comes as a `ValueError`."""
     with _open(path) as file:
-        if _is_parquet(path):
+        if _file_name(path).endswith(".parquet"):
             from pyarrow.parquet import ParquetFile
 
             table = ParquetFile(file)
@@ -203,15 +171,10 @@ def _columns(path: str, there: list[str]) -> list[str]:
 
 
 def _lines(file: Any) -> Iterator[tuple[int, bytes]]:
-    """Read the lines that are not blank, with their numbers, as UTF-8."""
-    start = file.read(2)
-    if start in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16, as PowerShell writes it
-        text = (start + file.read()).decode("utf-16")
-        lines: Iterable[bytes] = (line.encode() for line in text.split("\n"))
-    else:
-        file.seek(0)
-        lines = file
-    for number, line in enumerate(lines, start=1):
+    """Read the lines that are not blank, with their numbers. Raises `ValueError`."""
+    for number, line in enumerate(file, start=1):
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ValueError("the file of prompts is UTF-16: save it as UTF-8.")
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if line.strip():
             yield number, line.rstrip(b"\r\n")

@@ -59,21 +59,15 @@ class Prompt:
     tries: int = 1
 
 
-def larger_budget(
-    finish_reason: str | None,
-    response: str | None,
-    tries: int,
-    prompt_tokens: int,
-    tokens: int,
-    room: int,
-    retries: int,
-) -> int:
-    """Return twice the tokens where the thinking ran out of them, 0 elsewhere.
+def larger_budget(record: Mapping[str, Any], room: int, retries: int) -> int:
+    """Return twice the tokens of a record whose thinking ran out of them, else 0.
 
     0 also after `retries` further tries, and where the model's `room` is used up.
     """
-    ran_out = finish_reason == "length" and response is None
-    return 2 * tokens * (ran_out and prompt_tokens + tokens < room and tries <= retries)
+    ran_out = record["finish_reason"] == "length" and record["response"] is None
+    tokens = record["completion_tokens"]
+    fits = record["prompt_tokens"] + tokens < room
+    return 2 * tokens if ran_out and fits and record["tries"] <= retries else 0
 
 
 def with_budget(prompt: Prompt, tries: int, budget: int) -> Prompt:
@@ -138,7 +132,7 @@ def _parsed(value: Any, kind: type) -> Any:
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the chat of a row. Raises `ValueError` where there is none."""
     given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
-    if not given or (len(given) == 2 and not _repeats(*given)):
+    if len(given) != 1:
         raise ValueError("give the dict either messages or prompt.")
     chat = given[0]
     found = _parsed(chat, list)
@@ -160,14 +154,6 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def _repeats(messages: Any, prompt: Any) -> bool:
-    """Return True where `prompt` only repeats a message, as in some data sets."""
-    return any(
-        isinstance(m, Mapping) and m.get("content") == prompt
-        for m in (messages if isinstance(messages, list | tuple) else [])
-    )
-
-
 def _message(message: Any) -> dict[str, Any]:
     known = message if isinstance(message, Mapping) else {}
     role, content, calls = map(known.get, ("role", "content", "tool_calls"))
@@ -179,13 +165,9 @@ def _message(message: Any) -> dict[str, Any]:
         )
     if content is None and not calls and role != "assistant":
         raise ValueError('each chat message is a dict with "role" and "content".')
-    flat = {
-        **message,
-        "content": list(content) if isinstance(content, tuple) else content,
-    }
-    if calls:
-        flat["tool_calls"] = [_tool_call(call) for call in calls]
-    return flat
+    content = list(content) if isinstance(content, tuple) else content
+    own = {"tool_calls": [_tool_call(call) for call in calls]} if calls else {}
+    return {**message, "content": content, **own}
 
 
 def _tool_call(call: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ In go plain values: a preset, a row of a file, the advice of a model's authors. 
 prompts.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +33,10 @@ def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
     from vllm import SamplingParams
 
     known = _names_of(SamplingParams)
-    if unknown := [name for name in values if name not in known]:
-        near = difflib.get_close_matches(str(unknown[0]), known, 1)
+    if unknown := [str(name) for name in values if name not in known]:
         raise TypeError(
-            f"SamplingParams has no {', '.join(map(repr, unknown))}"
-            + (f"; did you mean {near[0]}?" if near else "")
+            f"SamplingParams has no {', '.join(unknown)}: help(vllm.SamplingParams) "
+            "lists its names"
         )
     plain = {
         name: value.item() if getattr(value, "ndim", None) == 0 else value
@@ -127,7 +125,9 @@ class Sampling:
         try:
             params = sampling_params(self._models_own | self._by_mode[thinks] | given)
         except (TypeError, ValueError) as error:
-            raise ValueError(self._blame(given, error)) from error
+            own = self._models_own
+            over = f" over the model's generation_config.json {own}" if own else ""
+            raise ValueError(f"bad sampling_params {given}{over}: {error}") from error
         if params.n != 1:
             raise ValueError(
                 f"n={params.n}, but a result holds one answer: list the prompt "
@@ -138,17 +138,3 @@ class Sampling:
         if hasattr(params, "skip_clone"):  # vLLM writes max_tokens where it is None.
             params.skip_clone = params.max_tokens is not None
         return params
-
-    def _blame(self, given: Mapping[str, Any], error: Exception) -> str:
-        """Say whose value it is that vLLM refuses: the caller's or the model's own."""
-        for name, value in self._models_own.items():
-            try:
-                sampling_params({name: value})
-            except (TypeError, ValueError):
-                if name not in given:
-                    why = str(error).rstrip(".")
-                    return (
-                        f"the model's generation_config.json has {name}={value!r}: "
-                        f"{why}. Give another {name} in sampling_params."
-                    )
-        return f"bad sampling_params {dict(given)}: {error}"

@@ -35,19 +35,8 @@ def test_lines_are_prompts_in_every_form(tmp_path: Path) -> None:
     for name in ("A.JSONL", "a.ndjson"):
         assert given(path.rename(path := tmp_path / name)) == FORMS
     path.write_text(path.read_text(), encoding="utf-16")
-    assert given(path) == FORMS
-
-
-def test_a_folder_or_a_pattern_is_all_its_files(tmp_path: Path) -> None:
-    for number, name in enumerate(("b", "a")):
-        table = pa.table({"prompt": [f"{number}?"]})
-        parquet.write_table(table, tmp_path / f"{name}.parquet")
-    rows = [{"prompt": "1?"}, {"prompt": "0?"}]
-    for where in (tmp_path, str(tmp_path), tmp_path / "*.parquet"):
-        assert given(where) == rows
-        assert len(PromptSource(where)) == 2
-    with pytest.raises(FileNotFoundError, match="no such files"):
-        PromptSource(tmp_path / "*.jsonl")
+    with pytest.raises(ValueError, match="save it as UTF-8"):
+        PromptSource(path)
 
 
 def test_a_url_is_read_as_a_path_is() -> None:
@@ -161,8 +150,13 @@ def test_prompts_tell_by_value_if_they_are_the_same() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("q.jsonl", "Q.JSONL", "q.ndjson", "s3://b/a.parquet", "data/*.jsonl"),
-        *("q.jsonl.zst", "my file.jsonl", "https://e.org/q.jsonl?download=true"),
+        *("q.jsonl", "Q.JSONL", "q.ndjson", "s3://b/a.parquet"),
+        *(
+            "q.jsonl.gz",
+            "q.jsonl.zst",
+            "my file.jsonl",
+            "https://e.org/q.jsonl?download=true",
+        ),
         *("q.json", "q.csv", "data/q.xlsx", Path("q")),
     ],
 )
@@ -175,25 +169,7 @@ def test_other_texts_are_not(text: Any) -> None:
     assert not is_file(text)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.xlsx", "a"])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl.zst", "a"])
 def test_another_kind_of_file_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}: .*\.jsonl or \.parquet; pandas"):
         PromptSource(tmp_path / name)
-
-
-# zstd's frame of one block that is not packed: size of the whole, then of the block.
-ZSTD = bytes.fromhex("28b52ffd201ef10000") + b'{"prompt": "What is 7 + 5?"}\n '
-
-
-def test_zst_is_read_or_refused_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fsspec.utils import compressions, infer_compression
-
-    path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(ZSTD)
-    if infer_compression("a.zst"):
-        assert given(path) == [{"prompt": Q}]
-    monkeypatch.delitem(compressions, "zst", raising=False)
-    with pytest.raises(ValueError, match=r"a\.jsonl\.zst: .*pip install zstandard"):
-        PromptSource(path)
