@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .internals.batch.fingerprint import job_of
 from .internals.batch.prompts import Prompt
@@ -24,9 +24,6 @@ from .internals.engine.plan import detect_device, resolve_model_path
 from .internals.engine.quiet import quiet
 from .internals.engine.sampling_params import Sampling
 from .internals.machine.settings import load_settings
-
-if TYPE_CHECKING:
-    from vllm import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,10 @@ class RayEngine:
 
     def __post_init__(self) -> None:
         """Refuse numbers with which no prompt is ever answered."""
-        least = {"batch_size": 1, "gpus_per_worker": 1, "max_seq_length": 2}
-        least |= {"workers": 1} if self.workers is not None else {}
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise ValueError(f"{name} is {number} or more.")
+        for name in ("workers", "batch_size", "gpus_per_worker", "max_seq_length"):
+            least, value = 2 if name == "max_seq_length" else 1, getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {least} or more.")
 
 
 # Ray reads these at its start; they switch off usage reports and progress messages.
@@ -77,11 +73,10 @@ _QUIET = {
 class RayRunner:
     """Answers prompts as `Batch` does with one engine, with all those of a cluster.
 
-    `make_batch` makes a `Batch` of a loaded model and `shared`, its other arguments;
-    `load` loads one with Unsloth and vLLM.
-    `model` is a name or a path that each worker loads. Raises `EngineUnavailableError`
-    where Ray is missing, `TypeError` for a model that is loaded, and `ValueError` for
-    bad `sampling_params`.
+    `model` is a name or a path that each worker loads, by `load` where one GPU is
+    enough. `make_batch` makes a `Batch` of what was loaded and the other arguments.
+    Raises `EngineUnavailableError` where Ray is missing, `TypeError` for a model that
+    is loaded, and `ValueError` for bad `sampling_params`.
     """
 
     def __init__(
@@ -90,7 +85,7 @@ class RayRunner:
         load: Callable[..., Any],
         model: str | PathLike,
         engine: RayEngine,
-        sampling_params: "SamplingParams | Mapping[str, Any] | None" = None,
+        sampling_params: Any = None,
         template: Mapping[str, Any] | None = None,
         *shared: Any,
     ) -> None:
@@ -127,16 +122,24 @@ class RayRunner:
         import ray
         from ray.exceptions import ActorDiedError
 
-        with _cluster(self._engine.address):
-            blocks = [ray.put(table) for table in self._tables(prompts)]
+        engine = self._engine
+        with _cluster(engine.address):
+            blocks = [ray.put(table) for table in _tables(prompts, engine.batch_size)]
             if not blocks:
                 return
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            workers = engine.workers or max(1, gpus // engine.gpus_per_worker)
+            pool = ray.data.ActorPoolStrategy(
+                size=workers, max_tasks_in_flight_per_actor=2
+            )
             results = ray.data.from_arrow_refs(blocks).map_batches(
                 Worker,
                 fn_constructor_args=self._made_with,
-                batch_size=self._engine.batch_size,
+                batch_size=engine.batch_size,
                 batch_format="numpy",
-                **self._resources(),
+                compute=pool,
+                num_cpus=engine.cpus_per_worker,
+                num_gpus=engine.gpus_per_worker if gpus else 0,
             )
             try:
                 for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
@@ -149,27 +152,6 @@ class RayRunner:
                     f"a worker of Ray can't load the model: {why}. Load it with one "
                     "engine first, where the whole error shows."
                 ) from error
-
-    def _tables(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
-        import pyarrow as pa
-
-        rows = ({"prompt": pickle.dumps(prompt)} for prompt in prompts)
-        while table := list(itertools.islice(rows, self._engine.batch_size)):
-            yield pa.Table.from_pylist(table)
-
-    def _resources(self) -> dict[str, Any]:
-        import ray
-
-        engine = self._engine
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        workers = engine.workers or max(1, gpus // engine.gpus_per_worker)
-        return {
-            "compute": ray.data.ActorPoolStrategy(
-                size=workers, max_tasks_in_flight_per_actor=2
-            ),
-            "num_cpus": engine.cpus_per_worker,
-            "num_gpus": engine.gpus_per_worker if gpus else 0,
-        }
 
 
 class Worker:
@@ -187,7 +169,11 @@ class Worker:
         # same ones would read each other's half-written files.
         with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
             os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
-            loaded = _load(load, model, engine)
+            if engine.gpus_per_worker == 1 or detect_device() == "cpu":
+                context = engine.max_seq_length
+                loaded = load(model, max_seq_length=context, **engine.load)
+            else:
+                loaded = _load_over_gpus(model, engine)
         self._batch = make_batch(loaded, *shared)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
@@ -196,10 +182,9 @@ class Worker:
             return {"result": [pickle.dumps(result) for result in results]}
 
 
-def _load(load: Callable[..., Any], model: str, engine: RayEngine) -> Any:
-    if engine.gpus_per_worker == 1 or detect_device() == "cpu":
-        return load(model, max_seq_length=engine.max_seq_length, **engine.load)
-    from vllm import LLM  # Unsloth's engine keeps to one GPU.
+def _load_over_gpus(model: str, engine: RayEngine) -> Any:
+    """Load a `vllm.LLM` on several GPUs; Unsloth's engine keeps to one."""
+    from vllm import LLM
 
     return LLM(
         resolve_model_path(model),
@@ -209,35 +194,38 @@ def _load(load: Callable[..., Any], model: str, engine: RayEngine) -> Any:
     )
 
 
+def _tables(prompts: Iterable[Prompt], size: int) -> Iterator[Any]:
+    """Yield tables of `size` prompts, each prompt pickled."""
+    import pyarrow as pa
+
+    rows = ({"prompt": pickle.dumps(prompt)} for prompt in prompts)
+    while table := list(itertools.islice(rows, size)):
+        yield pa.Table.from_pylist(table)
+
+
 @contextlib.contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Ray, started if it does not run, and ended again in that case."""
+    """Start Ray, or join a cluster, and end it with the block; use one that runs."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    _start(address)
+    options = {"include_dashboard": False, "log_to_driver": False}
+    # Ray gives its processes 30 seconds to start; a busy machine may need more.
+    for attempt in range(3):
+        try:
+            with quiet(load_settings()):
+                # Without an address Ray would join whatever cluster it finds here.
+                ray.init(address or "local", logging_level=logging.ERROR, **options)
+            break
+        except Exception as error:  # Ray has no exception type for this.
+            ray.shutdown()
+            if attempt == 2 or "timed out during startup" not in str(error):
+                raise
     try:
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
+        context.enable_progress_bars = context.print_on_execution_start = False
         yield
     finally:
         ray.shutdown()
-
-
-def _start(address: str | None, attempts: int = 3) -> None:
-    import ray
-
-    options = {"include_dashboard": False, "log_to_driver": False}
-    try:
-        with quiet(load_settings()):
-            # Without an address Ray would join whatever cluster it finds here.
-            ray.init(address or "local", logging_level=logging.ERROR, **options)
-    except Exception as error:  # Ray has no exception type for this.
-        ray.shutdown()
-        # Ray gives its processes 30 seconds to start; a busy machine may need more.
-        if attempts == 1 or "timed out during startup" not in str(error):
-            raise
-        _start(address, attempts - 1)
