@@ -40,8 +40,8 @@ class BatchSummary:
     `output` is the file that holds them. Of the `prompts`, `answered` have a complete
     answer; `unfinished` ran out of tokens while thinking, `cut_short` in the answer,
     and `errors` could not be answered. `retried` were asked more than once. `seconds`
-    go from each start of the job to the last record before the next one. `timed` is
-    False where no start is known; the first record is taken for it then.
+    go from each start of the job to the last record before the next one; they are 0
+    where no start is known.
     """
 
     output: str
@@ -54,7 +54,6 @@ class BatchSummary:
     prompt_tokens: int
     completion_tokens: int
     seconds: float
-    timed: bool
     finish_reasons: Mapping[str, int]
     _thinking: array = field(compare=False)
     _response: array = field(compare=False)
@@ -63,8 +62,7 @@ class BatchSummary:
     @property
     def tokens_per_second(self) -> float:
         """New tokens per second over the whole batch; 0 where no start is known."""
-        known = self.timed and self.seconds
-        return self.completion_tokens / self.seconds if known else 0.0
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
 
     def __repr__(self) -> str:
         return self._table().text
@@ -134,17 +132,15 @@ def summarise(output: str | PathLike) -> BatchSummary:
             response.append(record["response_tokens"])
         times.append(record["time"])
         tokens.append(record["completion_tokens"])
-    starts = read_starts(output)
-    worked = _worked(times, starts)
+    worked = _worked(times, read_starts(output))
     return BatchSummary(
         output=str(output),
         **{name: counts[name] for name in _COUNTED},
         seconds=float(max(worked, default=0.0)),
-        timed=bool(starts),
         finish_reasons=dict(reasons.most_common()),
         _thinking=thinking,
         _response=response,
-        _speeds=_speeds(worked, tokens) if starts else ([], []),
+        _speeds=_speeds(worked, tokens),
     )
 
 
@@ -152,14 +148,14 @@ def _worked(times: Iterable[float], starts: list[float]) -> "np.ndarray":
     """Return the seconds of work until each time, without the pauses between runs.
 
     A run goes from its start to the last record before the next start. Without
-    `starts` the work begins with the first record.
+    `starts` there is no time that is known, and all are 0.
     """
     import numpy as np
 
     times = np.asarray(times, float)
-    if not len(times):
-        return times
-    starts = np.sort(starts or [times.min()])
+    if not starts:
+        return np.zeros(len(times))
+    starts = np.sort(starts)
     run = np.searchsorted(starts, times, side="right").clip(1) - 1
     since = np.maximum(times - starts[run], 0)
     lasted = [since[run == number].max(initial=0) for number in range(len(starts))]

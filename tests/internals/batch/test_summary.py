@@ -55,7 +55,7 @@ def test_the_time_begins_with_the_job_and_with_each_resumption(tmp_path: Path) -
 
 def test_without_a_known_start_there_is_no_speed(tmp_path: Path) -> None:
     summary = summarise(write(tmp_path / "a.jsonl", STOPPED, STOPPED, starts=()))
-    assert (summary.seconds, summary.tokens_per_second) == (1, 0)
+    assert (summary.seconds, summary.tokens_per_second) == (0, 0)
 
 
 def panels(summary: BatchSummary) -> list[str]:
