@@ -19,7 +19,7 @@ def test_the_pages_say_what_was_recorded(name: str, word: str) -> None:
 def test_the_picture_is_there_and_the_device_is_named() -> None:
     assert (ROOT / figures.PICTURE).read_bytes().startswith(b"\x89PNG")
     results = (ROOT / "RESULTS.md").read_text("utf-8")
-    assert "NVIDIA H100" in results and "random weights" in results
+    assert "NVIDIA H200" in results and "random weights" in results
 
 
 def test_a_page_without_the_section_is_an_error() -> None:
@@ -28,7 +28,7 @@ def test_a_page_without_the_section_is_an_error() -> None:
 
 
 def test_the_last_card_has_the_speeds_that_were_measured_on_it() -> None:
-    recorded = load_figures(figures.RECORDED)
+    recorded = load_figures(figures.CARDS_RECORDED)
     (engine,) = (
         one
         for one in recorded
@@ -42,7 +42,7 @@ def test_the_last_card_has_the_speeds_that_were_measured_on_it() -> None:
 
 def test_what_the_table_promises_a_card_fits_it() -> None:
     for card, line in zip(
-        cards.CARDS, cards.table(load_figures(figures.RECORDED))[2:], strict=True
+        cards.CARDS, cards.table(load_figures(figures.CARDS_RECORDED))[2:], strict=True
     ):
         _, _, precision, context, held, *_ = (cell.strip() for cell in line.split("|"))
         in_4bit, free = precision == "4-bit", card.memory_mib * 0.9
