@@ -266,14 +266,14 @@ def plot_throughput(*engines: Any) -> Chart:
     devices = dict.fromkeys(one.device for one in engines)
     grid = {"nrows": len(devices), "squeeze": False, "width_ratios": [3, 2]}
     shared = {"sharex": "all", "sharey": "col"}
-    rows = new_axes(10, 0.4 + 3.8 * len(devices), columns=2, **grid, **shared)
+    rows = new_axes(10, 0.9 + 3.8 * len(devices), columns=2, **grid, **shared)
     figure = rows[0, 0].figure
     title = "\n".join(textwrap.fill(f"Measured on {one}", 120) for one in devices)
     figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     names = dict.fromkeys(one.engine for one in engines)
     colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     sizes = sorted(set().union(*(one.tokens_per_second for one in engines)))
-    facts = []
+    facts, legend = [], {}
     for device, (speed, first) in zip(devices, rows, strict=True):
         here = [one for one in engines if one.device == device]
         for one in here:
@@ -291,7 +291,10 @@ def plot_throughput(*engines: Any) -> Chart:
         batch = "prompts at once (batch size)"
         _label_axes(speed, f"new tokens per second{where}", batch, sizes)
         _label_axes(first, f"time to the first token (ms){where}", batch, sizes)
-        speed.legend(fontsize=8)
+        handles, labels = speed.get_legend_handles_labels()
+        legend |= dict(zip(labels, handles, strict=True))
+    below = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+    figure.legend(legend.values(), legend, fontsize=8, **below)
     return Chart(figure, "Throughput by batch size. " + "; ".join(facts) + ".")
 
 

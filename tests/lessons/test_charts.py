@@ -195,7 +195,7 @@ def test_the_chart_is_a_picture_and_says_the_same_in_words() -> None:
     chart = plot_throughput(FIGURES, replace(FIGURES, engine="other", limit={1: 500.0}))
     assert chart.png().startswith(b"\x89PNG")
     speed, first = chart.figure.axes
-    names = [text.get_text() for text in speed.get_legend().get_texts()]
+    names = [text.get_text() for text in speed.figure.legends[0].get_texts()]
     assert [name.split()[0] for name in names] == ["ideal:", "the", "engine", "other"]
     assert speed.get_yscale() == first.get_yscale() == "log"
     assert "engine: 300 tokens/s at best, first token after 20 ms" in repr(chart)
