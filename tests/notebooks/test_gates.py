@@ -290,7 +290,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("private", "a path", output(SETUP, printed(f"{ROOT}/helpers"))),
     ("private", "^cell 4: a path", append(3, " See C:\\Users.")),
     ("take-away", "0 cells", lambda n: n.cells[TAKE_AWAY].metadata.pop("tags")),
-    ("take-away", "helpers.kernel", append(TAKE_AWAY, "\nimport helpers.kernel")),
+    ("take-away", "names helpers", append(TAKE_AWAY, "\nimport helpers.kernel")),
 ]
 
 
