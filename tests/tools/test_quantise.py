@@ -1,9 +1,13 @@
 """A copy in GPTQ's layout, checked by vLLM, which answers with it."""
 
+from pathlib import Path
+
 import pytest
 from child import run_child
 
 from tools.quantise import GROUP, PER_WORD, ZERO, quantise
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_values_come_back_from_the_words() -> None:
@@ -27,5 +31,6 @@ def test_a_shape_that_has_no_whole_groups_is_refused() -> None:
 
 
 def test_vllm_answers_with_the_copy(tmp_path) -> None:
-    found = run_child("quantise", str(tmp_path), VLLM_CPU_KVCACHE_SPACE="1")
+    variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": str(ROOT)}
+    found = run_child("quantise", str(tmp_path), **variables)
     assert found["text"].endswith("15 + 27 = 42"), found["text"]

