@@ -1,16 +1,14 @@
 """See vLLM's scheduler at work: what each step of the engine did for each request.
 
-    with watch_schedule(model) as schedule:
-        model.fast_generate(prompts, sampling_params)
-    schedule.plot()  # who waited, whose prompt was read, who got a token
-
 A step of the engine is one pass through the model. A request waits, has its prompt read
 (prefill), then gets one token a step (decode), each step together with the others.
+`watch_schedule` records a real engine's steps; `Schedule.simulate` works them out.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .charts import COLOURS, Chart, new_axes
@@ -30,20 +28,29 @@ _STYLES = {
 class Step:
     """One step: the phase of each unfinished request, by its number in the call.
 
-    `blocks_used` of `blocks` blocks of the KV cache are in use.
+    `blocks_used` of `blocks` blocks of the KV cache are in use. `tokens` are computed;
+    their requests have `context` tokens in the cache before.
     """
 
     phases: dict[int, Phase]
     blocks_used: int = 0
     blocks: int = 0
+    tokens: int = 0
+    context: int = 0
 
 
 @dataclass
 class Schedule:
-    """The steps of a generation; `slots` is how many requests may run at once."""
+    """The steps of a generation: at most `slots` requests and `budget` tokens in each.
+
+    The KV cache has `blocks` blocks of `block_size` tokens.
+    """
 
     slots: int = 0
     steps: list[Step] = field(default_factory=list)
+    budget: int = 0
+    blocks: int = 0
+    block_size: int = 1
 
     @property
     def requests(self) -> int:
@@ -61,6 +68,53 @@ class Schedule:
     def peak_blocks(self) -> int:
         """The most blocks of the KV cache that were in use at once."""
         return max((step.blocks_used for step in self.steps), default=0)
+
+    def simulate(
+        self, prompts: Sequence[int], answers: Sequence[int], **limits: int
+    ) -> "Schedule":
+        """Make the schedule that vLLM would, for prompts and answers of these lengths.
+
+        `limits` replace those of this schedule. There is no prefix cache. Raises
+        `ValueError` if the blocks are too few for one request.
+        """
+        new = replace(self, steps=[], **limits)
+        queue, running = deque(range(len(prompts))), list[int]()
+        done, written, free = [0] * len(prompts), [*prompts], new.blocks
+
+        def blocks_of(tokens: int) -> int:
+            return -(-tokens // new.block_size)
+
+        while queue or running:
+            phases, left, context, full = dict[int, Phase](), new.budget, 0, False
+            while left:
+                if len(phases) == len(running):
+                    if full or not queue or len(running) == new.slots:
+                        break
+                    running.append(queue.popleft())
+                number = running[len(phases)]
+                held, count = done[number], min(written[number] - done[number], left)
+                # To begin, a request needs blocks for all that it has.
+                room = held + count if held else written[number]
+                if blocks_of(room) - blocks_of(held) > free:
+                    full = True  # The last to come gives its blocks back, and waits.
+                    queue.appendleft(running.pop())
+                    free += blocks_of(done[queue[0]])
+                    done[queue[0]] = 0
+                    continue
+                phases[number] = "prefill" if held < prompts[number] else "decode"
+                free -= blocks_of(held + count) - blocks_of(held)
+                done[number], left, context = held + count, left - count, context + held
+            if not phases:
+                raise ValueError(f"{new.blocks} blocks are too few for one request")
+            late = dict.fromkeys([*running[len(phases) :], *queue], "waiting")
+            counts = (new.blocks - free, new.blocks, new.budget - left, context)
+            new.steps.append(Step(phases | late, *counts))
+            for number in phases:
+                written[number] += done[number] == written[number]
+                if written[number] - prompts[number] == answers[number]:
+                    running.remove(number)
+                    free += blocks_of(done[number])
+        return new
 
     def plot(self, steps: int = 0) -> Chart:
         """Draw a row for each request and a column for each step.
@@ -113,24 +167,12 @@ def count_fixed_batches(lengths: Sequence[int], slots: int) -> Schedule:
     schedule = Schedule(slots)
     for first in range(0, len(lengths), slots):
         batch = range(first, min(first + slots, len(lengths)))
+        late = dict.fromkeys(range(batch.stop, len(lengths)), "waiting")
         for step in range(max(lengths[number] for number in batch)):
-            at_work: Phase = "decode" if step else "prefill"
-            waiting = range(batch.stop, len(lengths))
-            phases: dict[int, Phase] = dict.fromkeys(waiting, "waiting")
-            for number in batch:
-                phases[number] = at_work if step < lengths[number] else "idle"
-            schedule.steps.append(Step(phases))
+            at_work = "decode" if step else "prefill"
+            phases = {n: at_work if step < lengths[n] else "idle" for n in batch}
+            schedule.steps.append(Step(phases | late))
     return schedule
-
-
-def _scheduler_of(model: Any) -> Any:
-    try:
-        return engine_of(model).llm_engine.engine_core.engine_core.scheduler
-    except AttributeError:
-        raise TypeError(
-            "no scheduler of vLLM in this process: load the model with "
-            "fast_inference=True and VLLM_ENABLE_V1_MULTIPROCESSING=0"
-        ) from None
 
 
 @contextmanager
@@ -139,23 +181,29 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
 
     `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`. `slots` lets no
     more requests run at once in the block, which draws the waiting too. Raises
-    `TypeError` where the engine is not in this process: a scheduler elsewhere can't be
-    watched (VLLM_ENABLE_V1_MULTIPROCESSING=0 keeps it here).
+    `TypeError` where the engine is not in this process.
     """
-    scheduler = _scheduler_of(model)
+    try:
+        scheduler = engine_of(model).llm_engine.engine_core.engine_core.scheduler
+    except AttributeError:
+        wanted = "fast_inference=True and VLLM_ENABLE_V1_MULTIPROCESSING=0"
+        raise TypeError(f"no engine in this process: load with {wanted}") from None
     pool = scheduler.kv_cache_manager.block_pool
     # How many may run at once; releases before 0.32 have one attribute for it.
     limit = "max_num_active_reqs"
     limit = limit if hasattr(scheduler, limit) else "max_num_running_reqs"
     most = getattr(scheduler, limit)
     setattr(scheduler, limit, min(slots or most, most))
-    schedule = Schedule(getattr(scheduler, limit))
+    budget, size = scheduler.max_num_scheduled_tokens, scheduler.cache_config.block_size
+    blocks = pool.num_gpu_blocks - 1  # One is never given out.
+    schedule = Schedule(getattr(scheduler, limit), [], budget, blocks, size)
     decide, numbers = scheduler.schedule, {}
 
     def observed(*args: Any, **kwargs: Any) -> Any:
         known = dict(scheduler.requests)
         done = {name: one.num_computed_tokens for name, one in known.items()}
         output = decide(*args, **kwargs)
+        tokens = output.num_scheduled_tokens
         phases: dict[int, Phase] = {}
         for name, one in known.items():
             # On a GPU vLLM plans a step while the one before it runs: a request still
@@ -163,15 +211,12 @@ def watch_schedule(model: Any, slots: int | None = None) -> Iterator[Schedule]:
             if done[name] >= one.num_prompt_tokens + one.max_tokens - 1:
                 continue
             number = numbers.setdefault(name, len(numbers))
-            if name not in output.num_scheduled_tokens:
-                phases[number] = "waiting"
-            else:
-                reading = done[name] < one.num_prompt_tokens
-                phases[number] = "prefill" if reading else "decode"
+            at_work = "prefill" if done[name] < one.num_prompt_tokens else "decode"
+            phases[number] = at_work if name in tokens else "waiting"
         if phases:
-            blocks = pool.num_gpu_blocks - 1  # One is never given out.
+            counts = sum(tokens.values()), sum(done[name] for name in tokens)
             used = blocks - pool.get_num_free_blocks()
-            schedule.steps.append(Step(phases, used, blocks))
+            schedule.steps.append(Step(phases, used, blocks, *counts))
         return output
 
     scheduler.schedule = observed

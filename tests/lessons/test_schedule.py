@@ -84,3 +84,17 @@ def test_blocks_are_drawn_below_what_would_be_reserved(schedule):
 def test_an_engine_elsewhere_is_refused():
     with pytest.raises(TypeError, match="VLLM_ENABLE_V1_MULTIPROCESSING"):
         watch_schedule(object()).__enter__()
+
+
+def test_simulated_steps_are_those_of_the_engine():
+    """Phases, blocks and tokens of each step, with chunks of prompts and preemption."""
+    found = run_child("simulated")
+    assert found["preempted"] > 0
+    assert [job for job in found["jobs"] if job[0] != job[1]] == []
+
+
+def test_a_request_larger_than_the_cache_is_refused():
+    engine = Schedule(slots=4, budget=64, blocks=3, block_size=16)
+    assert len(engine.simulate([40], [9]).steps) == 9
+    with pytest.raises(ValueError, match="3 blocks are too few"):
+        engine.simulate([40], [10])
