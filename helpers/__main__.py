@@ -3,24 +3,17 @@
 import argparse
 import sys
 
+from helpers.internals.report.environment import check_environment
+
 
 def main() -> int:
-    """The command line; 0 where nothing failed, 1 otherwise."""
+    """Print the report; return 0 if nothing failed, else 1."""
     parser = argparse.ArgumentParser(
         "python -m helpers", description="Check that the notebooks can run here."
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # A notebook's streams have none.
-            stream.reconfigure(errors="backslashreplace")  # A terminal may be ASCII.
-    try:
-        from helpers.internals.report.environment import check_environment
-
-        report = check_environment()
-    except ModuleNotFoundError as error:
-        print(f"{error.name} is missing. `make setup` installs it.", file=sys.stderr)
-        return 1
+    report = check_environment()
     print(report.to_json() if options.json else report)
     return 0 if report.ok else 1
 

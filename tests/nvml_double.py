@@ -43,7 +43,6 @@ class Nvml:
             "nvmlDeviceGetName": lambda card: card.name,
             "nvmlDeviceGetCudaComputeCapability": lambda card: card.capability,
             "nvmlDeviceGetMemoryInfo": self.memory,
-            "nvmlDeviceGetMigMode": lambda card: (int(card.in_mig_mode),) * 2,
             "nvmlDeviceGetMaxMigDeviceCount": lambda card: 7 * card.in_mig_mode,
             "nvmlDeviceGetMigDeviceHandleByIndex": self.slice,
         }

@@ -26,35 +26,23 @@ RESIDENT_MEMORY = "resident memory"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, or one MIG slice of it, as NVML sees it.
-
-    `index` is the card's number in `nvidia-smi`. `compute_capability` is None if the
-    driver does not tell it.
-    """
+    """One GPU, or one MIG slice of a card; `index` is the card's in `nvidia-smi`."""
 
     index: int
     uuid: str
     name: str
     total_mib: int
     used_mib: int
-    compute_capability: tuple[int, int] | None
+    compute_capability: tuple[int, int]
 
     @property
     def free_mib(self) -> int:
         """MiB that neither a process nor the driver holds."""
         return self.total_mib - self.used_mib
 
-    @property
-    def bf16(self) -> bool:
-        """True if it computes in bfloat16: Ampere (8.0) and later do."""
-        return self.compute_capability is not None and self.compute_capability >= (8, 0)
-
 
 class Driver(NamedTuple):
-    """The NVIDIA driver, and the newest CUDA that it runs as (major, minor).
-
-    If it can't be used, `error` says why and `cuda` is (0, 0).
-    """
+    """The NVIDIA driver: its newest CUDA as (major, minor), or why it can't be used."""
 
     version: str = ""
     cuda: tuple[int, int] = (0, 0)
@@ -69,14 +57,6 @@ class MainMemory(NamedTuple):
 
 
 # --- GPUs -----------------------------------------------------------------------------
-
-
-class _Card(NamedTuple):
-    """What CUDA can use of a card: its MIG slices, or itself, or nothing."""
-
-    uuid: str = ""
-    gpus: list[Gpu] = []
-    problem: str = ""
 
 
 @contextlib.contextmanager
@@ -104,62 +84,43 @@ def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
 
     Empty with no driver, no GPU, or a `CUDA_VISIBLE_DEVICES` that hides them all. That
     variable may name cards by their index in `nvidia-smi` (where cards of different
-    kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`), cards and MIG slices by their
-    whole UUID. A card in MIG mode is listed by its slices.
+    kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`), GPUs and MIG slices by their
+    whole UUID. A card in MIG mode is listed by its slices, one that is lost not at all.
     """
-    cards = _read_cards()
-    return tuple(_visible_gpus(cards) if visible else _all_gpus(cards))
-
-
-def gpu_problems() -> tuple[str, ...]:
-    """Name each card of the machine that can't be used, and the reason."""
-    return tuple(card.problem for card in _read_cards() if card.problem)
-
-
-def _read_cards() -> list[_Card]:
-    """Read each card of the machine, even unusable ones: an index is a place."""
-    cards = []
+    gpus: list[Gpu] = []
     with contextlib.suppress(pynvml.NVMLError), _nvml():
         for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                cards.append(_read_card(index))
-            except pynvml.NVMLError as error:
-                cards.append(_Card(problem=f"GPU {index} can't be used: {error}"))
-    return cards
+            with contextlib.suppress(pynvml.NVMLError):
+                gpus += _read_card(index)
+    return tuple(_visible_gpus(gpus) if visible else gpus)
 
 
-def _read_card(index: int) -> _Card:
+def _read_card(index: int) -> list[Gpu]:
+    """Describe what CUDA can use of a card: its MIG slices, or itself."""
     card = pynvml.nvmlDeviceGetHandleByIndex(index)
-    places = range(_query_or_none("MaxMigDeviceCount", card) or 0)
-    slices = [_query_or_none("MigDeviceHandleByIndex", card, p) for p in places]
-    # In a container some are out of reach, which are None here.
-    parts = [part for part in slices if part is not None]
-    mode = _query_or_none("MigMode", card)
-    if not parts and mode and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE:
-        return _Card(problem=f"GPU {index} is in MIG mode, and no slice of it is here")
-    gpus = [_describe_gpu(part, card, index) for part in parts or [card]]
-    return _Card(pynvml.nvmlDeviceGetUUID(card), gpus)
+    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card))
+    gpus = []
+    for handle in _mig_slices(card) or [card]:
+        uuid = pynvml.nvmlDeviceGetUUID(handle)
+        name = pynvml.nvmlDeviceGetName(handle)
+        # Like nvidia-smi, version 2 does not count what the driver reserves.
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
+        total, used = memory.total // MIB, memory.used // MIB
+        gpus.append(Gpu(index, uuid, name, total, used, capability))
+    return gpus
 
 
-def _query_or_none(name: str, *arguments: Any) -> Any:
-    """Query one NVML property; return None if this device does not support it."""
-    with contextlib.suppress(pynvml.NVMLError):
-        return getattr(pynvml, f"nvmlDeviceGet{name}")(*arguments)
-    return None
+def _mig_slices(card: Any) -> list[Any]:
+    """List the handles of a card's slices; in a container some are out of reach."""
+    slices = []
+    with contextlib.suppress(pynvml.NVMLError):  # Most cards have no MIG mode.
+        for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+            with contextlib.suppress(pynvml.NVMLError):
+                slices.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
+    return slices
 
 
-def _describe_gpu(handle: Any, card: Any, index: int) -> Gpu:
-    """Describe a card, or the slice of it that `handle` stands for."""
-    capability = _query_or_none("CudaComputeCapability", card)
-    name = _query_or_none("Name", handle) or "NVIDIA GPU"
-    uuid = pynvml.nvmlDeviceGetUUID(handle)
-    # Like nvidia-smi, version 2 does not count what the driver reserves.
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-    total, used = memory.total // MIB, memory.used // MIB
-    return Gpu(index, uuid, name, total, used, capability and tuple(capability))
-
-
-def _visible_gpus(cards: list[_Card]) -> list[Gpu]:
+def _visible_gpus(gpus: list[Gpu]) -> list[Gpu]:
     """Choose as CUDA does by `CUDA_VISIBLE_DEVICES` (CUDA C++ Programming Guide, 5.2).
 
     The list ends at the first entry that names no GPU; one named twice hides all. If
@@ -167,21 +128,13 @@ def _visible_gpus(cards: list[_Card]) -> list[Gpu]:
     "CUDA Device Enumeration").
     """
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = _all_gpus(cards)
     if variable is not None:
-        by_name = {str(index): card.gpus for index, card in enumerate(cards)}
-        by_name |= {gpu.uuid: [gpu] for gpu in chosen}
-        by_name |= {card.uuid: card.gpus for card in cards}
-        named = (by_name.get(entry.strip()) for entry in variable.split(","))
-        chosen = list(chain.from_iterable(takewhile(bool, named)))
-    if len(set(chosen)) < len(chosen):
+        names = map(str.strip, variable.split(","))
+        named = ([g for g in gpus if name in (str(g.index), g.uuid)] for name in names)
+        gpus = list(chain.from_iterable(takewhile(bool, named)))
+    if len(set(gpus)) < len(gpus):
         return []
-    slices = [gpu for gpu in chosen if gpu.uuid.startswith("MIG-")]
-    return slices[:1] or chosen
-
-
-def _all_gpus(cards: list[_Card]) -> list[Gpu]:
-    return [gpu for card in cards for gpu in card.gpus]
+    return [gpu for gpu in gpus if gpu.uuid.startswith("MIG-")][:1] or gpus
 
 
 def current_gpu() -> Gpu | None:
@@ -220,27 +173,21 @@ def main_memory(root: Path = Path("/")) -> MainMemory:
 
 
 def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield limit and use, in bytes, of each control group that this process is in.
+    """Yield limit and use, in bytes, of each control group (version 2) of this process.
 
-    cgroups(7), version 2: the line 0::PATH of /proc/self/cgroup. In a container PATH
-    may be the host's, which is not there; the top is then the container's own group.
+    In a container its path may be the host's, which is not there; the top then counts.
     """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # Not Linux.
-        return
-    top = root / "sys/fs/cgroup"
-    for path in (line[3:] for line in lines if line.startswith("0::")):
-        folder = top / path.strip("/")
-        for group in (folder, *folder.parents):
-            if group.is_relative_to(top):
-                with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
-                    limit = int((group / "memory.max").read_text())
-                    used = int((group / "memory.current").read_text())
-                    statistics = (group / "memory.stat").read_text().split()
-                    # Cached files: given up on demand.
-                    cached = statistics[statistics.index("inactive_file") + 1]
-                    yield limit, used - int(cached)
+    top, file = root / "sys/fs/cgroup", root / "proc/self/cgroup"
+    paths = re.findall("^0::/(.*)", file.read_text(), re.M) if file.exists() else []
+    for path in (top / below for below in paths):
+        for group in (path, *path.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
+                limit = int((group / "memory.max").read_text())
+                used = int((group / "memory.current").read_text())
+                statistics = (group / "memory.stat").read_text().split()
+                # Cached files: given up on demand.
+                cached = statistics[statistics.index("inactive_file") + 1]
+                yield limit, used - int(cached)
 
 
 def free_memory_mib() -> int:
@@ -286,9 +233,7 @@ def runs_cuda() -> bool:
 def torch_cuda() -> str | None:
     """Find the CUDA version that PyTorch is built for; None for a CPU build or none."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    version_file = Path(spec.origin).with_name("version.py")
-    text = version_file.read_text() if version_file.exists() else ""
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    text = file.read_text() if file and file.exists() else ""
     found = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE)
     return found[1] if found else None

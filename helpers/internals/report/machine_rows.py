@@ -8,134 +8,94 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-import psutil
-
-from ..machine.devices import (
-    Gpu,
-    gpu_problems,
-    list_gpus,
-    main_memory,
-    read_driver,
-    torch_cuda,
-)
+from ..machine.devices import list_gpus, main_memory, read_driver, torch_cuda
 from ..machine.settings import Settings
 from ..machine.versions import find_version
-from .rows import Check, pip_command
+from .rows import Check, rebuild_command
 
 
 def check_machine(settings: Settings) -> Iterator[Check]:
     """Yield the rows on Python, the platform, the NVIDIA driver, GPUs and Jupyter."""
-    yield _check_python()
+    yield Check("Python", platform.python_version()).unless(
+        (3, 11) <= sys.version_info[:2] <= (3, 13),
+        "; not every package has a build for it",
+        "install Python 3.11, 3.12 or 3.13, then: make clean setup",
+    )
     yield _check_platform()
     yield _check_driver(settings)
     yield from _check_gpus(settings)
-    yield _check_jupyter()
-
-
-def _check_python() -> Check:
-    version = platform.python_version()
-    if (3, 11) <= sys.version_info[:2] <= (3, 13):
-        return Check("Python", "ok", version)
-    detail = f"{version}; not every package has a build for it"
-    fix = "install Python 3.11, 3.12 or 3.13, then: make clean setup"
-    return Check("Python", "failed", detail, fix)
+    names = ("ipykernel", "ipywidgets", "jupyterlab")
+    found = {name: find_version(name) or "missing" for name in names}
+    detail = ", ".join(f"{name} {version}" for name, version in found.items())
+    yield Check("Jupyter", detail).unless(
+        "missing" not in found.values(), "", rebuild_command(settings.device)
+    )
 
 
 def _check_platform() -> Check:
     system, machine, memory = platform.system(), platform.machine(), main_memory()
-    on_linux = system == "Linux"
-    cores = len(psutil.Process().cpu_affinity()) if on_linux else os.cpu_count()
     detail = (
-        f"{system} {machine}, {cores} cores, {memory.available_mib / 1024:.1f} of "
-        f"{memory.total_mib / 1024:.1f} GiB of main memory free"
+        f"{system} {machine}, {os.cpu_count()} cores, {memory.available_mib / 1024:.1f}"
+        f" of {memory.total_mib / 1024:.1f} GiB of main memory free"
     )
-    if on_linux and machine.lower() in ("x86_64", "amd64"):
-        return Check("Platform", "ok", detail)
-    detail += "; Unsloth and vLLM are pinned for Linux on x86-64"
-    fix = "on Windows use WSL 2, on a Mac a Linux x86-64 container"
-    return Check("Platform", "failed", detail, fix)
+    return Check("Platform", detail).unless(
+        system == "Linux" and machine.lower() in ("x86_64", "amd64"),
+        "; Unsloth and vLLM are pinned for Linux on x86-64",
+        "on Windows use WSL 2, on a Mac a Linux x86-64 container",
+    )
 
 
 def _check_driver(settings: Settings) -> Check:
-    driver, make = read_driver(), partial(Check, "NVIDIA driver")
+    driver, built_for = read_driver(), torch_cuda() or "0"
     if driver.error:
         detail = f"none ({driver.error}): runs on the CPU"
-        if settings.device != "cuda":
-            return make("ok", detail)
-        fix = "set DEVICE=auto, or install the NVIDIA driver"
-        return make("failed", f"{detail}, but DEVICE=cuda", fix)
+        return Check("NVIDIA driver", detail).unless(
+            settings.device != "cuda",
+            ", but DEVICE=cuda",
+            "set DEVICE=auto, or install the NVIDIA driver",
+        )
     detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
-    needed = torch_cuda()
-    if needed and int(needed.split(".")[0]) > driver.cuda[0]:
-        detail += f"; PyTorch here is built for CUDA {needed}"
-        return make("failed", detail, "update the NVIDIA driver")
-    return make("ok", detail)
+    return Check("NVIDIA driver", detail).unless(
+        int(built_for.split(".")[0]) <= driver.cuda[0],
+        f"; PyTorch here is built for CUDA {built_for}",
+        "update the NVIDIA driver",
+    )
 
 
 def _check_gpus(settings: Settings) -> Iterator[Check]:
-    if read_driver().error:
-        return
-    gpus, count = list_gpus(), len(list_gpus(visible=False))
-    if count and not gpus:
-        hidden = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}"
-        if settings.device == "cpu":
-            yield Check("GPU", "ok", f"{count}, not used: DEVICE=cpu")
-        else:
-            status = "failed" if settings.device == "cuda" else "warning"
-            fix = "unset CUDA_VISIBLE_DEVICES"
-            yield Check("GPU", status, f"{count}, hidden by {hidden}", fix)
-    yield from map(_check_gpu, gpus)
-    problems = gpu_problems()
-    if problems or not count:
-        detail = "; ".join(problems) or "the driver runs, but finds none"
-        yield Check("Other GPUs" if count else "GPU", "warning", detail, "nvidia-smi")
+    gpus, variable = list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not gpus and not read_driver().error:
+        there = len(list_gpus(visible=False))
+        status = "failed" if settings.device == "cuda" else "warning"
+        yield Check("GPU", f"{there}, CUDA_VISIBLE_DEVICES={variable!r}").unless(
+            settings.device == "cpu",
+            " shows none",
+            "unset CUDA_VISIBLE_DEVICES" if there else "nvidia-smi says why",
+            status,
+        )
+    for gpu in gpus:
+        major, minor = gpu.compute_capability
+        detail = (
+            f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
+            f"capability {major}.{minor}, {'' if major >= 8 else 'no '}bfloat16"
+        )
+        yield Check(f"GPU {gpu.index}", detail).unless(
+            major >= 7,
+            "; vLLM needs 7.0 or more",
+            "use fast_inference=False on this GPU",
+            "warning",
+        )
 
 
-def _check_gpu(gpu: Gpu) -> Check:
-    capability = ".".join(map(str, gpu.compute_capability or ["unknown"]))
-    detail = (
-        f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
-        f"capability {capability}, {'' if gpu.bf16 else 'no '}bfloat16"
-    )
-    make = partial(Check, f"GPU {gpu.index}")
-    if (gpu.compute_capability or (7, 0)) >= (7, 0):
-        return make("ok", detail)
-    fix = "use fast_inference=False on this GPU"
-    return make("warning", f"{detail}; vLLM needs 7.0 or more", fix)
-
-
-def _check_jupyter() -> Check:
-    found = {n: find_version(n) for n in ("ipykernel", "ipywidgets", "jupyterlab")}
-    detail = ", ".join(f"{name} {v or 'missing'}" for name, v in found.items())
-    if missing := [name for name in found if not found[name]]:
-        status = "failed" if "ipykernel" in missing else "warning"
-        return Check("Jupyter", status, detail, pip_command(" ".join(missing)))
-    return Check("Jupyter", "ok", detail)
-
-
-def check_disk(cache: Path, need_gb: float, is_cached: bool) -> Check:
-    """Make the row on the disk of the hub's cache, on which `need_gb` GB are needed.
-
-    A cache that can't be written to is enough if the model is in it (`is_cached`).
-    """
-    make = partial(Check, "Disk")
+def check_disk(cache: Path, need_gb: float) -> Check:
+    """Make the row on the disk of the hub's cache, on which `need_gb` GB are needed."""
     there = next(path for path in (cache, *cache.parents) if os.path.exists(path))
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        if is_cached:
-            return make("ok", f"{cache}, which can't be written to, has the model")
-        detail = f"models can't be stored in {cache} ({there}: {error.strerror})"
-        fix = "export HF_HOME=FOLDER, one that you may write to; .env takes it too"
-        return make("failed", detail, fix)
     free_gb = shutil.disk_usage(there).free / 1e9
-    detail = f"{free_gb:,.0f} GB free for models ({cache})"
-    if free_gb >= need_gb:
-        return make("ok", detail)
-    fix = "make room, or set HF_HOME to a folder on another disk"
-    return make("failed", f"{detail}, {need_gb:.0f} GB needed", fix)
+    return Check("Disk", f"{free_gb:,.0f} GB free for models ({cache})").unless(
+        free_gb >= need_gb,
+        f", {need_gb:.0f} GB needed",
+        "make room, or set HF_HOME to a folder on another disk",
+    )

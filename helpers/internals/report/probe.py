@@ -1,62 +1,41 @@
-"""Import one package and write its facts as JSON: `python -m ...probe NAME FILE`.
+"""Import one package and write its problem: `python -m ...probe NAME DEVICE FILE`.
 
-A program for a child process, since a bad build can end Python at once. It knows
-nothing of rows: `package_rows` starts it and reads the file.
+A program for a child process, since a bad build can end Python at once. The file is
+empty if the package works on the device. It knows nothing of rows.
 """
 
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
 
-from ..engine.cpu import import_unsloth
+from ..engine.cpu import import_unsloth, require_packages
 from ..machine.settings import load_settings
 
 
-def probe_torch() -> dict:
-    """Import PyTorch; report if it finds a GPU, after a sum on it."""
-    import torch
-
-    found = torch.cuda.is_available()
-    if found:
-        torch.ones(8, device="cuda").sum().item()
-    return {"cuda": found}
-
-
-def probe_unsloth() -> dict:
-    """Import Unsloth; report its device, and why it has switched vLLM off, or None."""
-    unsloth = import_unsloth(load_settings())
-    import_fixes = importlib.import_module("unsloth.import_fixes")
-    on_cpu = getattr(unsloth, "_IS_CPU_BACKEND", False)
-    reason = getattr(import_fixes, "VLLM_DISABLED_REASON", None)
-    return {"device": "cpu" if on_cpu else "cuda", "vllm": reason}
-
-
-def probe_vllm() -> dict:
-    """Load vLLM's compiled part; report the device that it is built for."""
-    import vllm  # noqa: F401
-    from vllm.platforms import current_platform
-
-    current_platform.import_kernels()
-    return {"device": current_platform.device_type}
-
-
-PROBES = {"torch": probe_torch, "unsloth": probe_unsloth, "vllm": probe_vllm}
-
-
-def main(name: str, file: str) -> None:
-    """Write the facts, "error" among them if the import failed, and end the process."""
-    try:
-        facts = PROBES[name]()
-    except BaseException as error:
-        cause = error.__cause__ or error
-        facts = {"error": f"{type(cause).__name__}: {cause}"}
-    Path(file).write_text(json.dumps(facts))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # Skips the packages' exit handlers, which may hang.
+def try_import(name: str, device: str) -> None:
+    """Import PyTorch, Unsloth or vLLM, and raise an error if it can't use `device`."""
+    found = device
+    if name == "torch":
+        importlib.import_module(name).ones(8, device=device).sum().item()
+    elif name == "unsloth":
+        unsloth = import_unsloth(load_settings())
+        found = "cpu" if getattr(unsloth, "_IS_CPU_BACKEND", False) else "cuda"
+        require_packages(fast_inference=True, load_in_4bit=False)
+    elif name == "vllm":
+        platform = importlib.import_module("vllm.platforms").current_platform
+        platform.import_kernels()
+        found = platform.device_type or "nothing here"
+    if found != device:
+        raise RuntimeError(f"runs on {found}, {device} is needed")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    problem = ""
+    try:
+        try_import(*sys.argv[1:3])
+    except BaseException as error:
+        cause = error.__cause__ or error
+        problem = f"{type(cause).__name__}: {cause}"
+    Path(sys.argv[3]).write_text(problem)
+    os._exit(0)  # Skips the packages' exit handlers, which may hang.

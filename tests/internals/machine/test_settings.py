@@ -11,6 +11,7 @@ from helpers.internals.machine.settings import (
     SettingsWarning,
     defaults,
     load_settings,
+    read_env_file,
 )
 
 VARIABLES = list(defaults())
@@ -70,6 +71,28 @@ def test_file_is_found_from_a_folder_below(env_file, monkeypatch, tmp_path):
 def test_environment_wins_over_file(env_file, monkeypatch):
     monkeypatch.setenv("MAX_SEQ_LENGTH", "1024")
     assert load_settings(env_file("MAX_SEQ_LENGTH=512")).max_seq_length == 1024
+
+
+def test_the_file_is_read_once_and_the_environment_each_time(env_file, monkeypatch):
+    env_file("MAX_SEQ_LENGTH=512\nDEVICE=cpu")
+    assert load_settings().max_seq_length == 512
+    env_file("MAX_SEQ_LENGTH=1024")
+    assert load_settings().max_seq_length == 512
+    monkeypatch.setenv("MAX_SEQ_LENGTH", "2048")
+    settings = load_settings()
+    assert (settings.max_seq_length, settings.device) == (2048, "cpu")
+    monkeypatch.delenv("MAX_SEQ_LENGTH")
+    assert load_settings().max_seq_length == 512
+    read_env_file.cache_clear()
+    assert load_settings().max_seq_length == 1024
+
+
+def test_a_file_that_can_not_be_read_is_read_again_once_it_is_mended(env_file):
+    env_file("MAX_SEQ_LENGTH")
+    with pytest.raises(SettingsError):
+        load_settings()
+    env_file("MAX_SEQ_LENGTH=1024")
+    assert load_settings().max_seq_length == 1024
 
 
 def test_empty_value_counts_as_not_set(env_file, monkeypatch):
@@ -164,7 +187,7 @@ def test_a_variable_that_is_read_too_late(env_file, monkeypatch):
     monkeypatch.setenv("HF_HOME", "")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setitem(sys.modules, "huggingface_hub", sys)
-    with pytest.warns(SettingsWarning, match="after huggingface_hub .* restart the"):
+    with pytest.warns(SettingsWarning, match="too late: restart the"):
         load_settings(env_file("HF_HOME=/mine"))
 
 
@@ -189,14 +212,6 @@ def test_what_is_no_token(env_file, monkeypatch, text):
     assert settings.hf_token is None
     settings.apply()
     assert os.environ.get("HF_TOKEN", "") == ""
-
-
-def test_deleted_working_directory(monkeypatch, tmp_path):
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    assert load_settings() == Settings()
 
 
 @pytest.mark.parametrize(

