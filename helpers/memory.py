@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from .charts import Chart, Panel, new_axes, svg_line
-from .internals.engine.release import CleanupReport, free_unused_memory
+from .internals.engine.release import MemoryReport, free_unused_memory
 from .internals.machine.devices import (
     GPU_MEMORY,
     current_gpu,
@@ -44,7 +44,7 @@ def measure_gpu_memory(index: int | None = None) -> int:
     return gpu.used_mib if gpu else 0
 
 
-def cleanup_memory() -> CleanupReport:
+def cleanup_memory() -> MemoryReport:
     """Collect garbage and hand cached memory back to the GPU or the system.
 
     What a variable still refers to stays: `del` it first. Imports no torch, and
@@ -52,7 +52,7 @@ def cleanup_memory() -> CleanupReport:
     """
     kind, before = memory_kind(), measure_memory()
     free_unused_memory()
-    return CleanupReport(kind, before, measure_memory())
+    return MemoryReport(kind, before, measure_memory())
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,6 @@ def import_through_helpers() -> object:
     return helpers.loading.FastLanguageModel
 
 
-def import_alone() -> None:
-    import unsloth  # noqa: F401
-
-
 def load(**arguments: object) -> object:
     return helpers.loading.FastLanguageModel.from_pretrained(
         "tiny-thinker", max_seq_length=256, load_in_4bit=False, **arguments
@@ -68,13 +64,8 @@ def load_fast() -> object:
     return load(fast_inference=True)
 
 
-moments = {
-    module: in_a_fork(module, first, import_through_helpers)
-    for module, first in {
-        "unsloth_zoo.cpu.loader": import_through_helpers,
-        "unsloth_zoo": import_alone,
-    }.items()
-}
+imports = [import_through_helpers] * 2
+moments = {"unsloth_zoo": in_a_fork("unsloth_zoo", *imports)}
 import_through_helpers()
 for module in ("vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"):
     moments[module] = in_a_fork(module, load_fast, load, load_fast)

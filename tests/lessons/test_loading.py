@@ -286,8 +286,7 @@ def interrupted() -> dict:
 @pytest.mark.parametrize(
     ("moment", "what"),
     [
-        ("unsloth_zoo.cpu.loader", "the import of unsloth"),
-        ("unsloth_zoo", "the import of unsloth"),  # By the reader's own line.
+        ("unsloth_zoo", "the import of unsloth"),
         ("vllm.entrypoints.llm", "the load of tiny-thinker"),
         ("vllm.v1.worker.cpu_worker", "the load of tiny-thinker"),
     ],

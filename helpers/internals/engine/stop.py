@@ -14,13 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..machine.devices import current_gpu
-from .errors import (
-    CPU_CACHE,
-    causes,
-    generation_memory_error,
-    is_out_of_memory,
-)
+from .errors import CPU_CACHE, causes, generation_memory_error, is_out_of_memory
 from .exceptions import ModelLoadError
+
+_USE = "_used_by"  # the engine's attribute that says who generates with it
 
 
 def engine_of(model: Any) -> Any:
@@ -47,36 +44,28 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
 
     A Ctrl-C (Jupyter's stop button) in `generate`, in `chat` or in a loop of
     `llm_engine.step()` takes effect between two steps, and aborts what was running: the
-    next call works and returns its own outputs. A second Ctrl-C does not wait for the
-    step to end.
+    next call works and returns its own outputs.
     """
     core = engine.llm_engine
 
-    def made_stoppable(
-        call: Callable[..., Any], inner: bool = False
-    ) -> Callable[..., Any]:
+    def made_stoppable(call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def stoppable_call(*args: Any, **kwargs: Any) -> Any:
             thread = getattr(vars(core).get(_USE), "thread", None)
-            if inner and thread == threading.get_ident():
+            if call is step and thread == threading.get_ident():
                 return call(*args, **kwargs)  # The call around it handles interrupts.
             with stoppable(core):
                 return call(*args, **kwargs)
 
         return stoppable_call
 
-    @functools.wraps(engine.generate)
-    def fast_generate(*args: Any, **kwargs: Any) -> list:
-        kwargs.setdefault("use_tqdm", show_progress)
-        return engine.generate(*args, **kwargs)
-
-    core.step = made_stoppable(core.step, inner=True)
+    step = core.step
+    core.step = made_stoppable(step)
     engine.generate = made_stoppable(engine.generate)
     engine.chat = made_stoppable(engine.chat)
-    return fast_generate
-
-
-_USE = "_used_by"  # the engine's attribute that says who generates with it
+    return functools.wraps(engine.generate)(
+        functools.partial(engine.generate, use_tqdm=show_progress)
+    )
 
 
 @contextmanager
@@ -89,7 +78,6 @@ def stoppable(core: Any) -> Iterator[None]:
     Raises `RuntimeError` where the engine is in such a block already, and
     `NotEnoughMemoryError` when the generation runs out of memory.
     """
-    interrupted = threading.Event()
     use = SimpleNamespace(thread=threading.get_ident())
     if vars(core).setdefault(_USE, use) is not use:
         raise RuntimeError(
@@ -98,32 +86,26 @@ def stoppable(core: Any) -> Iterator[None]:
         )
     step, handled = core.step, sys.exception()
 
-    def step_unless_interrupted() -> Any:
-        if interrupted.is_set():
+    def raise_interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt_next_step(*_: object) -> None:
+        if core.step is raise_interrupt:
             raise KeyboardInterrupt
-        return step()
+        core.step = raise_interrupt
 
-    def note_or_interrupt(number: int, frame: Any) -> None:
-        if interrupted.is_set():
-            signal.default_int_handler(number, frame)
-        interrupted.set()
-
-    core.step = step_unless_interrupted
     try:
-        with _handling(note_or_interrupt):
+        with _handling(interrupt_next_step):
             yield
-        if interrupted.is_set():
+        if core.step is raise_interrupt:
             raise KeyboardInterrupt
     except BaseException as error:
         # Left alone, the next call hangs, or returns these prompts' outputs.
         abort_all(core)
         if is_out_of_memory(causes(error, handled)):
             knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else CPU_CACHE
-            raise generation_memory_error(
-                "all prompts",
-                "vLLM's cache leaves too little beside it: load with a lower "
-                f"{knob}, or end what else takes this memory.",
-            ) from error
+            advice = f"Load with a lower {knob}, or end what else takes this memory."
+            raise generation_memory_error("all prompts", advice) from error
         raise
     finally:
         core.step = step
@@ -153,54 +135,32 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-# Packages that register things globally, and so can't be imported twice.
-_REGISTERING = ("torch", "transformers", "unsloth", "vllm")
 _unfinished = ""  # What was interrupted half-way in this process.
 
 
 @contextmanager
 def finishing(what: str) -> Iterator[None]:
-    """Note an interrupt of `what`, an import or a load, which can't be begun again.
+    """Note a Ctrl-C in an import or a load: `what` can't be begun again afterwards.
 
-    The libraries have registered half of it, and a second attempt fails for reasons
-    that nobody understands. So it raises `ModelLoadError`, which says to restart the
-    kernel. An interrupt that a library swallows is raised at the end.
+    The libraries have registered half of it, and a second attempt would fail for
+    reasons that nobody understands: it raises `ModelLoadError` instead. An interrupt
+    that a library swallows is raised at the end.
     """
     global _unfinished
-    if before := _unfinished or _half_imported():
+    if _unfinished:
         raise ModelLoadError(
-            f"{before} did not finish, and can't be begun again in the same process. "
-            "Restart the kernel, and run the cells from the first one."
+            f"{_unfinished} did not finish, and can't be begun again in the same "
+            "process. Restart the kernel, and run the cells from the first one."
         )
-    handler = signal.getsignal(signal.SIGINT)
-    interrupted = threading.Event()
 
-    def note(number: int, frame: Any) -> None:
-        interrupted.set()
-        handler(number, frame)
+    def note(*_: object) -> None:
+        global _unfinished
+        _unfinished = what
+        raise KeyboardInterrupt
 
     try:
         with _handling(note):
             yield
-    except KeyboardInterrupt:
-        interrupted.set()
-        raise
-    except Exception as error:
-        if interrupted.is_set():
-            raise KeyboardInterrupt from error
-        raise
     finally:
-        if interrupted.is_set():
-            _unfinished = what
-    if interrupted.is_set():
-        raise KeyboardInterrupt
-
-
-def _half_imported() -> str:
-    """Name the import of a package that somebody began and that did not finish."""
-    for package in _REGISTERING:
-        parts = (name for name in sys.modules if name.startswith(f"{package}."))
-        # None marks a module whose import is blocked.
-        if package not in sys.modules and any(sys.modules[name] for name in parts):
-            return f"the import of {package}"
-    return ""
+        if _unfinished:
+            raise KeyboardInterrupt
