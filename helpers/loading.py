@@ -43,7 +43,7 @@ from .internals.engine.hub import ask_hub, find_folder, find_snapshot, hub_switc
 from .internals.engine.plan import adapter_base, needed_mib, plan_load
 from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
-from .internals.engine.weights import check_files, complete_weights
+from .internals.engine.weights import check_files, check_tensors
 from .internals.machine.settings import Settings, load_settings
 from .kernel import make_room
 from .models import TINY_THINKER, is_embedded, whole_name
@@ -90,8 +90,8 @@ def _fast_language_model() -> type:
 def _watched(plan: LoadPlan, settings: Settings) -> Iterator[Callable[[str], None]]:
     """Show how far the load is in the place of what the engines print."""
     set_threads(plan)
-    loading, complete = finishing(f"the load of {plan.name}"), complete_weights()
-    with announced(f"Loading {plan.name}") as stage, loading, quiet(settings), complete:
+    loading = finishing(f"the load of {plan.name}")
+    with announced(f"Loading {plan.name}") as stage, loading, quiet(settings):
         yield stage
 
 
@@ -171,6 +171,14 @@ def _from_here_or_hub(
     """Load what is on this machine without a question, else ask the hub, once."""
     from huggingface_hub import is_offline_mode
 
+    settings = load_settings()
+
+    def check(folder: Path | None) -> None:
+        if folder is not None:
+            check_files(folder)
+            with quiet(settings):
+                check_tensors(folder, None if base is None else Path(plan.path))
+
     why = "HF_HUB_OFFLINE" if is_offline_mode() else "local_files_only=True"
     only_here = only_here or is_offline_mode()
     path, base = plan.path, adapter_base(plan.path)
@@ -178,8 +186,7 @@ def _from_here_or_hub(
         check_files(Path(path))
         path, which = base, {}
     folder = find_folder(path, **which)
-    if folder is not None:
-        check_files(folder)
+    check(folder)
     if Path(path).is_dir():
         return load(**({"local_files_only": True} if only_here else {}))
     if folder is not None:
@@ -192,6 +199,8 @@ def _from_here_or_hub(
     elif only_here:
         raise not_cached(path, f"{why} forbids to ask the hub")
     print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
-    with explained(replace(plan, path=path), load_settings()):
+    with explained(replace(plan, path=path), settings):
         ask_hub(path, which.get("revision"), token)
-    return load()
+    loaded = load()
+    check(find_folder(path, **which))
+    return loaded

@@ -1,16 +1,13 @@
-"""Check a model's files before the load, and its tensors as they are loaded.
+"""Check a model's files, and its tensors, before the load.
 
 In goes a folder; an error comes out that names the file or the tensors, and says what
 to do. It knows nothing of the hub, beyond the folders of its cache.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,36 +144,60 @@ def link_models(cache: Path) -> None:
                 (hub_cache() / model.name).symlink_to(model)
 
 
-@contextmanager
-def complete_weights() -> Iterator[None]:
-    """Raise `ModelLoadError` for a load in the block that misses or leaves a tensor.
+def check_tensors(folder: Path, adapter: Path | None = None) -> None:
+    """Raise `ModelLoadError` for tensors that are missing, or that nothing uses.
 
-    transformers initialises what is missing at random, and says so in a report that is
-    held back. What it knows to be absent, such as tied embeddings, is not missing.
+    transformers fills what is missing with random numbers, and no engine stops. Here
+    it compares the names alone, on the device "meta"; it knows what is rightly absent,
+    such as tied embeddings. What it can't build is left to the engine.
     """
-    module = importlib.import_module("transformers.modeling_utils")
-    report = module.log_state_dict_report
+    import peft
+    import transformers
 
-    def check(*args: Any, loading_info: Any, **kwargs: Any) -> None:
-        report(*args, loading_info=loading_info, **kwargs)
-        missing = sorted(loading_info.missing_and_mismatched())
-        unused = loading_info.unexpected_keys
-        unused = sorted(key for key in unused if not _OTHER_PARTS.search(key))
+    found: dict[Path, Any] = {}
+    with contextlib.suppress(Exception):
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False
+        )
+        quantised = config.__dict__.pop("quantization_config", None)
+        kind = getattr(transformers, config.architectures[0])
+        model, found[folder] = kind.from_pretrained(
+            folder,
+            config=config,
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        if quantised:
+            _drop_renamed(found[folder])
+        if adapter:
+            lora = peft.LoraConfig.from_pretrained(adapter)
+            model = peft.PeftModel(model, lora, low_cpu_mem_usage=True)
+            loaded = model.load_adapter(adapter, "default", torch_device="cpu")
+            found[adapter] = loaded._asdict()
+    for where, keys in found.items():
+        missing = {*keys["missing_keys"]}
+        missing |= {key for key, *_ in keys.get("mismatched_keys", ())}
+        unused = {
+            key for key in keys["unexpected_keys"] if not _OTHER_PARTS.search(key)
+        }
         if missing or unused:
             raise ModelLoadError(
-                f"the weights do not fit the model. Missing: {_shorten(missing)}; "
-                f"not used: {_shorten(unused)}. Save or download the model again; "
-                "names that begin with _orig_mod. or base_model. are those of a "
+                f"the weights in {where} do not fit the model. Missing: "
+                f"{_shorten(missing)}; not used: {_shorten(unused)}. Save or download "
+                "them again; names that begin with _orig_mod. or base_model. are of a "
                 "compiled or adapted model, whose inner model is to be saved."
             )
 
-    module.log_state_dict_report = check
-    try:
-        yield
-    finally:
-        module.log_state_dict_report = report
+
+def _drop_renamed(keys: dict[str, Any]) -> None:
+    """Leave what is missing with its whole layer: quantised ones have other names."""
+    unused = [key.split(".") for key in keys["unexpected_keys"]]
+    layers = {".".join(parts[:n]) for parts in unused for n in range(1, len(parts))}
+    missing = {k for k in keys["missing_keys"] if k.rpartition(".")[0] not in layers}
+    keys.update(missing_keys=missing, unexpected_keys=(), mismatched_keys=())
 
 
-def _shorten(names: list[str]) -> str:
+def _shorten(names: set[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "none") + more
+    return (", ".join(sorted(names)[:5]) or "none") + more

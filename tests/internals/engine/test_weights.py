@@ -1,4 +1,4 @@
-"""What a load says of weights that do not fit the model; the files are in test_hub."""
+"""What is said of tensors that do not fit the model; the files are in test_hub."""
 
 from pathlib import Path
 
@@ -14,14 +14,19 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return run_child("weights", str(folder))
 
 
-def test_weights_that_fit_load_with_tied_embeddings(said: dict) -> None:
-    assert said["dict"] == "nothing"
+@pytest.mark.parametrize("case", ["dict", "with_tied_head", "adapter-dict"])
+def test_weights_that_fit_load_with_tied_embeddings(said: dict, case: str) -> None:
+    assert said[case] == "nothing"
 
 
-@pytest.mark.parametrize("case", ["without_projection", "vllm"])
-def test_a_missing_tensor_is_named_by_both_engines(said: dict, case: str) -> None:
-    assert said[case].startswith("ModelLoadError: ")
-    assert f"Missing: {PROJECTION}; not used: none" in said[case]
+def test_a_missing_tensor_is_named_before_either_engine_loads(said: dict) -> None:
+    for text in (said["without_projection"], *said["loaded"]):
+        assert text.startswith("ModelLoadError: ")
+        assert f"Missing: {PROJECTION}; not used: none" in text
+
+
+def test_a_tensor_of_another_shape_counts_as_missing(said: dict) -> None:
+    assert f"Missing: {PROJECTION}; not used: none" in said["of_another_width"]
 
 
 def test_the_names_of_a_compiled_model_are_explained(said: dict) -> None:
@@ -31,3 +36,19 @@ def test_the_names_of_a_compiled_model_are_explained(said: dict) -> None:
 
 def test_a_tensor_that_nothing_uses_is_named(said: dict) -> None:
     assert "not used: model.layers.9.another.weight" in said["with_another"]
+
+
+@pytest.mark.parametrize(
+    "method", ["bitsandbytes", "gptq", "fp8", "compressed-tensors"]
+)
+def test_quantised_layers_fit_by_other_names_unless_one_is_missing(
+    said: dict, method: str
+) -> None:
+    whole, less = said["quantised"][method]
+    assert whole == "nothing"
+    assert f"Missing: {PROJECTION}; not used: none" in less
+
+
+def test_the_tensors_of_an_adapter_are_compared_too(said: dict) -> None:
+    assert "1.mlp.up_proj.lora_B.default.weight" in said["adapter-without_lora_b"]
+    assert "and 51 more" in said["adapter-without_prefix"]

@@ -1,4 +1,4 @@
-"""Load copies of a model with tensors missing, renamed or left over: what is said?"""
+"""Ask of a model's copies, with tensors missing, renamed or left over, what is said."""
 
 import json
 import shutil
@@ -9,15 +9,27 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from helpers.internals.engine.weights import check_tensors
 from helpers.loading import FastLanguageModel
 from helpers.models import TINY_THINKER_DIRECTORY
 
 Weights = dict[str, Any]
 PROJECTION = "model.layers.1.self_attn.q_proj.weight"
+load = FastLanguageModel.from_pretrained
 
 
 def without_projection(weights: Weights) -> Weights:
-    return {key: one for key, one in weights.items() if key != PROJECTION}
+    return {key: one for key, one in weights.items() if "1.self_attn.q_proj" not in key}
+
+
+def without_lora_b(weights: Weights) -> Weights:
+    return {
+        key: one for key, one in weights.items() if "1.mlp.up_proj.lora_B" not in key
+    }
+
+
+def without_prefix(weights: Weights) -> Weights:
+    return {key.removeprefix("base_model.model."): one for key, one in weights.items()}
 
 
 def compiled(weights: Weights) -> Weights:
@@ -28,21 +40,88 @@ def with_another(weights: Weights) -> Weights:
     return weights | {"model.layers.9.another.weight": weights[PROJECTION].clone()}
 
 
-def said(change: Callable[[Weights], Weights], **options: Any) -> str:
-    folder = Path(sys.argv[1], f"{change.__name__}-{len(options)}")
-    shutil.copytree(TINY_THINKER_DIRECTORY, folder)
-    weights = load_file(folder / "model.safetensors")
-    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+def with_tied_head(weights: Weights) -> Weights:
+    return weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+
+
+def of_another_width(weights: Weights) -> Weights:
+    return weights | {PROJECTION: weights[PROJECTION][1:].clone()}
+
+
+def renamed(*suffixes: str) -> Callable[[Weights], Weights]:
+    """The tensors of each linear layer under the names of a quantised one."""
+
+    def change(weights: Weights) -> Weights:
+        new = {}
+        for key, one in weights.items():
+            layer = key.removesuffix("weight")
+            for suffix in suffixes if "_proj" in key else ("weight",):
+                new[layer + suffix] = one.clone()
+        return new
+
+    return change
+
+
+QUANTISED = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "fp8": ("weight", "weight_scale_inv"),
+    "compressed-tensors": ("weight_packed", "weight_scale", "weight_shape"),
+}
+
+
+def copy(model: Path, name: str, *changes: Callable[[Weights], Weights]) -> Path:
+    folder = Path(sys.argv[1], name)
+    shutil.copytree(model, folder)
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    for change in changes:
+        weights = change(weights)
+    save_file(weights, file, {"format": "pt"})
+    return folder
+
+
+def said(check: Callable[..., Any], *arguments: Any, **options: Any) -> str:
     try:
-        FastLanguageModel.from_pretrained(
-            str(folder), 512, load_in_4bit=False, **options
-        )
+        check(*arguments, **options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
 
-changes = (dict, without_projection, compiled, with_another)
-found = {change.__name__: said(change) for change in changes}
-found["vllm"] = said(without_projection, fast_inference=True)
+found: dict[str, Any] = {}
+changes = (dict, without_projection, compiled, with_another, of_another_width)
+for change in (*changes, with_tied_head):
+    folder = copy(TINY_THINKER_DIRECTORY, change.__name__, change)
+    found[change.__name__] = said(check_tensors, folder)
+bad = str(Path(sys.argv[1], "without_projection"))
+found["loaded"] = [
+    said(load, bad, 512, load_in_4bit=False, fast_inference=fast)
+    for fast in (False, True)
+]
+
+model, _ = load(str(TINY_THINKER_DIRECTORY), 512, load_in_4bit=True)
+four_bits = Path(sys.argv[1], "bitsandbytes")
+model.save_pretrained(four_bits)
+folders = {"bitsandbytes": four_bits}
+for method, suffixes in QUANTISED.items():
+    folders[method] = copy(TINY_THINKER_DIRECTORY, method, renamed(*suffixes))
+    file = folders[method] / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": {"bits": 8}}
+    file.write_text(json.dumps(config))
+found["quantised"] = {
+    method: [
+        said(check_tensors, folder),
+        said(check_tensors, copy(folder, f"{method}-less", without_projection)),
+    ]
+    for method, folder in folders.items()
+}
+
+adapter = Path(sys.argv[1], "adapter")
+model, _ = load(str(TINY_THINKER_DIRECTORY), 512, load_in_4bit=False)
+FastLanguageModel.get_peft_model(model, r=8).save_pretrained(adapter)
+for change in (dict, without_lora_b, without_prefix):
+    folder = copy(adapter, f"adapter-{change.__name__}", change)
+    found[f"adapter-{change.__name__}"] = said(
+        load, str(folder), 512, load_in_4bit=False
+    )
 print(json.dumps(found))
