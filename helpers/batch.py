@@ -323,7 +323,8 @@ def _failed(prompt: Prompt, error: Exception | str) -> BatchResult:
     if isinstance(error, Exception):
         if ends_everything(error):
             raise error
-        error = f"{error}" or type(error).__name__
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        error = f"{kind}{error}"
     return BatchResult(
         prompt.index, prompt.given, prompt.id, error=error, tries=prompt.tries
     )

@@ -9,13 +9,13 @@ knows nothing of engines and of output files.
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from ...models import cached_name, find_model
-from ..engine.sampling_params import Sampling
+from ..engine.sampling_params import Sampling, plain_values
 from ..thinking.families import unwrap_tokenizer
 
 _COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})\b")
@@ -23,59 +23,43 @@ _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt", ".pth"}
 _TEXTS = {".json", ".jinja", ".txt", ".model", ".py"}  # tokenizer, template, config
 
 
-def plain_value(value: Any) -> Any:
-    """Return lists, dicts, texts and numbers that are equal where `value` is.
-
-    Raises as `encode_value` does.
-    """
-    return json.loads(encode_value(value))
-
-
-def encode_value(value: Any) -> bytes:
-    """Return bytes that are the same for equal values.
-
-    Raises `TypeError` for what has no value to compare, and `ValueError` for text that
-    is none.
-    """
-    try:
-        return _encoder()(value)
-    except OverflowError:  # a number of more than 64 bits
-        return repr(value).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text has half of a character ({error.object[error.start]!r}, a lone "
-            "surrogate), as text that was cut or decoded wrongly has: take it out, "
-            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").'
-        ) from None
-    except RecursionError:
-        raise TypeError("a list or dict that contains itself has no value") from None
-
-
-@cache
-def _encoder() -> Any:
-    import msgspec
-
-    return msgspec.json.Encoder(enc_hook=_by_value, order="deterministic").encode
-
-
 def _by_value(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays, Series, tensors and their numbers
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
-    if hasattr(value, "__struct_fields__"):
-        return {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, bytes):  # text of Parquet without its mark
+        return value.decode()
+    if hasattr(value, "__struct_fields__"):  # SamplingParams
+        return plain_values(value)
+    if is_dataclass(value):  # their structured_outputs
+        return {k: v for k, v in vars(value).items() if not k.startswith("_")}
     if callable(value):  # tools=[function]
         from transformers.utils import get_json_schema
 
-        try:
-            return get_json_schema(value)
-        except Exception as error:
-            raise TypeError(f"a tool needs types and a docstring: {error}") from error
+        return get_json_schema(value)
     raise TypeError(
         f"a {type(value).__name__} can't be compared by its value: pass text, numbers, "
         "lists or dicts"
     )
+
+
+_IN_ORDER = json.JSONEncoder(default=_by_value, ensure_ascii=False)
+_SORTED = json.JSONEncoder(default=_by_value, ensure_ascii=False, sort_keys=True)
+
+
+def encode_value(value: Any) -> bytes:
+    """Return bytes that are the same for equal values.
+
+    Raises `TypeError`, `ValueError`, or what transformers raises for a function, where
+    there is no value to compare, as in text with half of a character.
+    """
+    return _SORTED.encode(value).encode()
+
+
+def plain_value(value: Any) -> Any:
+    """Copy a value into dicts, lists, texts and numbers. Raises as `encode_value`."""
+    return json.loads(_IN_ORDER.encode(value).encode())
 
 
 def short_digest(*parts: bytes) -> str:
@@ -101,9 +85,8 @@ def model_facts(path: str, revision: str | None = None) -> dict[str, Any]:
         return {"model": name, "weights": commit[1]}
     if folder.is_dir() and not spec:
         name = str(folder.resolve())
-    files = sorted(folder.iterdir() if folder.is_dir() else [folder])
     weights, texts = [], []
-    for file in files:
+    for file in sorted(folder.iterdir() if folder.is_dir() else [folder]):
         if file.suffix in _WEIGHTS and file.exists():
             found = file.stat()
             weights.append(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
@@ -117,54 +100,25 @@ def model_facts(path: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def template_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return `chat_template_kwargs` as plain values, a tool's function as its schema.
-
-    Raises `ValueError`.
-    """
-    if not isinstance(given, Mapping | None):
-        raise ValueError(
-            "chat_template_kwargs are a dict, such as {'enable_thinking': False}, not "
-            f"{type(given).__name__}."
-        )
+    """Return `chat_template_kwargs` as plain values. Raises `ValueError`."""
     try:
         return plain_value(dict(given or {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"bad chat_template_kwargs: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            "chat_template_kwargs are a dict of plain values and of functions with "
+            f"types and a docstring, such as {{'enable_thinking': False}}: {error}"
+        ) from error
 
 
 def template_text(tokenizer: Any, name: str | None = None) -> str | None:
     """Return the chat template of this name, or the only one; None for one in code.
 
-    Raises `ValueError` for a tokenizer without one, for several of which none is named,
-    and for one that can't be compiled.
+    Raises the tokenizer's `ValueError` where there is none, or several without a name.
     """
-    from jinja2 import TemplateSyntaxError
-
-    tokenizer = unwrap_tokenizer(tokenizer)
-    several = getattr(tokenizer, "chat_template", None)
     try:
-        text = tokenizer.get_chat_template(name)
+        return unwrap_tokenizer(tokenizer).get_chat_template(name)
     except (AttributeError, NotImplementedError):  # mistral-common's
         return None
-    except ValueError as error:
-        raise ValueError(
-            "the tokenizer has several chat templates: choose one by "
-            f"chat_template_kwargs={{'chat_template': NAME}}, of {sorted(several)}."
-            if several
-            else "the tokenizer has no chat template: use a model trained for chats, "
-            "or set tokenizer.chat_template"
-        ) from error
-    try:
-        hello = [{"role": "user", "content": "Hello"}]
-        tokenizer.apply_chat_template(hello, chat_template=text, tokenize=False)
-    except TemplateSyntaxError as error:
-        raise ValueError(
-            f"the tokenizer's chat template can't be compiled: {error} (line "
-            f"{error.lineno}). Correct tokenizer.chat_template, or load it again."
-        ) from error
-    except Exception:  # It needs more than a message: tools, say.
-        pass
-    return text
 
 
 def job_of(

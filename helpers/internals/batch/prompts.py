@@ -1,9 +1,9 @@
 """One prompt, in any of the shapes in which people have them, as a `Prompt`.
 
 In go a text, a chat, a dict of ours or a request in OpenAI's batch format, as Python's
-objects or partly as JSON text. Out comes the chat, with id and parameters. One that
-can't be taken comes with `refused`, the reason. This module knows nothing of files and
-engines, and leaves to vLLM what a template and an engine check.
+objects or partly as JSON text. Out comes the chat, with id and parameters, or the
+reason why it is `refused`. This module knows nothing of files and engines, and leaves
+to vLLM what a template and an engine check.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..engine.sampling_params import plain_values
-from .fingerprint import encode_value
+from .fingerprint import plain_value
 
 # The keys of a prompt that is a dict, and the columns of Parquet.
 KEYS = ("id", "messages", "prompt", "sampling_params", "chat_template_kwargs")
@@ -29,17 +29,13 @@ _SAMPLING = (
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
     *("stop_token_ids", "ignore_eos", "thinking_token_budget"),
 )
-# Fields that do not affect the answer.
+# Fields that do not affect the answer, and what clients write in the others where
+# nothing special is asked for, beside empty values.
 _IGNORED = {"model", "user", "metadata", "store", "service_tier", "stream_options"}
 _IGNORED |= {"prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
-_IGNORED |= {"parallel_tool_calls"}
-# What clients write where nothing special is asked for, beside empty values.
-_DEFAULTS = {
-    "response_format": [{"type": "text"}],
-    **dict.fromkeys(("tool_choice", "function_call"), ["auto", "none"]),
-    "modalities": [["text"]],
-    "add_generation_prompt": [True],
-}
+_IGNORED |= {"parallel_tool_calls", "tool_choice", "function_call"}  # without tools
+_DEFAULTS = {"response_format": {"type": "text"}, "modalities": ["text"]}
+_DEFAULTS |= {"add_generation_prompt": True}
 
 
 @dataclass(frozen=True)
@@ -77,45 +73,43 @@ def with_budget(prompt: Prompt, tries: int, budget: int) -> Prompt:
 
 
 def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
-    row = given if isinstance(given, Mapping) else {"messages": given}
-    key = row.get("custom_id") if "body" in row else row.get("id")
+    """Return what stood at a place as a `Prompt`, refused if it means none."""
+    key = None
     try:
-        key = _checked_id(key)
         if isinstance(given, Exception):  # a line that could not be read
             raise given
-        encode_value(given)
-        if "body" in row:
-            row = _from_openai(row, template)
-        if unknown := [str(name) for name in row if name not in KEYS]:
+        row = given if isinstance(given, Mapping) else {"messages": given}
+        is_request = "body" in row
+        key = _checked_id(plain_value(row.get("custom_id" if is_request else "id")))
+        row = plain_value(row)
+        row = _from_openai(row) if is_request else row
+        if unknown := [name for name in row if name not in KEYS]:
             raise ValueError(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
-        own = _parsed(row.get("chat_template_kwargs"), dict)
-        if not isinstance(own, Mapping | None):
+        own = _parsed(row.get("chat_template_kwargs") or {}, dict)
+        if not isinstance(own, dict):
             raise ValueError(
                 "chat_template_kwargs are a dict, such as {'enable_thinking': False}."
             )
-        messages = _messages(row)
-        sampling = _parsed(row.get("sampling_params"), dict)
-    except (TypeError, ValueError) as error:
-        return Prompt(index, given, id=_writable(key), refused=str(error))
-    both = {**template, **own} if own else template
-    return Prompt(index, given, messages, key, sampling, both)
+        sampling, kwargs = _parsed(row.get("sampling_params"), dict), template | own
+        binds = is_request and "structured_outputs" in (sampling or {})
+        if binds and kwargs.get("enable_thinking", True):
+            raise ValueError(
+                "response_format would bind the thinking as well: switch that off with "
+                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
+            )
+        return Prompt(index, given, _messages(row), key, sampling, kwargs)
+    except Exception as error:
+        return Prompt(index, given, id=key, refused=str(error))
 
 
-def _checked_id(key: Any) -> Any:
+def _checked_id(key: Any) -> str | int | None:
     """Return an id as text or as a whole number. Raises `ValueError`."""
-    key = key.item() if hasattr(key, "item") else key  # NumPy's
-    if isinstance(key, float):
-        if key != key:  # pandas has NaN where an id is missing,
-            return None
-        key = int(key) if key.is_integer() else key  # and floats beside it.
-    if key is not None and _writable(key) is None:
-        raise ValueError("an id is a text or a whole number.")
-    return key
-
-
-def _writable(key: Any) -> Any:
-    is_text = isinstance(key, str) and not re.search("[\ud800-\udfff]", key)
-    return key if is_text or type(key) is int else None
+    if isinstance(key, float) and (key != key or key.is_integer()):
+        # pandas has NaN where an id is missing, and floats beside it.
+        return None if key != key else int(key)
+    if isinstance(key, str | None) or type(key) is int:
+        return key
+    raise ValueError("an id is a text or a whole number.")
 
 
 def _parsed(value: Any, kind: type) -> Any:
@@ -129,7 +123,7 @@ def _parsed(value: Any, kind: type) -> Any:
     return value
 
 
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the chat of a row. Raises `ValueError` where there is none."""
     given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
     if len(given) != 1:
@@ -138,13 +132,9 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = _parsed(chat, list)
     if found is not chat and all(isinstance(m, dict) and "role" in m for m in found):
         chat = found  # A chat as JSON text, as many exports have it.
-    if isinstance(chat, bytes | bytearray):
-        raise ValueError("the prompt is bytes: pass text, prompt.decode().")
     if isinstance(chat, str):
         chat = [{"role": "user", "content": chat}]
-    if hasattr(chat, "tolist"):  # pandas turns a column of lists into arrays.
-        chat = chat.tolist()
-    if not isinstance(chat, list | tuple):
+    if not isinstance(chat, list):
         raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")
     messages = [_message(message) for message in chat]
     if messages and messages[-1]["role"] == "assistant" and not _says(messages[-1]):
@@ -155,17 +145,16 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    known = message if isinstance(message, Mapping) else {}
+    known = message if isinstance(message, dict) else {}
     role, content, calls = map(known.get, ("role", "content", "tool_calls"))
-    content = content.tolist() if hasattr(content, "tolist") else content
-    if not isinstance(role, str) or not isinstance(content, str | list | tuple | None):
+    may_lack = calls or role == "assistant"
+    if not isinstance(role, str) or not (
+        isinstance(content, str | list) or content is None and may_lack
+    ):
         raise ValueError(
             'each chat message is a dict with "role" and "content"; one is '
             f"{str(message)[:60]!r}."
         )
-    if content is None and not calls and role != "assistant":
-        raise ValueError('each chat message is a dict with "role" and "content".')
-    content = list(content) if isinstance(content, tuple) else content
     own = {"tool_calls": [_tool_call(call) for call in calls]} if calls else {}
     return {**message, "content": content, **own}
 
@@ -173,16 +162,17 @@ def _message(message: Any) -> dict[str, Any]:
 def _tool_call(call: Any) -> dict[str, Any]:
     """Return a tool's call with its arguments as a dict. Raises `ValueError`.
 
-    vLLM writes into the caller's, and takes arguments that are not JSON for none.
+    vLLM takes arguments that are not JSON for none.
     """
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping):
-        raise ValueError('each of tool_calls is a dict with "function".')
-    arguments = function.get("arguments") or {}
-    found = _parsed(arguments, dict)
-    if not isinstance(found, Mapping):
-        raise ValueError(f"a tool's arguments are not a JSON object: {arguments!r}.")
-    return {**call, "function": {**function, "arguments": found}}
+    function = call.get("function") if isinstance(call, dict) else None
+    if isinstance(function, dict):
+        arguments = _parsed(function.get("arguments") or {}, dict)
+        if isinstance(arguments, dict):
+            return {**call, "function": {**function, "arguments": arguments}}
+    raise ValueError(
+        'each of tool_calls has a "function" with a JSON object of arguments; one '
+        f"is {str(call)[:60]!r}."
+    )
 
 
 def _says(message: Mapping[str, Any]) -> bool:
@@ -194,7 +184,7 @@ def texts_of(message: Mapping[str, Any]) -> list[str]:
     content = message.get("content") or ""
     if isinstance(content, str):
         return [content]
-    texts = [p.get("text", "x") if isinstance(p, Mapping) else p for p in content]
+    texts = [p.get("text", "x") if isinstance(p, dict) else p for p in content]
     return [text if isinstance(text, str) else "" for text in texts]
 
 
@@ -221,50 +211,36 @@ def refuse_lost_messages(messages: list[dict[str, Any]], text: str) -> None:
 def warn_if_formatted(messages: list[dict[str, Any]], text: str) -> None:
     """Warn of a message with the marker that begins the chat template's text."""
     mark = re.match(r"<[^<>]+>|\[\w+\]", text)
-    if not mark or not any(mark[0] in t for m in messages for t in texts_of(m)):
-        return
-    warnings.warn(
-        f"a prompt contains {mark[0]}, which the chat template writes itself: a text "
-        "that is formatted already gets formatted twice. Pass the question alone or "
-        "the list of messages; a formatted text goes to model.fast_generate.",
-        stacklevel=2,
-    )
+    if mark and any(mark[0] in said for m in messages for said in texts_of(m)):
+        warnings.warn(
+            f"a prompt contains {mark[0]}, which the chat template writes itself: pass "
+            "the question alone or the list of messages; a formatted text goes to "
+            "model.fast_generate.",
+            stacklevel=2,
+        )
 
 
-def _from_openai(
-    request: Mapping[str, Any], template: Mapping[str, Any]
-) -> dict[str, Any]:
+def _from_openai(request: dict[str, Any]) -> dict[str, Any]:
     """Turn a request in OpenAI's batch format into a prompt. Raises `ValueError`."""
     body, url = _parsed(request["body"], dict), str(request.get("url") or "")
     if url and not url.partition("?")[0].rstrip("/").endswith("chat/completions"):
         raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
-    if not isinstance(body, Mapping) or "messages" not in body:
+    if not isinstance(body, dict) or "messages" not in body:
         raise ValueError("a request needs a body, a JSON object with messages.")
     asked = {k: v for k, v in body.items() if v is not None and k not in _IGNORED}
-    row = {"messages": asked.pop("messages")}
-    if "chat_template_kwargs" in asked:
-        row["chat_template_kwargs"] = asked.pop("chat_template_kwargs")
+    names = "messages", "chat_template_kwargs"
+    row = {name: asked.pop(name) for name in names if name in asked}
     if "max_completion_tokens" in asked:  # OpenAI's newer name of max_tokens.
         asked["max_tokens"] = asked.pop("max_completion_tokens")
     sampling = {name: asked.pop(name) for name in _SAMPLING if name in asked}
     match asked.get("response_format"):
         case {"type": "json_object"}:
-            rules: dict[str, Any] | None = {"json_object": True}
+            sampling["structured_outputs"] = {"json_object": True}
+            del asked["response_format"]
         case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            rules = {"json": schema}
-        case _:
-            rules = None
-    if rules:
-        own = row.get("chat_template_kwargs")
-        kwargs = {**template, **own} if isinstance(own, Mapping) else template
-        if kwargs.get("enable_thinking", True):
-            raise ValueError(
-                "response_format would bind the thinking as well: switch that off with "
-                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
-            )
-        del asked["response_format"]
-        sampling["structured_outputs"] = rules
-    refused = [k for k, v in asked.items() if v and v not in _DEFAULTS.get(k, ())]
+            sampling["structured_outputs"] = {"json": schema}
+            del asked["response_format"]
+    refused = [k for k, v in asked.items() if v and v != _DEFAULTS.get(k)]
     if refused:
         raise ValueError(f"run_batch has nothing for {', '.join(refused)}.")
     return {**row, "sampling_params": sampling} if sampling else row

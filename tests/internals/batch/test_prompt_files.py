@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from helpers.internals.batch.prompt_files import PromptSource, is_file
+from helpers.internals.batch.prompt_files import PromptSource
 
 Q = "What is 7 + 5?"
 CHAT = [{"role": "user", "content": Q}]
@@ -34,17 +34,22 @@ def test_lines_are_prompts_in_every_form(tmp_path: Path) -> None:
     assert given(packed) == FORMS
     for name in ("A.JSONL", "a.ndjson"):
         assert given(path.rename(path := tmp_path / name)) == FORMS
+
+
+def test_another_encoding_is_refused_line_by_line(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", FORMS)
     path.write_text(path.read_text(), encoding="utf-16")
-    with pytest.raises(ValueError, match="save it as UTF-8"):
-        PromptSource(path)
+    for prompt in PromptSource(path):
+        assert "is not valid JSON in UTF-8" in prompt.refused
 
 
-def test_a_url_is_read_as_a_path_is() -> None:
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl?download=true"])
+def test_a_url_is_read_as_a_path_is(name: str) -> None:
     import fsspec
 
-    with fsspec.open("memory://prompts/a.jsonl", "w") as file:
+    with fsspec.open(f"memory://prompts/{name}", "w") as file:
         file.write(json.dumps(Q))
-    assert given("memory://prompts/a.jsonl") == [Q]
+    assert given(f"memory://prompts/{name}") == [Q]
 
 
 def test_a_line_that_is_not_json_is_refused_by_its_number(tmp_path: Path) -> None:
@@ -77,7 +82,8 @@ def test_rows_of_parquet_are_prompts_without_their_nulls(tmp_path: Path) -> None
 def test_text_of_parquet_without_its_mark_is_text(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"prompt": ["é".encode()]}), path)
-    assert given(path) == [{"prompt": "é"}]
+    (prompt,) = PromptSource(path)
+    assert prompt.messages == [{"role": "user", "content": "é"}]
 
 
 def test_parquet_without_prompts_names_its_columns(tmp_path: Path) -> None:
@@ -129,13 +135,12 @@ def test_prompts_tell_by_value_if_they_are_the_same() -> None:
         again,
         FORMS[::-1],
         ["a"],
-        [b"a"],
         [["a"]],
         [5],
         [np.float32(5)],
     ]
     different += [[{"id": 1, "prompt": Q}], [{"id": "1", "prompt": Q}]]
-    different += [[{"prompt": Q, "sampling_params": {"stop": {"a"}}}], [{"b": {"a"}}]]
+    different += [[{"prompt": Q, "sampling_params": {"stop": ["a"]}}]]
     for text in ("What is 7 + 5?", "Who wrote Faust?"):
         chat = [{"role": "user", "content": text}]
         different.append([np.array(chat, dtype=object)])
@@ -143,33 +148,14 @@ def test_prompts_tell_by_value_if_they_are_the_same() -> None:
     assert digest([np.array(CHAT, dtype=object)]) == digest([CHAT])
     circle: list = []
     circle.append(circle)
-    for odd in (object(), circle, {1: 2, "a": 3}, {"id": object()}, "\ud800"):
+    for odd in (object(), circle, {1: 2, "a": 3}, {"id": object()}, {"a"}, "\ud800"):
         assert digest([odd]) == digest([odd])
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("q.jsonl", "Q.JSONL", "q.ndjson", "s3://b/a.parquet"),
-        *(
-            "q.jsonl.gz",
-            "q.jsonl.zst",
-            "my file.jsonl",
-            "https://e.org/q.jsonl?download=true",
-        ),
-        *("q.json", "q.csv", "data/q.xlsx", Path("q")),
-    ],
+    "name", ["a.csv", "data/q.json", "a.jsonl.zst", "a", Path("a"), "", Q, "b\n.csv"]
 )
-def test_the_name_of_a_file_is_taken_for_one(name: Any) -> None:
-    assert is_file(name)
-
-
-@pytest.mark.parametrize("text", [Q, "a\nb.jsonl", "What is in q.csv", [Q], "hello"])
-def test_other_texts_are_not(text: Any) -> None:
-    assert not is_file(text)
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl.zst", "a"])
-def test_another_kind_of_file_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: .*\.jsonl or \.parquet; pandas"):
-        PromptSource(tmp_path / name)
+def test_what_is_no_file_of_prompts_is_refused_by_its_name(name: str | Path) -> None:
+    with pytest.raises(ValueError, match=r"\.jsonl or \.parquet.*\[prompt\]") as error:
+        PromptSource(name)
+    assert repr(str(name)) in str(error.value)
