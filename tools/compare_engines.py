@@ -7,7 +7,9 @@ Every engine gets the same prompts as token ids and goes on to the last token th
 asked for; `helpers.speed` has the rule that each is measured by. `--passes 2` goes
 through the rows once more in the opposite order and adds to the repeats. The file is
 written after each measurement. The same command again goes on with what is missing, so
-a comparison can be made in parts, or on two cards at once and merged.
+a comparison can be made in parts, or on two cards at once and merged. What is merged
+last wins, cell by cell: `--rows`, `--batch-sizes` and `--mixed` measure what is to be
+added, into a file of its own.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.internals.engine.plan import detect_device
+from helpers.internals.machine.devices import list_gpus
 from helpers.models import TINY_THINKER
 from helpers.notebook import is_noise
 from helpers.speed import engine_table, load_figures
@@ -34,6 +37,7 @@ from .engines import ROWS, Job
 POLL_SECONDS = 2.0
 LEAST_SECONDS = 40.0  # No row is begun with less time left: it loads for half of that.
 BY_SIZE = ("tokens_per_second", "ttft_seconds", "mixed")
+OF_CELLS = ("row", "model", "batch_sizes", "mixed", "repeats")  # may differ in a file
 
 
 def run(jobs: Sequence[Job], out: Path, passes: int, seconds: float) -> dict[str, Any]:
@@ -79,14 +83,24 @@ def _begin(job: Job, out: Path) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         before = json.loads(out.read_text("utf-8"))
-        if any(before[key] != results[key] for key in ("model", "job")):
+        results["device"] = before.get("device")
+        if _comparable(before) != _comparable(results):
             raise ValueError(f"{out} holds another comparison: {before['job']}")
         return before
     return results
 
 
+def _comparable(results: dict[str, Any]) -> dict[str, Any]:
+    """Return what comparisons share whose rows may stand in one table."""
+    shared = {k: v for k, v in results["job"].items() if k not in OF_CELLS}
+    return {"model": results["model"], "device": results.get("device"), **shared}
+
+
 def _left_out(job: Job) -> bool:
-    return ROWS[job.row].gpu_only and detect_device() == "cpu"
+    row = ROWS[job.row]
+    if detect_device() == "cpu":
+        return row.gpu_only
+    return row.gpus > len(list_gpus())
 
 
 def _find(results: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -121,14 +135,19 @@ def _together(earlier: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]
 
 
 def merge(files: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Put comparisons of the same kind into one file; the last record of a row wins."""
+    """Put comparisons of the same kind into one file; of a cell the last one wins."""
     found = [json.loads(file.read_text("utf-8")) for file in files]
     results = {**found[0], "engines": []}
     for one in found:
-        if any(one[key] != results[key] for key in ("model", "job", "device")):
+        if _comparable(one) != _comparable(results):
             raise ValueError(f"not the same comparison: {one['job']}")
         for record in one["engines"]:
-            _put(results, Job(record["row"], ""), record)
+            job = Job(record["row"], "")
+            earlier = {k: v for k, v in _find(results, job).items() if k != "error"}
+            for name in (*BY_SIZE, "limit"):
+                if cells := earlier.get(name, {}) | record.get(name, {}):
+                    record[name] = cells
+            _put(results, job, earlier | record)
     out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     return results
 
@@ -194,7 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default=TINY_THINKER)
     parser.add_argument("--out", type=Path, default=Path("_build/engines.json"))
-    parser.add_argument("--rows", type=_row_names, default=list(ROWS))
+    of_one_gpu = [name for name, row in ROWS.items() if row.gpus == 1]
+    parser.add_argument("--rows", type=_row_names, default=of_one_gpu)
     parser.add_argument("--passes", type=int, default=1, help="every second backwards")
     parser.add_argument("--seconds", type=float, default=7200, help="for all rows")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE")

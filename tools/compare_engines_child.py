@@ -87,6 +87,9 @@ def limits(job: Job, device: str, bandwidth: float) -> dict[int, float]:
     kv_bytes *= config["num_key_value_heads"]
     kv_bytes *= 1 if "FP8 cache" in row.precision else width
     context = job.prompt_tokens + job.max_tokens / 2
+    bandwidth *= row.gpus
+    if row.engine == "vllm-each":  # Each reads all weights.
+        weights *= row.gpus
     return {
         size: size * bandwidth / (weights + size * context * kv_bytes)
         for size in job.batch_sizes
@@ -96,7 +99,9 @@ def limits(job: Job, device: str, bandwidth: float) -> dict[int, float]:
 def measure(job: Job, keep: Callable[..., None]) -> None:
     """Load the row and measure it; `keep` gets each figure as soon as it is there."""
     row, device = ROWS[job.row], detect_device()
-    if row.engine == "vllm" and device == "cuda":  # As it comes: in a process beside.
+    if (
+        row.engine.startswith("vllm") and device == "cuda"
+    ):  # As it comes: in a process beside.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     load_settings().apply()
     if row.engine.startswith("unsloth"):
@@ -111,7 +116,7 @@ def measure(job: Job, keep: Callable[..., None]) -> None:
     keep(memory_mib=measure_memory() - before, limit=limits(job, device, bandwidth))
     if row.on_vllm or row.engine == "transformers-batch":
         keep(settings=engine_settings(model))
-    prompts = alike(max(job.batch_sizes), job.prompt_tokens)
+    prompts = alike(max(job.batch_sizes, default=0), job.prompt_tokens)
     speeds, first = {}, {}
     for size in job.batch_sizes:
         figures = measure_engine(

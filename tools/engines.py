@@ -4,10 +4,12 @@ A `Job` goes in; a model and a `Generate` come out. What is measured with them, 
 what order, is not known here.
 """
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,16 @@ from .quantise import write_quantised
 # Takes prompts as token ids and how many new tokens each gets; returns the new ids.
 Generate = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Sequence[int]]]
 ADAPTER_RANK = 16
+_loaded: dict[str, Generate] = {}  # the engine of a process that has but one
 
 
 @dataclass(frozen=True)
 class Row:
     """A row of the table: what it is called, and what it takes to load it.
 
-    `engine` is "transformers", "transformers-batch", "unsloth", "unsloth-fast" or
-    "vllm"; `vllm_options` are arguments of `vllm.LLM`.
+    `engine` is "transformers", "transformers-batch", "unsloth", "unsloth-fast", "vllm"
+    or "vllm-each", an engine on each of `gpus`; `vllm_options` are arguments of
+    `vllm.LLM`.
     """
 
     title: str
@@ -34,7 +38,8 @@ class Row:
     precision: str = "16-bit"
     adapter: bool = False
     gpu_only: bool = False
-    vllm_options: tuple[tuple[str, str], ...] = ()
+    gpus: int = 1
+    vllm_options: tuple[tuple[str, str | int], ...] = ()
 
     @property
     def on_vllm(self) -> bool:
@@ -73,6 +78,14 @@ ROWS = {
         vllm_options=(FP8, FP8_CACHE),
     ),
     "unsloth": Row("Unsloth generate", "unsloth"),
+    "vllm-tensor-parallel": Row(
+        "vLLM, one engine on two GPUs",
+        "vllm",
+        gpu_only=True,
+        gpus=2,
+        vllm_options=(("tensor_parallel_size", 2),),
+    ),
+    "vllm-each": Row("vLLM, an engine on each of two GPUs", "vllm-each", gpus=2),
 }
 
 
@@ -101,7 +114,7 @@ class Job:
 
     @property
     def most_prompts(self) -> int:
-        return max(*self.batch_sizes, *self.mixed)
+        return max((*self.batch_sizes, *self.mixed))
 
     @property
     def max_length(self) -> int:
@@ -130,6 +143,9 @@ def load(job: Job, device: str) -> tuple[Any, Generate]:
     path = str(Path(resolve_model_path(job.model)).resolve())
     if row.engine == "vllm":
         return load_vllm(job, row, path, dtype, device)
+    if row.engine == "vllm-each":
+        pools = [start_engine(job, number, device) for number in range(row.gpus)]
+        return pools, partial(generate_with_each, pools)
     if row.engine.startswith("transformers"):
         return load_transformers(job, row, path, dtype, device)
     from helpers.loading import FastLanguageModel
@@ -167,6 +183,39 @@ def load_vllm(
         **arguments,
     )
     return engine, partial(generate_with_vllm, engine.generate, None)
+
+
+def start_engine(job: Job, number: int, device: str) -> ProcessPoolExecutor:
+    """Load bare vLLM on one of the visible GPUs, in a process of its own."""
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    pool.submit(_load_here, replace(job, row="vllm"), number, device).result()
+    return pool
+
+
+def _load_here(job: Job, number: int, device: str) -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0,1,2,3,4,5,6,7"
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number]
+    _loaded["generate"] = load(job, device)[1]
+
+
+def _generate_here(*arguments: Any) -> list[list[int]]:
+    return [list(ids) for ids in _loaded["generate"](*arguments)]
+
+
+def generate_with_each(
+    pools: Sequence[ProcessPoolExecutor],
+    prompts: Sequence[Sequence[int]],
+    max_tokens: Sequence[int],
+) -> list[list[int]]:
+    """Deal the prompts out to the engines like cards; return them in their order."""
+    count, found = len(pools), [[]] * len(prompts)
+    asked = [
+        pool.submit(_generate_here, prompts[first::count], max_tokens[first::count])
+        for first, pool in enumerate(pools[: len(prompts)])
+    ]
+    for first, future in enumerate(asked):
+        found[first::count] = future.result()
+    return found
 
 
 def load_transformers(

@@ -1,13 +1,15 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from helpers.models import MODELS, TINY_THINKER
 from helpers.speed import load_figures
-from tools import compare_engines
+from tools import compare_engines, engines
 from tools.compare_engines_child import limits, mixed
 from tools.engines import ROWS, Job
 
@@ -112,6 +114,32 @@ def test_figures_of_two_comparisons_are_not_mixed(tmp_path: Path) -> None:
         compare_engines.merge([out, another], out)
 
 
+def test_cells_that_were_measured_later_join_those_of_their_row(tmp_path: Path) -> None:
+    results = {"model": TINY_THINKER, "device": "GPU", "engines": []}
+    whole, part = tmp_path / "gpu.json", tmp_path / "part.json"
+    row = {"row": "unsloth", "tokens_per_second": {"1": [5.0]}, "mixed": {"64": [2.0]}}
+    job = {"max_tokens": 128, "batch_sizes": [1], "mixed": [64]}
+    first = {**results, "job": job, "engines": [{**row, "error": "(9) no time"}]}
+    row = {"row": "unsloth", "tokens_per_second": {}, "mixed": {"256": [3.0]}}
+    second = {**results, "job": {**job, "mixed": [256]}, "engines": [row]}
+    whole.write_text(json.dumps(first))
+    part.write_text(json.dumps(second))
+    (record,) = compare_engines.merge([whole, part], whole)["engines"]
+    assert record["mixed"] == {"64": [2.0], "256": [3.0]} and "error" not in record
+    assert record["tokens_per_second"] == {"1": [5.0]}
+
+
+def test_two_engines_share_the_prompts_and_keep_their_order(monkeypatch) -> None:
+    def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
+        return [ids * n for ids, n in zip(prompts, lengths, strict=True)]
+
+    monkeypatch.setitem(engines._loaded, "generate", generate)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        shared = partial(engines.generate_with_each, [one, other])
+        assert shared([[7]], [3]) == [[7] * 3]
+        assert shared([[1], [2], [3]], [1, 2, 3]) == [[1], [2] * 2, [3] * 3]
+
+
 def test_every_engine_gets_the_same_lengths() -> None:
     job = Job("vllm", TINY_THINKER)
     prompts, answers = mixed(job, 64)
@@ -136,6 +164,10 @@ def test_the_limit_is_reached_when_reading_takes_all_the_time(tmp_path: Path) ->
     job = Job("vllm", str(tmp_path), batch_sizes=(1,), prompt_tokens=8, max_tokens=4)
     read = 4 * (800 + 32) + 10 * 3 * 2 * 2 * 4 * 4
     assert limits(job, "cpu", read) == {1: pytest.approx(1)}
+    # Two engines on two cards read twice as much, at twice the speed.
+    job = Job("vllm-each", *list(vars(job).values())[1:])
+    read = 2 * 4 * (800 + 32) + 10 * 3 * 2 * 2 * 4 * 4
+    assert limits(job, "cpu", read / 2) == {1: pytest.approx(1)}
     # In FP8 the 32 weights within the layers take a byte each, as does the cache.
     job = Job("vllm-fp8-cache", *list(vars(job).values())[1:])
     read = 4 * 800 + 32 + 10 * 3 * 2 * 2 * 4
