@@ -1,29 +1,42 @@
 """Kill a kernel that serves at moments that chance picks; print what is left of it.
 
     killed_kernels_child.py COUNT    a third each: loading, idle, in mid-stream
+    killed_kernels_child.py 50 --lanes 8 --cache-mib 512 --loading 60    on a GPU
 
-Each time the processes that the kernel has started are listed just before SIGKILL, and
-have ten seconds to end. The last line is JSON: for each kill the moment, the seconds
-until all were gone, and what was left of processes and of the port.
+What the kernel has started carries a mark in its environment, and has ten seconds to
+end. The last line is JSON: for each kill the moment, the seconds until all were gone,
+what was left of processes and of the port, and the MiB of GPU memory that the processes
+held before and after; and the memory of all GPUs before the first kill and at most ten
+seconds after the last one.
+
+Several lanes kill at the same time, in turn on the GPUs that there are. There vLLM must
+not measure free memory, which changes as others load: `--cache-mib` says what to take.
 """
 
+import argparse
 import json
 import os
+import queue
 import random
 import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import psutil
+import pynvml
 from jupyter_client import KernelManager
 
 LONGEST_S = 10.0
+MARK = "NUMBER_OF_THE_KILLED_KERNEL"
 MOMENTS = ("loading", "streaming", "idle")
 START = """
 import threading
 from helpers.serving import serve
-server = serve("tiny-thinker")
+server = serve("tiny-thinker", **{options})
 print("port", server.url.split(":")[2].split("/")[0])
 """
 STREAM = """
@@ -35,11 +48,14 @@ for part in client.completions.create(model=server.model, prompt="1 + 1", **opti
 """
 
 
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def started_by(number: int) -> list[psutil.Process]:
+    """The processes that live with the mark of this kernel in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(number):
+                found.append(process)
+    return found
 
 
 def is_open(port: int) -> bool:
@@ -47,12 +63,44 @@ def is_open(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
+@contextmanager
+def cards() -> Iterator[list]:
+    """NVML's handles of all GPUs; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield []
+        return
+    numbers = range(pynvml.nvmlDeviceGetCount())
+    yield [pynvml.nvmlDeviceGetHandleByIndex(number) for number in numbers]
+    pynvml.nvmlShutdown()
+
+
+def used_mib() -> list[int]:
+    """MiB in use on each GPU of the machine."""
+    with cards() as all_cards:
+        return [pynvml.nvmlDeviceGetMemoryInfo(card).used >> 20 for card in all_cards]
+
+
+def held_mib(family: list[psutil.Process]) -> int:
+    """MiB of GPU memory that NVML counts for these processes, dead or alive."""
+    pids, held = {process.pid for process in family}, 0
+    with cards() as all_cards:
+        for card in all_cards:
+            for one in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+                held += (one.usedGpuMemory or 0) * (one.pid in pids)
+    return held >> 20
+
+
 class Kernel:
     """A real kernel with the client that runs code in it."""
 
-    def __init__(self) -> None:
-        self.manager = KernelManager()
-        self.manager.start_kernel()
+    def __init__(self, number: int) -> None:
+        self.manager, self.chance = KernelManager(), random.Random(2026 + number)
+        own = {MARK: str(number)}
+        if gpus := len(used_mib()):
+            own["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        self.manager.start_kernel(env=os.environ | own)
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
@@ -70,46 +118,74 @@ class Kernel:
                 if line.startswith(word):
                     return line
 
-    def kill(self) -> list[psutil.Process]:
-        """SIGKILL; return what the kernel had started."""
-        family = psutil.Process(self.pid).children(recursive=True)
+    def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
         self.manager.provisioner.process.wait()
         self.client.stop_channels()
         self.manager.cleanup_resources()
-        return family
 
 
-def kill_once(moment: str, chance: random.Random) -> dict:
-    kernel, port = Kernel(), None
+def wait_for(moment: str, kernel: Kernel, options: argparse.Namespace) -> int | None:
+    """Start a server in the kernel and wait for the moment; return its port."""
+    asked = {}
+    if options.cache_mib:
+        asked = {"kv_cache_memory_bytes": options.cache_mib << 20}
+        asked |= {"gpu_memory_utilization": 0.05, "enforce_eager": True}
+    start = START.format(options=asked)
     if moment == "loading":
-        kernel.client.execute(START)
+        kernel.client.execute(start)
         while not psutil.Process(kernel.pid).children():
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 25))
-    else:
-        port = int(kernel.printed(START, "port").split()[1])
-        if moment == "streaming":
-            kernel.printed(STREAM, "part")
-        time.sleep(chance.uniform(0, 2))
-    family, start = kernel.kill(), time.monotonic()
-    left = family
-    while left and time.monotonic() - start < LONGEST_S:
-        left = [process for process in left if is_alive(process)]
-        time.sleep(0.02)
-    return {
-        "moment": moment,
-        "processes": len(family),
-        "seconds": round(time.monotonic() - start, 1),
-        "left": [process.cmdline() for process in left],
-        "port": bool(port and is_open(port)),
-    }
+        time.sleep(kernel.chance.uniform(0, options.loading))
+        return None
+    port = int(kernel.printed(start, "port").split()[1])
+    if moment == "streaming":
+        kernel.printed(STREAM, "part")
+    time.sleep(kernel.chance.uniform(0, 2))
+    return port
+
+
+def kill_once(number: int, options: argparse.Namespace) -> dict:
+    kernel, moment = Kernel(number), MOMENTS[number % len(MOMENTS)]
+    found, port = {"moment": moment}, None
+    try:
+        port = wait_for(moment, kernel, options)
+    except (RuntimeError, queue.Empty) as error:
+        found["error"] = repr(error)
+    family = [one for one in started_by(number) if one.pid != kernel.pid]
+    found |= {"processes": len(family), "gpu_mib": [held_mib(family)]}
+    kernel.kill()
+    killed = time.monotonic()
+    while (left := started_by(number)) and time.monotonic() - killed < LONGEST_S:
+        time.sleep(0.05)
+    found["seconds"] = round(time.monotonic() - killed, 1)
+    found["left"] = [process.cmdline() for process in left]
+    found["port"] = bool(port and is_open(port))
+    found["gpu_mib"].append(held_mib(family))
+    print(found, file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("count", type=int)
+    parser.add_argument("--lanes", type=int, default=1)
+    parser.add_argument("--cache-mib", type=int, help="of each server")
+    parser.add_argument("--loading", type=float, default=25, help="seconds at most")
+    options = parser.parse_args()
+    before = used_mib()
+    with ThreadPoolExecutor(options.lanes) as lanes:
+        asked = range(options.count)
+        kills = list(lanes.map(lambda number: kill_once(number, options), asked))
+    after = used_mib()
+    end = time.monotonic() + LONGEST_S
+    while any(a > b for a, b in zip(after, before, strict=True)):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.1)
+        after = used_mib()
+    print(json.dumps({"kills": kills, "gpu_mib": [before, after]}))
 
 
 if __name__ == "__main__":
-    chance = random.Random(2026)
-    kills = []
-    for number in range(int(sys.argv[1])):
-        kills.append(kill_once(MOMENTS[number % len(MOMENTS)], chance))
-        print(kills[-1], file=sys.stderr, flush=True)
-    print(json.dumps({"kills": kills}))
+    main()
