@@ -31,7 +31,8 @@ class Server(KeptProcess):
 
     def __init__(self, model: str | os.PathLike, port: int, **options: Any) -> None:
         """Start it. Raises `OSError` if the port is in use."""
-        settings = resolve_settings(load_settings())
+        asked = load_settings().model_copy(update={"model_name": os.fspath(model)})
+        settings = resolve_settings(asked)
         settings.apply()
         with socket.create_server((HOST, port)) as free:
             port = free.getsockname()[1]

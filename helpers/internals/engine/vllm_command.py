@@ -12,12 +12,14 @@ import json
 import os
 import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from typing import Any
 
 from ...models import whole_name
 from ..machine.settings import Settings
 from .hub import find_snapshot
 from .plan import resolve_model_path
+from .weights import is_quantised
 
 _find_version = importlib.metadata.version
 
@@ -47,14 +49,17 @@ def serve_command(
 
     `options` win over its flags. `settings` have their "auto" resolved.
     """
-    path = resolve_model_path(model)
+    path, on_cpu = resolve_model_path(model), settings.device == "cpu"
+    path = whole_name(path) if on_cpu else path
+    folder = Path(find_snapshot(path) or path)
     flags: dict[str, Any] = {"max_model_len": settings.max_seq_length}
-    if settings.device == "cpu":  # nothing is quantised there, or compiled
-        path = whole_name(path)
+    if on_cpu:  # nothing is quantised there, or compiled
         flags |= {"dtype": "float32", "enforce_eager": True}
     else:
         flags["gpu_memory_utilization"] = settings.gpu_memory_utilization
-    return vllm_command("serve", str(find_snapshot(path) or path), **flags | options)
+        if settings.load_in_4bit and not is_quantised(folder):
+            flags["quantization"] = "bitsandbytes"
+    return vllm_command("serve", str(folder), **flags | options)
 
 
 def find_version(name: str) -> str:

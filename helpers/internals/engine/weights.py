@@ -18,6 +18,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # Every model's repository has one of these.
 _TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
 _TOKENIZERS += ["vocab.txt", "spiece.model"]
+_QUANTISED_NAME = re.compile(r"4bit|fp8|awq|gptq|int[48]|w[48]a", re.IGNORECASE)
 _CONFIGS = (".index.json", "config.json")
 # Parts that a text model of a larger checkpoint may leave: towers, draft layers.
 _OTHER_PARTS = re.compile(r"vision|visual|audio|multi_modal|mtp|inv_freq")
@@ -105,6 +106,14 @@ def adapter_config(path: str) -> dict | None:
             'as "base_model_name_or_path".'
         )
     return config
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a model's weights are stored in fewer bits, by its files or its name."""
+    file = folder / "config.json"
+    if file.is_file():
+        return "quantization_config" in read_json(file)
+    return bool(_QUANTISED_NAME.search(folder.name))
 
 
 def is_whole(folder: Path) -> bool:
