@@ -6,8 +6,8 @@ from tools.load_curve import find_knee, predict
 
 
 def test_clients_in_rounds_wait_for_all_prompts_and_their_own_steps():
-    # 8 answers of 11 tokens in 0.5 s of reading and 10 steps of 50 ms.
-    assert predict(8, reading=0.5, step=0.05, answer=11) == pytest.approx(88)
+    # 8 answers of 11 tokens in 0.5 s for the first token and 10 steps of 50 ms.
+    assert predict(8, first=0.5, step=0.05, answer=11) == pytest.approx(88)
 
 
 def test_the_knee_is_where_the_shared_time_is_half():
