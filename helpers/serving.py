@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from .internals.engine.cpu import CPU_VARIABLES
 from .internals.engine.kept import KeptProcess
 from .internals.engine.plan import resolve_settings
 from .internals.engine.quiet import announced
@@ -40,8 +41,10 @@ class Server(KeptProcess):
         self.key, self.url = secrets.token_urlsafe(), f"http://{HOST}:{port}/v1"
         own = {"host": HOST, "port": port, "served_model_name": self.model, **options}
         command = serve_command(model, settings, **own)
-        quiet = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1"}
-        super().__init__(command, VLLM_API_KEY=self.key, **quiet)  # a flag shows in ps
+        own = {"VLLM_API_KEY": self.key}  # a flag shows in ps
+        own |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1"}
+        on_cpu = CPU_VARIABLES if settings.device == "cpu" else {}
+        super().__init__(command, **on_cpu | os.environ | own)
 
     def __repr__(self) -> str:
         return f"a server for {self.model} at {self.url}"

@@ -29,7 +29,7 @@ from .weights import adapter_config, hub_cache, link_models, read_json
 _ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
 # PyTorch's threads (GNU OpenMP) spin while they wait, against all else that runs:
 # beside a second engine each made 575 tokens/s, and 1,350 to 1,780 with this.
-_ON_A_CPU = {
+CPU_VARIABLES = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "NUMBA_NUM_THREADS": "1",  # Of vLLM's n-gram speculation.
@@ -240,7 +240,7 @@ def import_unsloth(settings: Settings) -> types.ModuleType:
         settings.apply()
         os.environ.setdefault(_ALIASING, "0")
         if settings.device == "cpu" or not (runs_cuda() and list_gpus()):
-            for name, value in _ON_A_CPU.items():
+            for name, value in CPU_VARIABLES.items():
                 os.environ.setdefault(name, value)
         hide_unusable_extension()
     if codecs.lookup(locale.getencoding()).name == "ascii":
