@@ -35,7 +35,6 @@ from .internals.engine.cpu import (
 from .internals.engine.errors import (
     LoadPlan,
     explained,
-    explaining_memory,
     not_cached,
 )
 from .internals.engine.exceptions import ModelLoadError, ModelNotCachedError
@@ -157,7 +156,7 @@ def _make_safe(
         fast_generate = interruptible(engine, show_progress=is_loud(settings))
         model.fast_generate = announced("Generating")(fast_generate)
     if callable(getattr(model, "generate", None)):
-        model.generate = announced("Generating")(explaining_memory(model.generate))
+        model.generate = announced("Generating")(model.generate)
     return model, tokenizer
 
 

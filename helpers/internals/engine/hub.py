@@ -1,6 +1,6 @@
-"""Find a model's folder in the hub's cache, or ask the hub for the model.
+"""Find a model's folder in the Hub's cache, or ask the Hub if it has the model.
 
-In goes the name of a repository; out comes its folder, None, or the hub's own error.
+In goes the name of a repository; out comes its folder, None, or the Hub's own error.
 It knows nothing of what the name stands for: `plan` does.
 """
 
@@ -14,17 +14,12 @@ from ...models import whole_name
 from .exceptions import ModelLoadError
 from .weights import is_whole
 
-_ANSWER_TIMEOUT_S = 4.0  # to connect, and again to answer
-
-
-# --- What is here ---------------------------------------------------------------------
-
 
 def find_folder(path: str, **which: str | None) -> Path | None:
-    """The folder of a path whose weights are all on this machine, or None.
+    """Find a folder on this machine that has all weights of a model, or None.
 
-    Those of the repository that Unsloth may take in its place count too: for a model in
-    16 bits one that is quantised, and the other way round.
+    Unsloth may load another repository in the place of the one that is named: a
+    quantised one for a model in 16 bits, or the reverse. Those count too.
     """
     whole = whole_name(path)
     names = (path, whole, f"{whole}-unsloth-bnb-4bit", f"{whole}-bnb-4bit")
@@ -32,32 +27,25 @@ def find_folder(path: str, **which: str | None) -> Path | None:
     return next((folder for folder in found if folder), None)
 
 
-def find_snapshot(
-    repository: str, revision: str | None = None, cache_dir: str | None = None
-) -> Path | None:
-    """The folder of one repository in the hub's cache, None where a file is missing.
+def find_snapshot(repository: str, **which: str | None) -> Path | None:
+    """Find the folder of one repository; None if a file is missing.
 
-    A directory is its own.
+    `repository` may be a directory; `which` are the Hub's `revision` and `cache_dir`.
     """
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import snapshot_download
 
-    if Path(repository).is_dir() or Path(repository).is_absolute():
-        return Path(repository) if Path(repository).is_dir() else None
-    for name in ("config.json", "adapter_config.json"):
-        file = try_to_load_from_cache(
-            repository, name, cache_dir=cache_dir, revision=revision
-        )
-        if isinstance(file, str) and is_whole(Path(file).parent):
-            return Path(file).parent
+    if Path(repository).is_dir():
+        return Path(repository)
+    # No such repository in the cache, or a name that is none.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        folder = Path(snapshot_download(repository, local_files_only=True, **which))
+        return folder if is_whole(folder) else None
     return None
-
-
-# --- What the hub says ----------------------------------------------------------------
 
 
 @contextmanager
 def hub_switched_off() -> Iterator[None]:
-    """Let nothing ask the hub meanwhile: not even who is there, or for a newer file."""
+    """Keep all libraries from sending requests to the Hub while the block runs."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -71,7 +59,7 @@ def hub_switched_off() -> Iterator[None]:
 def ask_hub(
     repository: str, revision: str | None = None, token: str | bool | None = None
 ) -> None:
-    """Ask the hub once for a model, and raise what it answers if that is no yes.
+    """Send one request to the Hub; raise its error if the model is not available.
 
     The libraries that load models ask for one file after the other, several times each
     and with longer and longer pauses, before they say anything.
@@ -81,10 +69,10 @@ def ask_hub(
 
     if os.environ.get("UNSLOTH_USE_MODELSCOPE", "0") not in ("", "0"):
         raise ModelLoadError(
-            "UNSLOTH_USE_MODELSCOPE is set, and this loader asks the Hub alone: "
+            "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub alone. "
             f"`modelscope download {repository} --local_dir FOLDER`, then "
             "MODEL_NAME=FOLDER."
         )
     url = hf_hub_url(repository, "config.json", revision=revision)
-    with contextlib.suppress(EntryNotFoundError):  # As of a repository of an adapter.
-        get_hf_file_metadata(url, token=token, timeout=_ANSWER_TIMEOUT_S)
+    with contextlib.suppress(EntryNotFoundError):  # An adapter has none.
+        get_hf_file_metadata(url, token=token, timeout=4.0)  # seconds

@@ -29,14 +29,6 @@ from .smollm2 import make_smollm2
 from .weights import adapter_config
 
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
-
-
-# A hub name as people paste it: a whole address, perhaps of a file.
-_ADDRESS = re.compile(
-    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)"
-    r"(?!(?:datasets|spaces)/)(?P<name>[\w.-]+/[\w.-]+)"
-    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+))?.*"
-)
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -54,12 +46,11 @@ def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
 
 
 def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
-    """What to load for a name: a directory, a supported model's path, a hub path.
+    """Find what to load for a name: a directory, a supported model's path, a hub path.
 
-    An address on the hub counts as the name in it. The files of smollm2 are made if
-    they are missing, unless `make` is False. Raises `UnknownModelError` for a
-    name that is none of these and `ModelNotFoundError` for a directory (it begins with
-    ".", "/" or "~") that is not there.
+    The files of smollm2 are made if they are missing, unless `make` is False. Raises
+    `UnknownModelError` for a name that is none of these, and `ModelNotFoundError` for a
+    directory (it begins with ".", "/" or "~") that is not there.
     """
     name = os.fspath(model_name).strip()
     if Path(name).expanduser().is_dir():
@@ -71,14 +62,7 @@ def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
         )
     if name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"there is no directory {name}.")
-    if address := _ADDRESS.fullmatch(name):
-        name = address["name"]
-        if address["revision"] not in (None, "main"):
-            raise ModelNotFoundError(
-                f"{model_name} is a revision: pass {name!r} as the model's name, and "
-                f"revision={address['revision']!r} beside it."
-            )
-    name = name.rstrip("/")
+    name = name.removeprefix("https://huggingface.co/").rstrip("/")
     try:
         path = get_model(name).path
     except UnknownModelError:
@@ -87,12 +71,6 @@ def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
         raise
     if path == MODELS[SMOLLM2].path and make:
         make_smollm2()
-    if path == MODELS[TINY_THINKER].path and not Path(path).is_dir():
-        raise ModelNotFoundError(
-            f"the files of {TINY_THINKER} are missing from this installation. "
-            "`git checkout -- helpers/tiny_thinker/model` brings them back, "
-            "`python -m tools.tiny_thinker.train` makes them anew."
-        )
     return path
 
 
@@ -118,16 +96,13 @@ def resolve_settings(settings: Settings) -> Settings:
         # A bad name is reported later, by from_pretrained.
         with contextlib.suppress(UnknownModelError, ModelLoadError):
             in_4bit = not is_embedded(resolve_model_path(name, make=False))
-    share = settings.gpu_memory_utilization or free_share(device)
+    share = settings.gpu_memory_utilization or _free_share(device)
     resolved = {"device": device, "model_name": name, "load_in_4bit": in_4bit}
     return settings.model_copy(update=resolved | {"gpu_memory_utilization": share})
 
 
-def free_share(device: str = "cuda") -> float:
-    """Return the share of the current GPU's memory that is free, less a margin.
-
-    vLLM takes a share of all memory, and refuses one that is not free.
-    """
+def _free_share(device: str) -> float:
+    """Return the share of the GPU's memory that vLLM can take: it refuses more."""
     gpu = current_gpu() if device == "cuda" else None
     free = gpu.free_mib / gpu.total_mib if gpu else 1.0
     return max(0.01, math.floor(100 * MOST_OF_A_GPU * free) / 100)

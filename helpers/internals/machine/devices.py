@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 import pynvml
@@ -54,9 +54,6 @@ class MainMemory(NamedTuple):
 
     total_mib: int
     available_mib: int
-
-
-# --- GPUs -----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -99,8 +96,13 @@ def _read_card(index: int) -> list[Gpu]:
     """Describe what CUDA can use of a card: its MIG slices, or itself."""
     card = pynvml.nvmlDeviceGetHandleByIndex(index)
     capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card))
+    slices = []
+    with contextlib.suppress(pynvml.NVMLError):  # Most cards have no MIG mode.
+        for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+            with contextlib.suppress(pynvml.NVMLError):  # Out of a container's reach.
+                slices.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
     gpus = []
-    for handle in _mig_slices(card) or [card]:
+    for handle in slices or [card]:
         uuid = pynvml.nvmlDeviceGetUUID(handle)
         name = pynvml.nvmlDeviceGetName(handle)
         # Like nvidia-smi, version 2 does not count what the driver reserves.
@@ -108,16 +110,6 @@ def _read_card(index: int) -> list[Gpu]:
         total, used = memory.total // MIB, memory.used // MIB
         gpus.append(Gpu(index, uuid, name, total, used, capability))
     return gpus
-
-
-def _mig_slices(card: Any) -> list[Any]:
-    """List the handles of a card's slices; in a container some are out of reach."""
-    slices = []
-    with contextlib.suppress(pynvml.NVMLError):  # Most cards have no MIG mode.
-        for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-            with contextlib.suppress(pynvml.NVMLError):
-                slices.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
-    return slices
 
 
 def _visible_gpus(gpus: list[Gpu]) -> list[Gpu]:
@@ -146,48 +138,35 @@ def current_gpu() -> Gpu | None:
     if torch is not None and not torch.cuda.is_available():
         return None
     gpus = list_gpus()
-    if gpus and torch is not None and torch.cuda.is_initialized():
+    if torch is not None and torch.cuda.is_initialized():
         # Only CUDA itself knows its order where cards of different kinds are mixed.
         current = torch.cuda.get_device_properties(torch.cuda.current_device())
-        for gpu in gpus:
-            if gpu.uuid.endswith(str(current.uuid)):  # After "GPU-" or "MIG-".
-                return gpu
+        gpus = [gpu for gpu in gpus if gpu.uuid.endswith(str(current.uuid))] or gpus
     return gpus[0] if gpus else None
-
-
-# --- Main memory ----------------------------------------------------------------------
 
 
 def main_memory(root: Path = Path("/")) -> MainMemory:
     """Read the machine's memory, or what this process's control groups leave of it.
 
     A container's limit is one: past it the process is killed, however much is free.
-    `root` is the top of the file system.
+    `root` is the top of the file system, which has them in version 2 (cgroups(7)).
     """
     machine = psutil.virtual_memory()
-    total, available = machine.total, machine.available
-    for limit, used in _cgroup_limits(root):
-        total = min(total, limit)
-        available = min(available, max(0, limit - used))
+    limits = [(machine.total, machine.available)]
+    file = root / "proc/self/cgroup"
+    own = re.search("^0::/(.*)", file.read_text(), re.M) if file.exists() else None
+    # In a container this may be the host's, which is not there; the top then counts.
+    folder = root / "sys/fs/cgroup" / (own[1] if own else "")
+    for group in (folder, *folder.parents):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
+            limit = int((group / "memory.max").read_text())
+            used = int((group / "memory.current").read_text())
+            statistics = (group / "memory.stat").read_text().split()
+            # Cached files: given up on demand.
+            used -= int(statistics[statistics.index("inactive_file") + 1])
+            limits.append((limit, max(0, limit - used)))
+    total, available = map(min, zip(*limits, strict=True))
     return MainMemory(total // MIB, available // MIB)
-
-
-def _cgroup_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield limit and use, in bytes, of each control group (version 2) of this process.
-
-    In a container its path may be the host's, which is not there; the top then counts.
-    """
-    top, file = root / "sys/fs/cgroup", root / "proc/self/cgroup"
-    paths = re.findall("^0::/(.*)", file.read_text(), re.M) if file.exists() else []
-    for path in (top / below for below in paths):
-        for group in (path, *path.parents):
-            with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
-                limit = int((group / "memory.max").read_text())
-                used = int((group / "memory.current").read_text())
-                statistics = (group / "memory.stat").read_text().split()
-                # Cached files: given up on demand.
-                cached = statistics[statistics.index("inactive_file") + 1]
-                yield limit, used - int(cached)
 
 
 def free_memory_mib() -> int:
@@ -197,10 +176,7 @@ def free_memory_mib() -> int:
 
 
 def measure_resident_memory() -> int:
-    """Measure the main memory (RSS) of this process and its children, in MiB.
-
-    Pages that they share are counted once for each.
-    """
+    """Measure the main memory (RSS) of this process and its children, in MiB."""
     this = psutil.Process()
     total = 0
     for process in (this, *this.children(recursive=True)):
@@ -218,9 +194,6 @@ def measure_memory() -> int:
     """Measure the memory that models live in: the GPU's, or resident memory, in MiB."""
     gpu = current_gpu()
     return gpu.used_mib if gpu else measure_resident_memory()
-
-
-# --- PyTorch, without importing it ----------------------------------------------------
 
 
 def runs_cuda() -> bool:

@@ -9,7 +9,6 @@ import difflib
 import functools
 import io
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,8 +23,6 @@ _LEVELS = Literal["debug", "info", "warning", "error"]
 _ANY_CASE = BeforeValidator(str.lower)
 _WORDS = ("auto", "none", "null")
 _OR_NONE = BeforeValidator(lambda v: None if str(v).lower() in _WORDS else v)
-# Libraries that read variables with these prefixes as they are imported.
-_READ_BY = {"HF_": "huggingface_hub", "CUDA_": "torch", "VLLM_": "vllm"}
 
 
 class SettingsWarning(UserWarning):
@@ -116,32 +113,23 @@ def read_env_file(file: Path) -> dict[str, str | None]:
     """Read a `.env`; once, so that a change needs a new kernel, or `cache_clear()`."""
     try:
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{file} can't be read as UTF-8 text ({type(error).__name__}). Mend it, or "
-            "start from a copy of .env.example."
-        ) from None
-    for line in parse_stream(io.StringIO(text)):
-        if line.error or (line.key and line.value is None):
-            raise SettingsError(  # The line is not shown: it may hold a token.
-                f"{file}, line {line.original.line} is not an assignment. "
-                "Allowed: NAME=value, or a comment that begins with #."
-            )
+        for line in parse_stream(io.StringIO(text)):
+            if line.error or (line.key and line.value is None):
+                # The line is not shown: it may hold a token.
+                raise ValueError(f"line {line.original.line} is not NAME=value")
+    except (OSError, ValueError) as error:
+        advice = "Mend it, or start from a copy of .env.example."
+        raise SettingsError(f"{file} can't be read: {error}. {advice}") from None
     return dotenv_values(stream=io.StringIO(text))
 
 
 def _pass_on(variables: dict[str, str | None], file: Path | None) -> None:
-    """Set the variables of other libraries; warn of those that come to nothing."""
+    """Set the variables of other libraries; warn of misspelt names of ours."""
     known = defaults()
     for name, value in variables.items():
         if name in known or not value:
             continue
-        problem = ""
+        os.environ.setdefault(name, value)
         if near := difflib.get_close_matches(name.upper(), known, 1, 0.8):
             problem = f"{name} in {file} has no effect: write {near[0]} instead."
-        readers = (late for start, late in _READ_BY.items() if name.startswith(start))
-        if name not in os.environ and any(late in sys.modules for late in readers):
-            problem = f"{name} in {file} comes too late: restart the kernel."
-        if problem:
             warnings.warn(problem, SettingsWarning, stacklevel=3)
-        os.environ.setdefault(name, value)

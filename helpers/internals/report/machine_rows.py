@@ -14,15 +14,13 @@ from pathlib import Path
 from ..machine.devices import list_gpus, main_memory, read_driver, torch_cuda
 from ..machine.settings import Settings
 from ..machine.versions import find_version
-from .rows import Check, rebuild_command
+from .rows import Check
 
 
 def check_machine(settings: Settings) -> Iterator[Check]:
     """Yield the rows on Python, the platform, the NVIDIA driver, GPUs and Jupyter."""
     yield Check("Python", platform.python_version()).unless(
-        (3, 11) <= sys.version_info[:2] <= (3, 13),
-        "; not every package has a build for it",
-        "install Python 3.11, 3.12 or 3.13, then: make clean setup",
+        (3, 11) <= sys.version_info[:2] <= (3, 13), "", "install 3.11, 3.12 or 3.13"
     )
     yield _check_platform()
     yield _check_driver(settings)
@@ -30,9 +28,8 @@ def check_machine(settings: Settings) -> Iterator[Check]:
     names = ("ipykernel", "ipywidgets", "jupyterlab")
     found = {name: find_version(name) or "missing" for name in names}
     detail = ", ".join(f"{name} {version}" for name, version in found.items())
-    yield Check("Jupyter", detail).unless(
-        "missing" not in found.values(), "", rebuild_command(settings.device)
-    )
+    complete = "missing" not in found.values()
+    yield Check("Jupyter", detail).unless(complete, "", "make clean setup")
 
 
 def _check_platform() -> Check:
@@ -51,18 +48,15 @@ def _check_platform() -> Check:
 def _check_driver(settings: Settings) -> Check:
     driver, built_for = read_driver(), torch_cuda() or "0"
     if driver.error:
-        detail = f"none ({driver.error}): runs on the CPU"
-        return Check("NVIDIA driver", detail).unless(
-            settings.device != "cuda",
-            ", but DEVICE=cuda",
-            "set DEVICE=auto, or install the NVIDIA driver",
-        )
-    detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
-    return Check("NVIDIA driver", detail).unless(
-        int(built_for.split(".")[0]) <= driver.cuda[0],
-        f"; PyTorch here is built for CUDA {built_for}",
-        "update the NVIDIA driver",
+        fix = "set DEVICE=auto, or install the NVIDIA driver"
+        row = Check("NVIDIA driver", f"none ({driver.error}): runs on the CPU")
+        return row.unless(settings.device != "cuda", ", but DEVICE=cuda", fix)
+    row = Check(
+        "NVIDIA driver", "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
     )
+    problem = f"; PyTorch here is built for CUDA {built_for}"
+    fits = int(built_for.split(".")[0]) <= driver.cuda[0]
+    return row.unless(fits, problem, "update the NVIDIA driver")
 
 
 def _check_gpus(settings: Settings) -> Iterator[Check]:

@@ -2,7 +2,7 @@ import pytest
 
 from helpers.internals.engine import errors
 from helpers.internals.engine.errors import explained
-from helpers.internals.engine.exceptions import ModelLoadError, NotEnoughMemoryError
+from helpers.internals.engine.exceptions import NotEnoughMemoryError
 from helpers.internals.engine.plan import plan_load
 from helpers.internals.machine.settings import Settings
 
@@ -45,9 +45,3 @@ def test_a_second_failure_is_not_explained_by_the_first() -> None:
         raise MemoryError("out of memory")
     except MemoryError:
         assert type(explain(ValueError("something else"))) is ValueError
-
-
-def test_broken_bitsandbytes_says_how_to_do_without() -> None:
-    known = explain(ImportError("bitsandbytes was built for another CUDA"))
-    assert isinstance(known, ModelLoadError)
-    assert "LOAD_IN_4BIT=false" in str(known)

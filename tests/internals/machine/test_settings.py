@@ -1,5 +1,4 @@
 import os
-import sys
 import warnings
 
 import pytest
@@ -171,9 +170,6 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
     monkeypatch.setenv("HF_HOME", "/set/in/the/shell")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Restored afterwards.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(
-        "helpers.internals.machine.settings._READ_BY", {}
-    )  # Other tests import torch.
     with warnings.catch_warnings(action="error"):
         load_settings(
             env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu\nEMPTY=")
@@ -181,14 +177,6 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
     assert os.environ["HF_HOME"] == "/set/in/the/shell"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     assert not {"DEVICE", "EMPTY"} & set(os.environ)
-
-
-def test_a_variable_that_is_read_too_late(env_file, monkeypatch):
-    monkeypatch.setenv("HF_HOME", "")
-    monkeypatch.delenv("HF_HOME")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", sys)
-    with pytest.warns(SettingsWarning, match="too late: restart the"):
-        load_settings(env_file("HF_HOME=/mine"))
 
 
 @pytest.mark.parametrize(
