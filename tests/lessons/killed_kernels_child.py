@@ -6,7 +6,7 @@
 What the kernel has started carries a mark in its environment, and has ten seconds to
 end. The last line is JSON: for each kill the moment, the seconds until all were gone,
 what was left of processes and of the port, and the MiB of GPU memory that the processes
-held before and after; and the memory of all GPUs before the first kill and at most ten
+held before and after; and the memory of the GPUs before the first kill and at most ten
 seconds after the last one.
 
 Several lanes kill at the same time, in turn on the GPUs that there are. There vLLM must
@@ -22,13 +22,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import psutil
 import pynvml
 from jupyter_client import KernelManager
+
+from helpers.internals.machine.devices import list_gpus
 
 LONGEST_S = 10.0
 MARK = "NUMBER_OF_THE_KILLED_KERNEL"
@@ -63,32 +64,22 @@ def is_open(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-@contextmanager
-def cards() -> Iterator[list]:
-    """NVML's handles of all GPUs; none where there is no driver."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield []
-        return
-    numbers = range(pynvml.nvmlDeviceGetCount())
-    yield [pynvml.nvmlDeviceGetHandleByIndex(number) for number in numbers]
-    pynvml.nvmlShutdown()
-
-
 def used_mib() -> list[int]:
-    """MiB in use on each GPU of the machine."""
-    with cards() as all_cards:
-        return [pynvml.nvmlDeviceGetMemoryInfo(card).used >> 20 for card in all_cards]
+    """MiB in use on each GPU that this process may use."""
+    return [gpu.used_mib for gpu in list_gpus()]
 
 
 def held_mib(family: list[psutil.Process]) -> int:
     """MiB of GPU memory that NVML counts for these processes, dead or alive."""
     pids, held = {process.pid for process in family}, 0
-    with cards() as all_cards:
-        for card in all_cards:
-            for one in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
-                held += (one.usedGpuMemory or 0) * (one.pid in pids)
+    if not (gpus := list_gpus()):
+        return held
+    pynvml.nvmlInit()
+    for gpu in gpus:
+        card = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+        for one in pynvml.nvmlDeviceGetComputeRunningProcesses(card):
+            held += (one.usedGpuMemory or 0) * (one.pid in pids)
+    pynvml.nvmlShutdown()
     return held >> 20
 
 
@@ -98,8 +89,8 @@ class Kernel:
     def __init__(self, number: int) -> None:
         self.manager, self.chance = KernelManager(), random.Random(2026 + number)
         own = {MARK: str(number)}
-        if gpus := len(used_mib()):
-            own["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        if gpus := list_gpus():
+            own["CUDA_VISIBLE_DEVICES"] = str(gpus[number % len(gpus)].index)
         self.manager.start_kernel(env=os.environ | own)
         self.client = self.manager.client()
         self.client.start_channels()
