@@ -29,15 +29,12 @@ from .smollm2 import make_smollm2
 from .weights import adapter_config
 
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
-    """Return where the engines will run; imports no torch, starts no CUDA.
+    """Return where the engines will run, by DEVICE or else by the GPU that is there.
 
-    DEVICE decides where it is set. Otherwise "cuda" where there is a visible GPU, a
-    PyTorch built for CUDA, and a driver that is new enough for that build.
-    Without `settings` they are read; raises `SettingsError` as `load_settings` does.
+    "cuda" needs a PyTorch built for it, and a driver that is new enough for that build.
     """
     device = (load_settings() if settings is None else settings).device
     if device != AUTO:
@@ -56,17 +53,14 @@ def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     if name.endswith(".gguf"):
-        raise ModelLoadError(
-            f"{name} is a GGUF file, which is for llama.cpp: load the repository or "
-            "folder of the model that it was made from."
-        )
+        raise ModelLoadError(f"{name} is for llama.cpp: load the model's own folder.")
     if name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"there is no directory {name}.")
     name = name.removeprefix("https://huggingface.co/").rstrip("/")
     try:
         path = get_model(name).path
     except UnknownModelError:
-        if _HUB_NAME.fullmatch(name):
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return name  # Not in our table, but perhaps on the hub.
         raise
     if path == MODELS[SMOLLM2].path and make:
@@ -90,9 +84,8 @@ def resolve_settings(settings: Settings) -> Settings:
     name = settings.model_name
     if name == AUTO:
         name = GPU_MODEL if device == "cuda" else TINY_THINKER
-    in_4bit = settings.load_in_4bit
-    if in_4bit is None:
-        in_4bit = True
+    in_4bit = settings.load_in_4bit is not False
+    if settings.load_in_4bit is None:
         # A bad name is reported later, by from_pretrained.
         with contextlib.suppress(UnknownModelError, ModelLoadError):
             in_4bit = not is_embedded(resolve_model_path(name, make=False))

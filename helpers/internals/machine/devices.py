@@ -42,18 +42,11 @@ class Gpu:
 
 
 class Driver(NamedTuple):
-    """The NVIDIA driver: its newest CUDA as (major, minor), or why it can't be used."""
+    """The NVIDIA driver, the newest CUDA that it runs, or why it can't be used."""
 
     version: str = ""
     cuda: tuple[int, int] = (0, 0)
     error: str = ""
-
-
-class MainMemory(NamedTuple):
-    """Main memory that this process may use, in MiB: all of it, and what is free."""
-
-    total_mib: int
-    available_mib: int
 
 
 @contextlib.contextmanager
@@ -66,7 +59,7 @@ def _nvml() -> Iterator[None]:
 
 
 def read_driver() -> Driver:
-    """Read the driver's version, and the newest CUDA that it runs."""
+    """Read the driver's version, and its CUDA as (major, minor)."""
     try:
         with _nvml():
             cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
@@ -79,10 +72,9 @@ def read_driver() -> Driver:
 def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
     """List the GPUs that CUDA shows this process, in its order; or all of the machine.
 
-    Empty with no driver, no GPU, or a `CUDA_VISIBLE_DEVICES` that hides them all. That
-    variable may name cards by their index in `nvidia-smi` (where cards of different
-    kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`), GPUs and MIG slices by their
-    whole UUID. A card in MIG mode is listed by its slices, one that is lost not at all.
+    `CUDA_VISIBLE_DEVICES` may name them by their index in `nvidia-smi` (where cards of
+    different kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`) or by their whole
+    UUID. A card in MIG mode is listed by its slices, one that is lost not at all.
     """
     gpus: list[Gpu] = []
     with contextlib.suppress(pynvml.NVMLError), _nvml():
@@ -145,11 +137,11 @@ def current_gpu() -> Gpu | None:
     return gpus[0] if gpus else None
 
 
-def main_memory(root: Path = Path("/")) -> MainMemory:
-    """Read the machine's memory, or what this process's control groups leave of it.
+def main_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Return main memory in MiB: all that this process may use, and what is free.
 
-    A container's limit is one: past it the process is killed, however much is free.
-    `root` is the top of the file system, which has them in version 2 (cgroups(7)).
+    That is the machine's, or what control groups, such as a container's, leave of it:
+    past their limit the process is killed. `root` has them in version 2 (cgroups(7)).
     """
     machine = psutil.virtual_memory()
     limits = [(machine.total, machine.available)]
@@ -165,14 +157,14 @@ def main_memory(root: Path = Path("/")) -> MainMemory:
             # Cached files: given up on demand.
             used -= int(statistics[statistics.index("inactive_file") + 1])
             limits.append((limit, max(0, limit - used)))
-    total, available = map(min, zip(*limits, strict=True))
-    return MainMemory(total // MIB, available // MIB)
+    total, free = map(min, zip(*limits, strict=True))
+    return total // MIB, free // MIB
 
 
 def free_memory_mib() -> int:
     """Read the free memory, in MiB: of the current GPU, else of the machine."""
     gpu = current_gpu()
-    return gpu.free_mib if gpu else main_memory().available_mib
+    return gpu.free_mib if gpu else main_memory()[1]
 
 
 def measure_resident_memory() -> int:
@@ -198,9 +190,8 @@ def measure_memory() -> int:
 
 def runs_cuda() -> bool:
     """Return True if PyTorch is built for CUDA and the driver can run that build."""
-    built_for, (major, _) = torch_cuda(), read_driver().cuda
-    # CUDA's minor version compatibility: only the major version has to fit.
-    return bool(built_for) and major >= int(built_for.split(".")[0])
+    built_for = torch_cuda()  # Only the major version has to fit.
+    return bool(built_for) and read_driver().cuda[0] >= int(built_for.split(".")[0])
 
 
 def torch_cuda() -> str | None:

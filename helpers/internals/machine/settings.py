@@ -25,10 +25,6 @@ _WORDS = ("auto", "none", "null")
 _OR_NONE = BeforeValidator(lambda v: None if str(v).lower() in _WORDS else v)
 
 
-class SettingsWarning(UserWarning):
-    """A line of `.env` has no effect; the text after the last colon would have."""
-
-
 class SettingsError(ValueError):
     """A setting that can't be used; names the variable, its value, what is allowed."""
 
@@ -73,23 +69,17 @@ def defaults() -> dict[str, str]:
     return {name.upper(): str(value) for name, value in table.items()}
 
 
-def find_env_file() -> Path | None:
-    """Return the nearest `.env`, from the working directory upwards, or None."""
-    found = find_dotenv(usecwd=True)
-    return Path(found) if found else None
-
-
 def load_settings(env_file: Path | None = None) -> Settings:
-    """Take `.env` and the environment, which wins; an empty value counts as not set.
+    """Take the nearest `.env` and the environment, which wins; empty is not set.
 
-    Without `env_file` it is the nearest one. It is read once in a process, the
-    environment at each call. A folder that it names in MODEL_NAME counts from its own;
-    its variables for other libraries, such as HF_HOME, go into the environment where
-    they are not set. Warns (`SettingsWarning`) of lines without effect; raises
-    `SettingsError` for a value that is not allowed, and a file that can't be read.
+    The file is read once in a process, the environment at each call. A folder in the
+    file's MODEL_NAME counts from the file; its variables for other libraries, such as
+    HF_HOME, go into the environment where they are not set. Warns of names
+    that are misspelt. Raises `SettingsError` for a value that is not allowed,
+    and for a file that can't be read.
     """
-    file = env_file or find_env_file()
-    in_file = read_env_file(file) if file else {}
+    file = Path(env_file or find_dotenv(usecwd=True))
+    in_file = read_env_file(file) if file.name else {}  # "" if there is none.
     _pass_on(in_file, file)
     ours = {name: in_file.get(name) for name in defaults() if not os.environ.get(name)}
     ours = {name.lower(): value for name, value in ours.items() if value}
@@ -123,7 +113,7 @@ def read_env_file(file: Path) -> dict[str, str | None]:
     return dotenv_values(stream=io.StringIO(text))
 
 
-def _pass_on(variables: dict[str, str | None], file: Path | None) -> None:
+def _pass_on(variables: dict[str, str | None], file: Path) -> None:
     """Set the variables of other libraries; warn of misspelt names of ours."""
     known = defaults()
     for name, value in variables.items():
@@ -132,4 +122,4 @@ def _pass_on(variables: dict[str, str | None], file: Path | None) -> None:
         os.environ.setdefault(name, value)
         if near := difflib.get_close_matches(name.upper(), known, 1, 0.8):
             problem = f"{name} in {file} has no effect: write {near[0]} instead."
-            warnings.warn(problem, SettingsWarning, stacklevel=3)
+            warnings.warn(problem, stacklevel=3)

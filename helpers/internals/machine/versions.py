@@ -22,7 +22,6 @@ ENGINES = {
 }
 # Unsloth patches these when imported; code imported before that stays unpatched.
 PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
-PLUGIN = "vllm-bnb-plugin"
 
 
 def find_version(name: str) -> Version | None:
@@ -34,10 +33,7 @@ def find_version(name: str) -> Version | None:
 
 
 def pinned_version(name: str, device: str) -> Version | None:
-    """Find a package's version in the set that was run on `device`, "cpu" or "cuda".
-
-    None if there is no such set, as in an installation without the repository.
-    """
+    """Find a package's version in the set that was run on `device`, if it has one."""
     file = ROOT / "requirements" / ("cpu.txt" if device == "cpu" else "gpu.txt")
     lines = file.read_text().splitlines() if file.exists() else []
     pins = dict(line.split("==") for line in lines)
@@ -47,5 +43,5 @@ def pinned_version(name: str, device: str) -> Version | None:
 
 def lacks_plugin() -> bool:
     """Return True if vLLM can't load 4-bit weights: 0.28 moved that to a plugin."""
-    vllm = find_version("vllm")
-    return bool(vllm and vllm >= Version("0.28") and not find_version(PLUGIN))
+    vllm, plugin = find_version("vllm"), find_version("vllm-bnb-plugin")
+    return bool(vllm and vllm >= Version("0.28") and not plugin)

@@ -11,20 +11,22 @@ from collections.abc import Iterator
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from dotenv import find_dotenv
+
 from ...models import TINY_THINKER, MemoryEstimate, estimate_memory, find_model
 from ..engine.hub import find_folder
 from ..engine.plan import adapter_base, resolve_model_path, resolve_settings
 from ..engine.weights import check_files
 from ..machine.devices import list_gpus, main_memory
-from ..machine.settings import Settings, SettingsError, find_env_file, load_settings
+from ..machine.settings import Settings, SettingsError, load_settings
 from .machine_rows import check_disk, check_machine
 from .package_rows import check_packages
 from .rows import Check, EnvironmentReport
 
-PROBE_TIMEOUT_S = 180.0
+_RUNS_ANYWHERE = f"MODEL_NAME={TINY_THINKER} runs anywhere"
 
 
-def check_environment(timeout_s: float = PROBE_TIMEOUT_S) -> EnvironmentReport:
+def check_environment(timeout_s: float = 180.0) -> EnvironmentReport:
     """Check everything that the notebooks need; some 15 s, most of it imports.
 
     `timeout_s` is how long an import of torch, unsloth or vllm may take, in seconds.
@@ -48,12 +50,10 @@ def _check_settings() -> tuple[Check, Settings]:
             fix = "correct it; .env.example shows what is allowed"
             row = Check("Settings", str(error), "failed", fix)
             return row, Settings.model_construct()  # The defaults.
-    file = find_env_file()
+    file, token = find_dotenv(usecwd=True), "token" if settings.hf_token else "no token"
     # "../.env" says that the file is of a folder above.
-    detail = os.path.relpath(file) if file else "no .env, which is fine: defaults"
-    row = Check(
-        "Settings", f"{detail}, {'token set' if settings.hf_token else 'no token'}"
-    )
+    place = os.path.relpath(file) if file else "no .env, which is fine: defaults"
+    row = Check("Settings", f"{place}, {token}")
     for one in heard:
         what, _, fix = str(one.message).rpartition(": ")
         row = row.unless(False, f"; {what}", fix, "warning")
@@ -64,23 +64,22 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     """Yield the row on the model, and the one on the disk that it is stored on."""
     from huggingface_hub import constants  # Reads HF_HOME now: .env may set it.
 
-    in_4bit, need = bool(settings.load_in_4bit), None
+    name, length, need = settings.model_name, settings.max_seq_length, None
     try:
-        path = resolve_model_path(settings.model_name, make=False)
+        path = resolve_model_path(name, make=False)
         folder, spec = _find_whole_folder(path), find_model(path)
         if spec:
-            length = settings.max_seq_length
+            in_4bit = bool(settings.load_in_4bit)
             need = estimate_memory(spec, length, load_in_4bit=in_4bit)
     except Exception as error:  # Whatever the load would end with.
-        fix = "correct MODEL_NAME or MAX_SEQ_LENGTH; "
-        fix += f"MODEL_NAME={TINY_THINKER} runs anywhere"
+        fix = f"correct MODEL_NAME or MAX_SEQ_LENGTH; {_RUNS_ANYWHERE}"
         yield Check("Model", str(error), "failed", fix)
         return
     place = "on this machine" if folder else "not downloaded yet"
-    row = Check("Model", f"{settings.model_name}, {place}").unless(
+    row = Check("Model", f"{name}, {place}").unless(
         folder or not constants.HF_HUB_OFFLINE,
         ", and HF_HUB_OFFLINE is set",
-        f"unset HF_HUB_OFFLINE; or MODEL_NAME={TINY_THINKER}",
+        f"unset HF_HUB_OFFLINE; {_RUNS_ANYWHERE}",
     )
     yield _check_memory(row, need, settings) if need else row
     need_gb = 1.0  # For compiled code, logs and notebooks.
@@ -101,12 +100,11 @@ def _find_whole_folder(path: str) -> Path | None:
 
 def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check:
     gpus = list_gpus() if settings.device == "cuda" else ()
-    free = gpus[0].free_mib if gpus else main_memory().available_mib
-    share = settings.gpu_memory_utilization
-    if not gpus:  # There the cache has a size of its own.
+    if gpus:
+        free, share = gpus[0].free_mib, settings.gpu_memory_utilization
+    else:  # There the cache has a size of its own.
         cache = settings.vllm_cpu_kvcache_space * 1024
-        free, share = min(free, need.fixed_mib + cache), 1.0
+        free, share = min(main_memory()[1], need.fixed_mib + cache), 1.0
     advice = need.advice(free, share)
-    if row.status == "ok" and need.fits(free * share):
-        return replace(row, detail=f"{row.detail}; {advice}")
-    return row.unless(False, "", advice, "warning")
+    row = row.unless(need.fits(free * share), "", advice, "warning")
+    return replace(row, detail=f"{row.detail}; {advice}") if row.status == "ok" else row

@@ -1,7 +1,6 @@
 """Say in words what a cell lacks that is run by itself in a fresh kernel.
 
-An extension of IPython, which `make lab` switches on (tools/lab_config/kernels): the
-next cell that is run after the last one of a notebook starts a new kernel.
+An extension of IPython, which `make lab` switches on: tools/lab_config/kernels.
 """
 
 from typing import Any

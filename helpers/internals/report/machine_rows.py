@@ -33,16 +33,15 @@ def check_machine(settings: Settings) -> Iterator[Check]:
 
 
 def _check_platform() -> Check:
-    system, machine, memory = platform.system(), platform.machine(), main_memory()
+    system, machine = platform.system(), platform.machine()
+    total, free = (mib / 1024 for mib in main_memory())
     detail = (
-        f"{system} {machine}, {os.cpu_count()} cores, {memory.available_mib / 1024:.1f}"
-        f" of {memory.total_mib / 1024:.1f} GiB of main memory free"
+        f"{system} {machine}, {os.cpu_count()} cores, {free:.1f} of {total:.1f} GiB of "
+        "main memory free"
     )
-    return Check("Platform", detail).unless(
-        system == "Linux" and machine.lower() in ("x86_64", "amd64"),
-        "; Unsloth and vLLM are pinned for Linux on x86-64",
-        "on Windows use WSL 2, on a Mac a Linux x86-64 container",
-    )
+    fits = system == "Linux" and machine.lower() in ("x86_64", "amd64")
+    fix = "on Windows use WSL 2, on a Mac a Linux x86-64 container"
+    return Check("Platform", detail).unless(fits, "; Linux on x86-64 is needed", fix)
 
 
 def _check_driver(settings: Settings) -> Check:
@@ -51,45 +50,36 @@ def _check_driver(settings: Settings) -> Check:
         fix = "set DEVICE=auto, or install the NVIDIA driver"
         row = Check("NVIDIA driver", f"none ({driver.error}): runs on the CPU")
         return row.unless(settings.device != "cuda", ", but DEVICE=cuda", fix)
-    row = Check(
-        "NVIDIA driver", "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
-    )
-    problem = f"; PyTorch here is built for CUDA {built_for}"
+    detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
     fits = int(built_for.split(".")[0]) <= driver.cuda[0]
-    return row.unless(fits, problem, "update the NVIDIA driver")
+    problem = f"; PyTorch here is built for CUDA {built_for}"
+    fix = "update the NVIDIA driver"
+    return Check("NVIDIA driver", detail).unless(fits, problem, fix)
 
 
 def _check_gpus(settings: Settings) -> Iterator[Check]:
     gpus, variable = list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
     if not gpus and not read_driver().error:
-        there = len(list_gpus(visible=False))
+        count = len(list_gpus(visible=False))
         status = "failed" if settings.device == "cuda" else "warning"
-        yield Check("GPU", f"{there}, CUDA_VISIBLE_DEVICES={variable!r}").unless(
-            settings.device == "cpu",
-            " shows none",
-            "unset CUDA_VISIBLE_DEVICES" if there else "nvidia-smi says why",
-            status,
-        )
+        fix = "unset CUDA_VISIBLE_DEVICES" if count else "nvidia-smi says why"
+        row = Check("GPU", f"{count}, CUDA_VISIBLE_DEVICES={variable!r}")
+        yield row.unless(settings.device == "cpu", " shows none", fix, status)
     for gpu in gpus:
         major, minor = gpu.compute_capability
         detail = (
             f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
             f"capability {major}.{minor}, {'' if major >= 8 else 'no '}bfloat16"
         )
-        yield Check(f"GPU {gpu.index}", detail).unless(
-            major >= 7,
-            "; vLLM needs 7.0 or more",
-            "use fast_inference=False on this GPU",
-            "warning",
-        )
+        fix = "use fast_inference=False on this GPU"
+        row = Check(f"GPU {gpu.index}", detail)
+        yield row.unless(major >= 7, "; vLLM needs 7.0 or more", fix, "warning")
 
 
 def check_disk(cache: Path, need_gb: float) -> Check:
     """Make the row on the disk of the hub's cache, on which `need_gb` GB are needed."""
     there = next(path for path in (cache, *cache.parents) if os.path.exists(path))
     free_gb = shutil.disk_usage(there).free / 1e9
-    return Check("Disk", f"{free_gb:,.0f} GB free for models ({cache})").unless(
-        free_gb >= need_gb,
-        f", {need_gb:.0f} GB needed",
-        "make room, or set HF_HOME to a folder on another disk",
-    )
+    row = Check("Disk", f"{free_gb:,.0f} GB free for models ({cache})")
+    fix = "make room, or set HF_HOME to a folder on another disk"
+    return row.unless(free_gb >= need_gb, f", {need_gb:.0f} GB needed", fix)

@@ -8,7 +8,6 @@ of models and of the machine but its device.
 import importlib.util
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,13 +22,11 @@ from ..machine.settings import Settings, defaults
 from ..machine.versions import (
     ENGINES,
     PATCHED_BY_UNSLOTH,
-    PLUGIN,
     ROOT,
     find_version,
-    lacks_plugin,
     pinned_version,
 )
-from .rows import Check, rebuild_command
+from .rows import Check
 
 PROBED = ("torch", "unsloth", "vllm")  # `probe` imports these.
 
@@ -45,10 +42,9 @@ def check_packages(settings: Settings, timeout_s: float) -> Iterator[Check]:
         problems = dict(zip(names, found, strict=True))
     for name in ENGINES:
         yield check_engine(name, settings, problems)
-    # sys.modules lists a package after its submodules once its import has ended.
-    modules = list(sys.modules)
-    before = set(takewhile(lambda one: one.split(".")[0] != "unsloth", modules))
-    if early := [name for name in PATCHED_BY_UNSLOTH if name in before]:
+    # Not by names: a package comes after its submodules once its import has ended.
+    before = takewhile(lambda one: one.split(".")[0] != "unsloth", list(sys.modules))
+    if early := sorted(set(PATCHED_BY_UNSLOTH) & set(before)):
         detail = f"{', '.join(early)} imported before unsloth, which can't speed it up"
         fix = 'restart the kernel; begin with "from helpers import FastLanguageModel"'
         yield Check("Import order", detail, "warning", fix)
@@ -60,20 +56,17 @@ def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> 
     `problems` are those that `probe` found, "" for a package that works.
     """
     device, found = settings.device, find_version(name)
-    pin, rebuild = pinned_version(name, device), rebuild_command(device)
+    pin, rebuild = pinned_version(name, device), f"make clean setup DEVICE={device}"
     needed = "failed" if name != "bitsandbytes" or settings.load_in_4bit else "warning"
     if found is None:
         return Check(ENGINES[name], "not installed", needed, rebuild)
     problem = problems.get(name, "its files are gone") if name in PROBED else ""
-    detail = f"{found}, loads" if name in PROBED and not problem else f"{found}"
-    row = Check(ENGINES[name], detail)
+    loads = ", loads" if name in PROBED and not problem else ""
+    row = Check(ENGINES[name], f"{found}{loads}")
     row = row.unless(not problem, f" can't be used: {problem}", rebuild)
-    if name == "torch" and not torch_cuda() and list_gpus():
-        fix = rebuild_command("cuda")
-        row = row.unless(False, "; a CPU build can't use the GPU", fix, "warning")
-    if name == "bitsandbytes" and device == "cuda" and lacks_plugin():
-        fix = f"python -m pip install --no-deps {PLUGIN}"
-        row = row.unless(False, f"; vLLM needs {PLUGIN} beside it", fix, needed)
+    if name == "torch":
+        fits, fix = torch_cuda() or not list_gpus(), "make clean setup DEVICE=cuda"
+        row = row.unless(fits, "; a CPU build can't use the GPU", fix, "warning")
     was_run = not pin or pin.public == found.public  # Any build: 2.11.0+cu130.
     problem = f"; what was run with the others is {pin}"
     return row.unless(was_run, problem, rebuild, "warning")
@@ -89,23 +82,15 @@ def _probe(name: str, device: str, timeout_s: float) -> str:
     # Unsloth writes compiled code to the working directory, and no .env is found here.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file, log = Path(folder, "problem.txt"), Path(folder, "log.txt")
-        program = [sys.executable, "-m", f"{__package__}.probe"]
+        probe = [sys.executable, "-m", f"{__package__}.probe", name, device, str(file)]
+        options = {"cwd": folder, "env": variables, "timeout": timeout_s}
         try:
-            with log.open("w") as stream:
-                status = subprocess.run(
-                    [*program, name, device, str(file)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stream,
-                    stderr=stream,
-                    cwd=folder,
-                    env=variables,
-                    timeout=timeout_s,
-                ).returncode
+            with log.open("w") as out:
+                done = subprocess.run(probe, stdout=out, stderr=out, **options)
         except subprocess.TimeoutExpired:
             return f"its import did not end within {timeout_s:.0f} s"
         if not file.exists():
-            reason = signal.strsignal(-status) if status < 0 else f"status {status}"
-            return f"its import ended Python ({reason})"
+            return f"its import ended Python (status {done.returncode})"
         # If its compiled part does not load, vLLM only warns.
         warned = re.search(r"Failed to import from .*", log.read_text(errors="replace"))
         problem = file.read_text() or (warned[0] if warned else "")

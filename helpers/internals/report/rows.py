@@ -4,13 +4,10 @@ In go the rows, out comes one table. It knows nothing of what is checked.
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from ...charts import Panel, show_table
-from ..machine.versions import ROOT
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -70,10 +67,3 @@ class EnvironmentReport:
             ],
             caption=f"{len(self.rows)} checks: {', '.join(bad) or 'all ok'}.",
         )
-
-
-def rebuild_command(device: str) -> str:
-    """Write the command that installs all packages again, as they are pinned."""
-    if device == "cpu" or Path(sys.prefix).resolve() == ROOT / ".venv":
-        return f"make clean setup DEVICE={device}"
-    return "python -m pip install --force-reinstall -r requirements/gpu.txt"

@@ -7,7 +7,6 @@ from pydantic import ValidationError
 from helpers.internals.machine.settings import (
     Settings,
     SettingsError,
-    SettingsWarning,
     defaults,
     load_settings,
     read_env_file,
@@ -188,7 +187,7 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
 )
 def test_a_name_without_effect_is_warned_of(env_file, monkeypatch, name, meant):
     monkeypatch.setattr(os, "environ", {})
-    with pytest.warns(SettingsWarning, match=f"{name} in .* no effect: write {meant} "):
+    with pytest.warns(UserWarning, match=f"{name} in .* no effect: write {meant} "):
         assert load_settings(env_file(f"{name}=x")) == Settings()
 
 

@@ -27,7 +27,7 @@ from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import Settings, defaults
 from helpers.internals.report import environment, machine_rows
 from helpers.internals.report.package_rows import check_engine
-from helpers.internals.report.rows import Check, EnvironmentReport, rebuild_command
+from helpers.internals.report.rows import Check, EnvironmentReport
 from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,7 +142,7 @@ def test_every_topic_has_its_row(real):
 
 
 def test_no_token_and_no_home_in_any_output(real):
-    assert "token set" in real.row("Settings").detail
+    assert ", token" in real.row("Settings").detail
     whole = EnvironmentReport(
         tuple(Check(**row) for row in json.loads(real.output)["rows"])
     )
@@ -165,7 +165,7 @@ CUDA_BUILD = SOUND["vllm/platforms"].replace("'cpu'", "'cuda'")
 BROKEN = [
     {
         "PyTorch": ("torch", OTHER_BUILD, "ImportError: undefined symbol"),
-        "Unsloth": ("unsloth/__init__", SIGILL, "ended Python .Illegal instruction"),
+        "Unsloth": ("unsloth/__init__", SIGILL, "ended Python .status -4"),
         "vLLM": ("vllm/platforms", WARNS, "Failed to import .* undefined symbol"),
     },
     {
@@ -271,14 +271,6 @@ def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
         assert row.status == status
 
 
-def test_a_newer_vllm_needs_bitsandbytes_beside_it(missing):
-    missing("vllm-bnb-plugin")
-    row = check_engine("bitsandbytes", Settings(device="cuda", load_in_4bit=True), {})
-    assert row.status == "failed" and "needs vllm-bnb-plugin" in row.detail
-    assert row.fix.endswith("pip install --no-deps vllm-bnb-plugin")
-    assert check_engine("bitsandbytes", CPU, {}).status == "ok"
-
-
 def test_metadata_without_files(missing):
     row = check_engine("vllm", CPU, {})
     assert "its files are gone" in row.detail
@@ -292,18 +284,6 @@ def test_jupyter(missing, no_driver, names):
     assert row.status == ("failed" if names else "ok")
     assert row.fix == ("make clean setup" if names else "")
     assert row.detail.count("missing") == len(names)
-
-
-def test_commands_that_repair_exist():
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for device in ("cpu", "cuda"):
-        command = rebuild_command(device)
-        file = re.search(r"requirements/\w+\.txt", command)
-        assert file is None or (ROOT / file[0]).is_file()
-        if command.startswith("make"):
-            words = [word for word in command.split()[1:] if "=" not in word]
-            assert set(words) <= set(targets)
-        assert device == "cpu" or "gpu.txt" in command or "DEVICE=cuda" in command
 
 
 # --- Settings, model, disk ------------------------------------------------------------
@@ -453,7 +433,7 @@ def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
     )
     row = result.row("Model")
     assert row.status == ("failed" if offline == "1" else "ok")
-    assert row.fix.startswith("unset HF_HUB_OFFLINE; or" if offline == "1" else "")
+    assert row.fix.startswith("unset HF_HUB_OFFLINE; M" if offline == "1" else "")
     assert f"({tmp_path}/hub)" in result.row("Disk").detail  # HF_HOME of .env counts.
 
 
@@ -484,7 +464,7 @@ def test_platform(monkeypatch, system, machine, status):
     monkeypatch.setattr(machine_rows.platform, "system", lambda: system)
     monkeypatch.setattr(machine_rows.platform, "machine", lambda: machine)
     row = machine_rows._check_platform()
-    total = main_memory().total_mib / 1024
+    total = main_memory()[0] / 1024
     assert row.status == status and f"of {total:.1f} GiB" in row.detail
     assert ("WSL 2" in row.fix) == (status == "failed")
 
@@ -624,14 +604,14 @@ def test_gpu_and_a_pytorch_that_can_not_use_it(gpu, torch_for):
     torch_for(None)
     row = check_engine("torch", CPU, LOADED)
     assert row.status == "warning" and "can't use the GPU" in row.detail
-    assert row.fix == rebuild_command("cuda")
+    assert row.fix == "make clean setup DEVICE=cuda"
 
 
 def test_packages_for_another_device(report):
     result = report(DEVICE="cuda")
     for name in ("Unsloth", "vLLM"):
         row = result.row(name)
-        assert row.status == "failed" and row.fix == rebuild_command("cuda")
+        assert row.status == "failed" and row.fix == "make clean setup DEVICE=cuda"
         assert row.detail.endswith("runs on cpu, cuda is needed")
 
 
