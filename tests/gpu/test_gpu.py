@@ -146,7 +146,7 @@ def test_shutdown_gives_the_memory_back(place, reader, monkeypatch):
     """At once where nobody can answer, by the second run where a reader is there."""
     in_child, load = ENGINES[place]
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", in_child)
-    imports = f"%run {KERNEL}"
+    imports = KERNEL.read_text()  # After %run a program that failed passes for "ok".
     start = measure_gpu_memory()
     with ThreadPoolExecutor(KERNELS) as pool:
         kernels = list(pool.map(lambda _: start_new_kernel(), range(KERNELS)))
