@@ -6,17 +6,14 @@ import sys
 from helpers.internals.report.environment import check_environment
 
 
-def main() -> int:
-    """Print the report; return 0 if nothing failed, else 1."""
-    parser = argparse.ArgumentParser(
-        "python -m helpers", description="Check that the notebooks can run here."
-    )
+def main() -> bool:
+    """Print the report; return True if nothing failed."""
+    parser = argparse.ArgumentParser("python -m helpers", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    options = parser.parse_args()
-    report = check_environment()
+    options, report = parser.parse_args(), check_environment()
     print(report.to_json() if options.json else report)
-    return 0 if report.ok else 1
+    return report.ok
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(0 if main() else 1)

@@ -104,18 +104,18 @@ def explained(plan: LoadPlan, settings: Settings) -> Iterator[None]:
 
 def _memory_error(
     plan: LoadPlan, chain: list[BaseException], settings: Settings
-) -> ModelLoadError:
+) -> NotEnoughMemoryError:
     free, estimate, advice = free_memory_mib(), plan.estimate(), ""
     if estimate and not estimate.fits(free):
         advice = f"{estimate.advice(free)} "
-    share = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"
+    knob = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"
     if current_gpu():
-        share = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization or AUTO})"
+        knob = f"GPU_MEMORY_UTILIZATION ({settings.gpu_memory_utilization or AUTO})"
     # vLLM suggests to increase its share if not even one sequence fits in it.
     verb = "Raise" if any("ncreas" in str(one) for one in chain) else "Lower"
     return NotEnoughMemoryError(
         f"not enough memory to load {plan.name}: {free:,} MiB are free. {advice}{verb} "
-        f"{share}, or lower MAX_SEQ_LENGTH ({plan.max_seq_length}). Other kernels that "
+        f"{knob}, or lower MAX_SEQ_LENGTH ({plan.max_seq_length}). Other kernels that "
         "hold memory show up in JupyterLab's list of running kernels."
     )
 
@@ -125,43 +125,26 @@ def _hub_error(path: str, chain: list[BaseException]) -> ModelLoadError | None:
     import httpx
     from huggingface_hub import errors as hub
 
-    if found := _find_error(chain, hub.GatedRepoError):
-        hint = f"Accept its terms on https://huggingface.co/{path}, and set HF_TOKEN."
-        return GatedModelError(_say_not_here(path, found, hint))
-    unknown = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError)
-    if found := _find_error(chain, *unknown):
-        near = " or ".join(nearest_models(path))
-        hint = f"Did you mean {near}?" if near else ""
-        return ModelNotFoundError(_say_not_here(path, found, hint))
     # httpx's: no route, no name, no answer in time, a bad certificate or proxy.
     ways = (httpx.TransportError, httpx.InvalidURL, ConnectionError)
-    found = _find_error(chain, hub.HfHubHTTPError, hub.LocalEntryNotFoundError, *ways)
+    kinds = (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, *ways)
+    found = next((one for one in chain if isinstance(one, kinds)), None)
+    if isinstance(found, hub.GatedRepoError):
+        return GatedModelError(
+            f"{path} is gated: accept its terms on https://huggingface.co/{path}, and "
+            "set HF_TOKEN to a token of that account."
+        )
+    if isinstance(found, hub.RepositoryNotFoundError | hub.RevisionNotFoundError):
+        near = " or ".join(nearest_models(path))
+        hint = f" Did you mean {near}?" if near else ""
+        return ModelNotFoundError(f"{path} can't be loaded: {found}{hint}")
     return not_cached(path, found) if found else None
-
-
-def _find_error(
-    chain: list[BaseException], *kinds: type[BaseException]
-) -> BaseException | None:
-    return next((one for one in chain if isinstance(one, kinds)), None)
 
 
 def not_cached(path: str, why: object) -> ModelNotCachedError:
     """Return the error for a model that is not here; `why` keeps the Hub away."""
-    return ModelNotCachedError(_say_not_here(path, why))
-
-
-def _say_not_here(path: str, why: object, hint: str = "") -> str:
-    reason = " ".join(f"{why}. {hint}".split())
-    return (
+    return ModelNotCachedError(
         f"{path} is not on this machine, or not all of it, and the Hub gives nothing: "
-        f"{reason} TROUBLESHOOTING.md has what to do; MODEL_NAME={TINY_THINKER} needs "
-        "no network."
-    )
-
-
-def generation_memory_error(what: str, advice: str) -> NotEnoughMemoryError:
-    """Return the error for a generation that ran out of memory."""
-    return NotEnoughMemoryError(
-        f"out of memory while generating for {what}: {free_memory_mib():,} MiB are "
-        f"free. {advice}"
+        f"{' '.join(str(why).split())}. TROUBLESHOOTING.md has what to do; "
+        f"MODEL_NAME={TINY_THINKER} needs no network."
     )

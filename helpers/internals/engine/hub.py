@@ -7,7 +7,6 @@ It knows nothing of what the name stands for: `plan` does.
 import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ...models import whole_name
@@ -43,7 +42,7 @@ def find_snapshot(repository: str, **which: str | None) -> Path | None:
     return None
 
 
-@contextmanager
+@contextlib.contextmanager
 def hub_switched_off() -> Iterator[None]:
     """Keep all libraries from sending requests to the Hub while the block runs."""
     from huggingface_hub import constants
@@ -69,9 +68,8 @@ def ask_hub(
 
     if os.environ.get("UNSLOTH_USE_MODELSCOPE", "0") not in ("", "0"):
         raise ModelLoadError(
-            "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub alone. "
-            f"`modelscope download {repository} --local_dir FOLDER`, then "
-            "MODEL_NAME=FOLDER."
+            "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub: `modelscope "
+            f"download {repository} --local_dir FOLDER`, then MODEL_NAME=FOLDER."
         )
     url = hf_hub_url(repository, "config.json", revision=revision)
     with contextlib.suppress(EntryNotFoundError):  # An adapter has none.

@@ -4,7 +4,6 @@ In go a name and the settings; out comes a `LoadPlan`, or settings without "auto
 knows nothing of the hub.
 """
 
-import contextlib
 import math
 import os
 import re
@@ -19,7 +18,6 @@ from ...models import (
     UnknownModelError,
     find_model,
     get_model,
-    is_embedded,
 )
 from ..machine.devices import current_gpu, list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
@@ -80,29 +78,22 @@ def adapter_base(path: str) -> str | None:
 
 def resolve_settings(settings: Settings) -> Settings:
     """Replace each "auto" by what suits this machine."""
-    device = detect_device(settings)
-    name = settings.model_name
+    device, name = detect_device(settings), settings.model_name
     if name == AUTO:
         name = GPU_MODEL if device == "cuda" else TINY_THINKER
-    in_4bit = settings.load_in_4bit is not False
-    if settings.load_in_4bit is None:
-        # A bad name is reported later, by from_pretrained.
-        with contextlib.suppress(UnknownModelError, ModelLoadError):
-            in_4bit = not is_embedded(resolve_model_path(name, make=False))
-    share = settings.gpu_memory_utilization or _free_share(device)
-    resolved = {"device": device, "model_name": name, "load_in_4bit": in_4bit}
-    return settings.model_copy(update=resolved | {"gpu_memory_utilization": share})
-
-
-def _free_share(device: str) -> float:
-    """Return the share of the GPU's memory that vLLM can take: it refuses more."""
-    gpu = current_gpu() if device == "cuda" else None
-    free = gpu.free_mib / gpu.total_mib if gpu else 1.0
-    return max(0.01, math.floor(100 * MOST_OF_A_GPU * free) / 100)
+    in_4bit, share = settings.load_in_4bit, settings.gpu_memory_utilization
+    if in_4bit is None:
+        in_4bit = name.strip("/ ").lower() not in (TINY_THINKER, SMOLLM2)
+    if share is None:  # Of all memory: vLLM refuses a share that is not free.
+        gpu = current_gpu() if device == "cuda" else None
+        free = gpu.free_mib / gpu.total_mib if gpu else 1.0
+        share = max(0.01, math.floor(100 * MOST_OF_A_GPU * free) / 100)
+    auto = {"device": device, "model_name": name, "load_in_4bit": in_4bit}
+    return settings.model_copy(update=auto | {"gpu_memory_utilization": share})
 
 
 def needed_mib(plan: LoadPlan, share: float = 0.0) -> float:
-    """Estimate the free memory that a load needs, in MiB; 0 where nothing is known.
+    """Estimate the free memory that a load needs, in MiB; 0 if nothing is known.
 
     vLLM on a GPU takes `share` of the whole card, whatever the model is.
     """

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from ..machine.devices import current_gpu
-from .errors import CPU_CACHE, causes, generation_memory_error, is_out_of_memory
-from .exceptions import ModelLoadError
+from ..machine.devices import current_gpu, free_memory_mib
+from .errors import CPU_CACHE, causes, is_out_of_memory
+from .exceptions import ModelLoadError, NotEnoughMemoryError
 
 _USE = "_used_by"  # the engine's attribute that says who generates with it
 
@@ -104,8 +104,10 @@ def stoppable(core: Any) -> Iterator[None]:
         abort_all(core)
         if is_out_of_memory(causes(error, handled)):
             knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else CPU_CACHE
-            advice = f"Load with a lower {knob}, or end what else takes this memory."
-            raise generation_memory_error("all prompts", advice) from error
+            raise NotEnoughMemoryError(
+                f"out of memory while generating: {free_memory_mib():,} MiB are free. "
+                f"Load with a lower {knob}, or end what else takes this memory."
+            ) from error
         raise
     finally:
         core.step = step

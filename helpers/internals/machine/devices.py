@@ -107,9 +107,8 @@ def _read_card(index: int) -> list[Gpu]:
 def _visible_gpus(gpus: list[Gpu]) -> list[Gpu]:
     """Choose as CUDA does by `CUDA_VISIBLE_DEVICES` (CUDA C++ Programming Guide, 5.2).
 
-    The list ends at the first entry that names no GPU; one named twice hides all. If
-    there is a MIG slice, CUDA shows the first one and nothing else (MIG User Guide,
-    "CUDA Device Enumeration").
+    The list ends at the first entry that names no GPU; one named twice hides all. Of
+    MIG slices CUDA shows one alone (MIG User Guide, "CUDA Device Enumeration").
     """
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if variable is not None:

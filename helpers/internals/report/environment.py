@@ -69,8 +69,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
         path = resolve_model_path(name, make=False)
         folder, spec = _find_whole_folder(path), find_model(path)
         if spec:
-            in_4bit = bool(settings.load_in_4bit)
-            need = estimate_memory(spec, length, load_in_4bit=in_4bit)
+            need = estimate_memory(spec, length, 1, bool(settings.load_in_4bit))
     except Exception as error:  # Whatever the load would end with.
         fix = f"correct MODEL_NAME or MAX_SEQ_LENGTH; {_RUNS_ANYWHERE}"
         yield Check("Model", str(error), "failed", fix)

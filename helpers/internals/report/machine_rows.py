@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..machine.devices import list_gpus, main_memory, read_driver, torch_cuda
+from ..machine.devices import Gpu, list_gpus, main_memory, read_driver, torch_cuda
 from ..machine.settings import Settings
 from ..machine.versions import find_version
 from .rows import Check
@@ -24,7 +24,7 @@ def check_machine(settings: Settings) -> Iterator[Check]:
     )
     yield _check_platform()
     yield _check_driver(settings)
-    yield from _check_gpus(settings)
+    yield from map(_check_gpu, list_gpus())
     names = ("ipykernel", "ipywidgets", "jupyterlab")
     found = {name: find_version(name) or "missing" for name in names}
     detail = ", ".join(f"{name} {version}" for name, version in found.items())
@@ -53,27 +53,22 @@ def _check_driver(settings: Settings) -> Check:
     detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
     fits = int(built_for.split(".")[0]) <= driver.cuda[0]
     problem = f"; PyTorch here is built for CUDA {built_for}"
-    fix = "update the NVIDIA driver"
-    return Check("NVIDIA driver", detail).unless(fits, problem, fix)
+    row = Check("NVIDIA driver", detail).unless(fits, problem, "update the driver")
+    hidden = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"
+    problem = f"; of {len(list_gpus(visible=False))} GPUs none is shown ({hidden})"
+    fix = "unset CUDA_VISIBLE_DEVICES; if there are 0, nvidia-smi says why"
+    status = "failed" if settings.device == "cuda" else "warning"
+    return row.unless(list_gpus() or settings.device == "cpu", problem, fix, status)
 
 
-def _check_gpus(settings: Settings) -> Iterator[Check]:
-    gpus, variable = list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if not gpus and not read_driver().error:
-        count = len(list_gpus(visible=False))
-        status = "failed" if settings.device == "cuda" else "warning"
-        fix = "unset CUDA_VISIBLE_DEVICES" if count else "nvidia-smi says why"
-        row = Check("GPU", f"{count}, CUDA_VISIBLE_DEVICES={variable!r}")
-        yield row.unless(settings.device == "cpu", " shows none", fix, status)
-    for gpu in gpus:
-        major, minor = gpu.compute_capability
-        detail = (
-            f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
-            f"capability {major}.{minor}, {'' if major >= 8 else 'no '}bfloat16"
-        )
-        fix = "use fast_inference=False on this GPU"
-        row = Check(f"GPU {gpu.index}", detail)
-        yield row.unless(major >= 7, "; vLLM needs 7.0 or more", fix, "warning")
+def _check_gpu(gpu: Gpu) -> Check:
+    major, minor = gpu.compute_capability
+    detail = (
+        f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
+        f"capability {major}.{minor}, {'' if major >= 8 else 'no '}bfloat16"
+    )
+    row, fix = Check(f"GPU {gpu.index}", detail), "use fast_inference=False on this GPU"
+    return row.unless(major >= 7, "; vLLM needs 7.0 or more", fix, "warning")
 
 
 def check_disk(cache: Path, need_gb: float) -> Check:

@@ -32,10 +32,7 @@ PROBED = ("torch", "unsloth", "vllm")  # `probe` imports these.
 
 
 def check_packages(settings: Settings, timeout_s: float) -> Iterator[Check]:
-    """Yield a row for each engine, and one if something was imported too early.
-
-    `settings` are resolved; `timeout_s` is how long one import may take, in seconds.
-    """
+    """Yield a row for each engine, and one if something was imported too early."""
     names = [name for name in PROBED if importlib.util.find_spec(name)]
     with ThreadPoolExecutor(len(PROBED)) as pool:
         found = pool.map(lambda name: _probe(name, settings.device, timeout_s), names)

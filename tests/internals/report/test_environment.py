@@ -510,7 +510,7 @@ def test_detect_device(gpu, torch_for, built_for, driver, count, device):
 
 
 def gpu_rows(settings: Settings) -> list[Check]:
-    names = re.compile("NVIDIA driver|GPU|Other GPUs")
+    names = re.compile("NVIDIA driver|GPU")
     return [r for r in machine_rows.check_machine(settings) if names.match(r.name)]
 
 
@@ -572,7 +572,7 @@ def test_driver_older_than_pytorch(gpu, torch_for):
     torch_for("13.0")
     gpu.cuda = 12040
     driver, _ = gpu_rows(Settings())
-    assert (driver.status, driver.fix) == ("failed", "update the NVIDIA driver")
+    assert (driver.status, driver.fix) == ("failed", "update the driver")
     assert "up to 12.4; PyTorch here is built for CUDA 13.0" in driver.detail
 
 
@@ -581,16 +581,17 @@ def test_driver_older_than_pytorch(gpu, torch_for):
 )
 def test_hidden_gpu(gpu, monkeypatch, device, status):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    _, row = gpu_rows(Settings(device=device))
+    (row,) = gpu_rows(Settings(device=device))
     assert row.status == status
-    assert row.fix == ("" if status == "ok" else "unset CUDA_VISIBLE_DEVICES")
+    assert ("of 1 GPUs none" in row.detail) == (status != "ok")
+    assert row.fix.startswith("" if status == "ok" else "unset CUDA_VISIBLE_DEVICES")
 
 
 def test_driver_without_a_gpu(gpu):
     gpu.cards.clear()
-    _, row = gpu_rows(Settings())
-    assert row.status == "warning" and row.detail.startswith("0, ")
-    assert row.fix.startswith("nvidia-smi")
+    (row,) = gpu_rows(Settings())
+    assert row.status == "warning" and "of 0 GPUs none" in row.detail
+    assert "nvidia-smi" in row.fix
 
 
 @pytest.mark.parametrize(("device", "status"), [("auto", "ok"), ("cuda", "failed")])
