@@ -66,7 +66,7 @@ def read_driver() -> Driver:
             version = pynvml.nvmlSystemGetDriverVersion()
     except pynvml.NVMLError as error:
         return Driver(error=str(error))
-    return Driver(version, (cuda // 1000, cuda % 1000 // 10))
+    return Driver(version, divmod(cuda // 10, 100))
 
 
 def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
@@ -121,10 +121,7 @@ def _visible_gpus(gpus: list[Gpu]) -> list[Gpu]:
 
 
 def current_gpu() -> Gpu | None:
-    """Find the GPU that holds the models of this process; None for main memory.
-
-    A GPU that the imported torch can't use (a CPU build, an old driver) does not count.
-    """
+    """Find the GPU that holds this process's models; None if torch can use none."""
     torch = sys.modules.get("torch")
     if torch is not None and not torch.cuda.is_available():
         return None

@@ -30,10 +30,7 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    """The user's choices, each in the variable of its name in capitals.
-
-    `load_in_4bit` and `gpu_memory_utilization` are None for "auto".
-    """
+    """The user's choices, by the variable in capitals; None is "auto", or no token."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
 
@@ -108,8 +105,9 @@ def read_env_file(file: Path) -> dict[str, str | None]:
                 # The line is not shown: it may hold a token.
                 raise ValueError(f"line {line.original.line} is not NAME=value")
     except (OSError, ValueError) as error:
-        advice = "Mend it, or start from a copy of .env.example."
-        raise SettingsError(f"{file} can't be read: {error}. {advice}") from None
+        raise SettingsError(
+            f"{file} can't be read: {error}; see .env.example"
+        ) from None
     return dotenv_values(stream=io.StringIO(text))
 
 

@@ -1,8 +1,7 @@
 """The versions of the engines: those installed here, and those that were run together.
 
-In goes a package's name, out comes a version or None. The installed ones are read from
-the packages' own metadata, those that were run from the pins in requirements/. Nothing
-is imported, so a broken package has a version too.
+The first come from the packages' metadata, the others from requirements/. Nothing is
+imported, so a broken package has a version too.
 """
 
 import contextlib

@@ -47,8 +47,7 @@ def _check_settings() -> tuple[Check, Settings]:
         try:
             settings = load_settings()
         except SettingsError as error:
-            fix = "correct it; .env.example shows what is allowed"
-            row = Check("Settings", str(error), "failed", fix)
+            row = Check("Settings", str(error), "failed", "see .env.example")
             return row, Settings.model_construct()  # The defaults.
     file, token = find_dotenv(usecwd=True), "token" if settings.hf_token else "no token"
     # "../.env" says that the file is of a folder above.
@@ -67,7 +66,11 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     name, length, need = settings.model_name, settings.max_seq_length, None
     try:
         path = resolve_model_path(name, make=False)
-        folder, spec = _find_whole_folder(path), find_model(path)
+        base, spec = adapter_base(path), find_model(path)
+        folder = find_folder(base or path)
+        for part in (base and Path(path), folder):
+            if part:
+                check_files(part)
         if spec:
             need = estimate_memory(spec, length, 1, bool(settings.load_in_4bit))
     except Exception as error:  # Whatever the load would end with.
@@ -85,16 +88,6 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     if spec and not folder:
         need_gb += spec.weight_bytes(load_in_4bit="4bit" in path) / 1e9
     yield check_disk(Path(constants.HF_HUB_CACHE), need_gb)
-
-
-def _find_whole_folder(path: str) -> Path | None:
-    """Find the model's folder on this machine; raise what a load of it would raise."""
-    if base := adapter_base(path):
-        check_files(Path(path))
-    folder = find_folder(base or path)
-    if folder:
-        check_files(folder)
-    return folder
 
 
 def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check:

@@ -35,10 +35,8 @@ def check_machine(settings: Settings) -> Iterator[Check]:
 def _check_platform() -> Check:
     system, machine = platform.system(), platform.machine()
     total, free = (mib / 1024 for mib in main_memory())
-    detail = (
-        f"{system} {machine}, {os.cpu_count()} cores, {free:.1f} of {total:.1f} GiB of "
-        "main memory free"
-    )
+    detail = f"{system} {machine}, {os.cpu_count()} cores, "
+    detail += f"{free:.1f} of {total:.1f} GiB of main memory free"
     fits = system == "Linux" and machine.lower() in ("x86_64", "amd64")
     fix = "on Windows use WSL 2, on a Mac a Linux x86-64 container"
     return Check("Platform", detail).unless(fits, "; Linux on x86-64 is needed", fix)

@@ -9,8 +9,6 @@ from typing import Literal
 
 from ...charts import Panel, show_table
 
-Status = Literal["ok", "warning", "failed"]
-
 
 @dataclass(frozen=True)
 class Check:
@@ -18,13 +16,13 @@ class Check:
 
     name: str
     detail: str
-    status: Status = "ok"
+    status: Literal["ok", "warning", "failed"] = "ok"
     fix: str = ""
 
     def unless(
-        self, fits: object, problem: str, fix: str, status: Status = "failed"
+        self, fits: object, problem: str, fix: str, status: str = "failed"
     ) -> "Check":
-        """Add a problem to the detail, unless it `fits` or has a problem already."""
+        """Return the row with a problem, unless it `fits` or has one already."""
         if fits or self.status != "ok":
             return self
         return Check(self.name, self.detail + problem, status, fix)
@@ -53,17 +51,12 @@ class EnvironmentReport:
 
     def _table(self) -> Panel:
         statuses = [row.status for row in self.rows]
-        bad = [
-            f"{statuses.count(s)} {s}" for s in ("failed", "warning") if s in statuses
-        ]
-        return show_table(
-            [
-                {
-                    "status": row.status,
-                    "check": row.name,
-                    "found": row.detail + (f"\n-> {row.fix}" if row.fix else ""),
-                }
-                for row in self.rows
-            ],
-            caption=f"{len(self.rows)} checks: {', '.join(bad) or 'all ok'}.",
+        counts = {status: statuses.count(status) for status in ("failed", "warning")}
+        bad = ", ".join(
+            f"{count} {status}" for status, count in counts.items() if count
         )
+        rows = []
+        for row in self.rows:
+            found = f"{row.detail}\n-> {row.fix}" if row.fix else row.detail
+            rows.append({"status": row.status, "check": row.name, "found": found})
+        return show_table(rows, caption=f"{len(rows)} checks: {bad or 'all ok'}.")
