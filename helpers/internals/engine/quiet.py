@@ -14,8 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 from ..machine.settings import Settings
 
@@ -23,7 +22,7 @@ FIRST_SECONDS = 2.0  # A shorter step is not announced.
 
 
 def is_loud(settings: Settings) -> bool:
-    """Return whether the engines' own output is wanted."""
+    """Return True if the engines' own output is wanted."""
     return settings.log_level in ("debug", "info")
 
 
@@ -37,45 +36,13 @@ def quieten_packages() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-class _Mutable:
-    """A stand-in for stdout or stderr that holds text back while `held` is a buffer.
-
-    Log handlers made meanwhile keep it, so it must pass text on afterwards.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.held: io.StringIO | None = io.StringIO()
-
-    def write(self, text: str) -> int:
-        return (self._stream if self.held is None else self.held).write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _running_shell() -> Any:
-    ipython = sys.modules.get("IPython")
-    return ipython and ipython.get_ipython()
-
-
-def _no_displays() -> AbstractContextManager:
-    """Hold back progress bars, which are widgets in a notebook."""
-    if _running_shell() is None:
-        return nullcontext()
-    from IPython.utils.capture import capture_output
-
-    return capture_output(stdout=False, stderr=False, display=True)
-
-
 def _open_missing_streams() -> None:
     """Give a process that was started without stdout or stderr the null device."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # The lowest free one is opened: 0, 1 and 2 exist afterwards.
-    os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  It stays.
+    if None in (sys.stdout, sys.stderr):
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass  # The lowest free one is opened: 0, 1 and 2 exist afterwards.
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  It stays.
+        sys.stderr = sys.stderr or sys.stdout
 
 
 @contextmanager
@@ -85,35 +52,39 @@ def quiet(settings: Settings) -> Iterator[None]:
     If the block raises, the last 2,000 characters that were held back are added to the
     error as a note.
     """
+    from IPython.utils.capture import capture_output
+
     _open_missing_streams()
     if is_loud(settings):
         yield
         return
-    streams = sys.stdout, sys.stderr
-    for stream in streams:
-        stream.flush()
-    with tempfile.TemporaryFile() as file, warnings.catch_warnings(), _no_displays():
+    streams, held = (sys.stdout, sys.stderr), io.StringIO()
+    bars = capture_output(stdout=False, stderr=False)  # They are widgets in a notebook.
+    with tempfile.TemporaryFile() as file, warnings.catch_warnings(), bars:
         warnings.simplefilter("ignore")
         saved = os.dup(1), os.dup(2)
-        sys.stdout, sys.stderr = mutables = tuple(map(_Mutable, streams))
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        for number, stream in enumerate(streams, start=1):
+            stream.flush()
+            os.dup2(file.fileno(), number)
+            # Not another stream: log handlers made meanwhile would keep it.
+            stream.write = held.write
         try:
             yield
         except Exception as error:
             file.seek(0)
-            texts = [file.read().decode(errors="replace")]
-            texts += [mutable.held.getvalue() for mutable in mutables]
-            if held := "".join(texts).strip():
-                error.add_note(f"Printed before that:\n{held[-2000:]}")
+            text = file.read().decode(errors="replace") + held.getvalue()
+            if text.strip():
+                error.add_note(f"Printed before that:\n{text.strip()[-2000:]}")
             raise
         finally:
             for number, copy in enumerate(saved, start=1):
                 os.dup2(copy, number)
                 os.close(copy)
-            for mutable in mutables:
-                mutable.held = None
-            sys.stdout, sys.stderr = streams
+            for stream in {*streams}:
+                del stream.write
+
+
+_line_on_page = ""  # The display_id of the last line.
 
 
 @contextmanager
@@ -123,49 +94,39 @@ def announced(what: str) -> Iterator[Callable[[str], None]]:
     Yields a function that takes the name of each stage. The line appears after two
     seconds and ends as the time that the block took. Outside a cell nothing is shown.
     """
-    shell = _running_shell()
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
     parent = shell.kernel.get_parent() if hasattr(shell, "kernel") else {}
     if "header" not in parent:  # No notebook, or the start-up code of one.
         yield lambda stage: None
         return
-    line = _Line(what, shell, parent["header"]["msg_id"])
+    publisher = shell.display_pub  # `quiet` replaces it later.
+    line, start = f"{parent['header']['msg_id']} {what}", time.monotonic()
+    ended, stages = threading.Event(), []
+
+    def write(text: str) -> None:
+        global _line_on_page
+        publisher.publish(
+            {"text/plain": f"{text} {time.monotonic() - start:.0f} s"},
+            transient={"display_id": line},
+            update=_line_on_page == line,
+        )
+        _line_on_page = line
+
+    def keep_writing() -> None:
+        pause = FIRST_SECONDS
+        while not ended.wait(pause):
+            write(f"{', '.join([what, *stages[-1:]])} ...")
+            pause = 1.0
+        if pause == 1.0:
+            write(f"{what}:")
+
     # Jupyter finds the cell of an output by the context.
     run = contextvars.copy_context().run
-    thread = threading.Thread(target=run, args=(line.keep_writing,), daemon=True)
+    thread = threading.Thread(target=run, args=(keep_writing,), daemon=True)
     thread.start()
     try:
-        yield line.name_stage
+        yield stages.append
     finally:
-        line.ended.set()
+        ended.set()
         thread.join()
-
-
-class _Line:
-    """One line of output that is rewritten each second."""
-
-    on_page = ""  # The display_id of the last one.
-
-    def __init__(self, what: str, shell: Any, cell: str) -> None:
-        self.what, self.stage = what, ""
-        self.ended = threading.Event()
-        self._publisher = shell.display_pub  # `_no_displays` replaces it later.
-        self._id = f"{cell} {what}"
-
-    def name_stage(self, stage: str) -> None:
-        self.stage = f", {stage}"
-
-    def keep_writing(self) -> None:
-        start, pause = time.monotonic(), FIRST_SECONDS
-        while not self.ended.wait(pause):
-            seconds, pause = time.monotonic() - start, 1.0
-            self._write(f"{self.what}{self.stage} ... {seconds:.0f} s")
-        if pause == 1.0:
-            self._write(f"{self.what}: {time.monotonic() - start:.0f} s")
-
-    def _write(self, text: str) -> None:
-        self._publisher.publish(
-            {"text/plain": text},
-            transient={"display_id": self._id},
-            update=_Line.on_page == self._id,
-        )
-        _Line.on_page = self._id

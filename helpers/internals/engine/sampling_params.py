@@ -1,8 +1,7 @@
 """Sampling values as vLLM's `SamplingParams`: converted to their types, or refused.
 
 In go plain values: a preset, a row of a file, the advice of a model's authors. Out come
-`SamplingParams` that vLLM's engine can take. This module knows no presets and no
-prompts.
+`SamplingParams` that vLLM's engine can take. It knows nothing of prompts.
 """
 
 from collections.abc import Mapping
@@ -22,36 +21,31 @@ _OFF_WHEN_GREEDY = {"top_p", "top_k", "min_p"}
 def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
     """Make `SamplingParams` of these values, each of the type that it must have.
 
-    vLLM itself takes a seed of `"7"`, and its engine fails on it, or waits for ever
-    where it runs in a process of its own. Here text and NumPy's numbers become numbers,
-    and a dict becomes `structured_outputs`. None stands for vLLM's default.
+    vLLM itself takes a seed of `"7"`, and its engine fails on it or hangs. Here text
+    and NumPy's numbers become numbers, and None stands for vLLM's default.
 
-    Raises `TypeError` for an unknown name and for a value of a wrong type, `ValueError`
-    for one out of its range, `ImportError` without vLLM.
+    Raises `TypeError` for an unknown name or a wrong type, `ValueError` for a value out
+    of its range.
     """
     import msgspec
     from vllm import SamplingParams
 
-    known = _names_of(SamplingParams)
-    if unknown := [str(name) for name in values if name not in known]:
+    plain, known = plain_values(values), _names_of(SamplingParams)
+    if unknown := [str(name) for name in plain if name not in known]:
         raise TypeError(
             f"SamplingParams has no {', '.join(unknown)}: help(vllm.SamplingParams) "
             "lists its names"
         )
-    plain = {
-        name: value.item() if getattr(value, "ndim", None) == 0 else value
-        for name, value in plain_values(values).items()
-    }
     for name, value in plain.items():
+        if getattr(value, "ndim", None) == 0:  # NumPy's numbers.
+            plain[name] = value = value.item()
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise ValueError(f"{name}={value} does not fit into 64 bits")
     try:
         return msgspec.convert(plain, SamplingParams, strict=False, str_keys=True)
-    except msgspec.ValidationError as error:
-        kind = ValueError if isinstance(error.__cause__, ValueError) else TypeError
-        raise kind(str(error)) from error
     except Exception as error:  # vLLM's own type since 0.32, ValueError before.
-        raise ValueError(str(error)) from error
+        of_type = isinstance(error, msgspec.ValidationError) and not error.__cause__
+        raise (TypeError if of_type else ValueError)(str(error)) from error
 
 
 def plain_values(params: Any) -> dict[str, Any]:
