@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 
 def find_child(name: str) -> Path:
@@ -18,14 +16,12 @@ def find_child(name: str) -> Path:
 def run_child(
     name: str,
     *arguments: str,
-    before_exec: Callable[[], Any] | None = None,
     timeout: float = 300,
     **variables: str,
 ) -> dict:
     """What `name`_child.py says: its last line is JSON, the rest what it printed.
 
-    `variables` go on top of the environment; `before_exec` runs in the child first,
-    `timeout` is in seconds.
+    `variables` go on top of the environment; `timeout` is in seconds.
     """
     done = subprocess.run(
         [sys.executable, str(find_child(name)), *arguments],
@@ -33,7 +29,6 @@ def run_child(
         text=True,
         env={**os.environ, "DEVICE": "cpu", "LOG_LEVEL": "error", **variables},
         timeout=timeout,
-        preexec_fn=before_exec,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     *printed, last = done.stdout.splitlines()

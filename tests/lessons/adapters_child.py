@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -81,7 +79,6 @@ try:
     FastLanguageModel.from_pretrained(adapters[0], fast_inference=True)
 except Exception as error:
     refused = str(error)
-constants = importlib.import_module("huggingface_hub").constants
 report = release_model(model, namespace=globals())
 print(
     json.dumps(
@@ -94,7 +91,6 @@ print(
             "different": len({tuple(tokens) for tokens in found}),
             "not_here": not_here,
             "refused": refused,
-            "moved": Path(constants.HF_HUB_CACHE) != Path(os.environ["FIRST_CACHE"]),
             "config": [config.max_loras, config.max_lora_rank],
             "cache": [cache.block_size, cache.num_gpu_blocks_override],
         }

@@ -100,6 +100,7 @@ def error_of(call):
 prompts = [{"prompt_token_ids": [5 + n] * 100} for n in range(50)]
 seeded = model.fast_generate(prompts, preset("balanced", seed=1, max_tokens=2))
 result["seeded"] = len(seeded)
+result["step_tokens"] = core.vllm_config.scheduler_config.max_num_batched_tokens
 result["too_long"] = error_of(
     lambda: model.fast_generate({"prompt_token_ids": [5] * 600})
 )

@@ -6,7 +6,6 @@ to do. It knows nothing of the hub, beyond the folders of its cache.
 
 import contextlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -128,29 +127,6 @@ def is_whole(folder: Path) -> bool:
         and all(file.exists() for file in weights)
         and any((folder / name).exists() for name in last)
     )
-
-
-def hub_cache() -> Path:
-    """Where the hub's files are kept; as huggingface_hub/constants.py finds it."""
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return Path(os.path.expandvars(cache or os.path.join(home, "hub"))).expanduser()
-
-
-def link_models(cache: Path) -> None:
-    """Link what is in `cache` into the hub's cache, where unsloth has moved that.
-
-    It does so as it is imported, where the cache can't be written.
-    """
-    if cache == hub_cache():
-        return
-    for folder in cache.glob("models--*/snapshots/*"):
-        model = folder.parent.parent.absolute()
-        if is_whole(folder):
-            with contextlib.suppress(OSError):  # It is linked already, mostly.
-                (hub_cache() / model.name).symlink_to(model)
 
 
 def check_tensors(folder: Path, adapter: Path | None = None) -> None:
