@@ -132,8 +132,9 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
 
     broken = getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None)
     if fast_inference and (broken or importlib.util.find_spec("vllm") is None):
+        problem = f"broken: {broken}" if broken else "not installed"
         raise EngineUnavailableError(
-            f"fast_inference=True needs vLLM: {broken or 'it is not installed'}. "
+            f"fast_inference=True needs vLLM, which is {problem}. "
             "`make setup` installs it; fast_inference=False works without it."
         )
     package = PLUGIN if fast_inference and lacks_plugin() else "bitsandbytes"
