@@ -21,7 +21,7 @@ from typing import Any
 from ...models import TINY_THINKER
 from ..machine.devices import list_gpus, runs_cuda
 from ..machine.settings import Settings
-from ..machine.versions import PATCHED_BY_UNSLOTH, PLUGIN, find_version, lacks_plugin
+from ..machine.versions import PATCHED_BY_UNSLOTH, find_version, lacks_plugin
 from .errors import LoadPlan
 from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .quiet import is_loud, quiet, quieten_packages
@@ -137,7 +137,9 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
             f"fast_inference=True needs vLLM, which is {problem}. "
             "`make setup` installs it; fast_inference=False works without it."
         )
-    package = PLUGIN if fast_inference and lacks_plugin() else "bitsandbytes"
+    package = "bitsandbytes"
+    if fast_inference and lacks_plugin():
+        package = "vllm-bnb-plugin"
     if load_in_4bit and find_version(package) is None:
         raise EngineUnavailableError(
             f"4-bit weights need {package}, which is not installed. `pip install "
