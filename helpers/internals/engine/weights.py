@@ -18,7 +18,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
 _TOKENIZERS += ["vocab.txt", "spiece.model"]
 _QUANTISED_NAME = re.compile(r"4bit|fp8|awq|gptq|int[48]|w[48]a", re.IGNORECASE)
-_CONFIGS = (".index.json", "config.json")
+_READ = (".index.json", "config.json", "tokenizer.json")
 # Parts that a text model of a larger checkpoint may leave: towers, draft layers.
 _OTHER_PARTS = re.compile(r"vision|visual|audio|multi_modal|mtp|inv_freq")
 
@@ -52,6 +52,13 @@ def check_files(folder: Path) -> None:
     """Raise `ModelLoadError` for the first file of a model that is not whole."""
     if not (weights := weight_files(folder)):
         raise ModelNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin).")
+    needed = (*_TOKENIZERS, "adapter_config.json")
+    if not any((folder / name).exists() for name in needed):
+        raise ModelNotFoundError(
+            f"{folder} holds no tokenizer: put the model's there, "
+            f"tokenizer.save_pretrained({str(folder)!r})."
+        )
+    _refuse_two_sets(folder)
     for file in sorted({*weights, *folder.iterdir()}):
         if file in weights and not file.exists():
             raise ModelLoadError(_say_missing(file))
@@ -65,10 +72,22 @@ def check_files(folder: Path) -> None:
                     f"{file} is a pointer of Git LFS, not the file itself. `git lfs "
                     f"install && git lfs pull` in {folder} fetches it."
                 )
-        if file.name.endswith(_CONFIGS):
+        if file.name.endswith(_READ):
             read_json(file)
         if file.suffix == ".safetensors":
             _check_length(file)
+
+
+def _refuse_two_sets(folder: Path) -> None:
+    """Raise where transformers would load one file, and vLLM others or all of them."""
+    single = folder / "model.safetensors"
+    others = {one.name for one in folder.glob("*.safetensors")} - {single.name}
+    others = {name for name in others if not name.startswith(("consolidated", "adapt"))}
+    if single.exists() and others:
+        raise ModelLoadError(
+            f"{folder} holds two sets of weights, {single.name} and "
+            f"{_shorten(others)}: move one of them away, with its index."
+        )
 
 
 def _say_missing(file: Path) -> str:
@@ -145,7 +164,8 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
             folder, trust_remote_code=False
         )
         quantised = config.__dict__.pop("quantization_config", None)
-        kind = getattr(transformers, config.architectures[0])
+        name = (config.architectures or ["AutoModelForCausalLM"])[0]
+        kind = getattr(transformers, name)
         model, found[folder] = kind.from_pretrained(
             folder,
             config=config,

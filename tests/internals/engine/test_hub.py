@@ -7,6 +7,7 @@ import pytest
 from hub_server import fill_cache
 
 from helpers.internals.engine import hub
+from helpers.internals.engine.cpu import refuse_for_cpu_engine
 from helpers.internals.engine.exceptions import ModelLoadError, ModelNotFoundError
 from helpers.internals.engine.hub import find_folder
 from helpers.internals.engine.plan import adapter_base, resolve_model_path
@@ -168,10 +169,45 @@ def test_an_index_of_bin_files_beside_safetensors_does_not_matter(
 
 
 @pytest.mark.parametrize("text", ["\ufeff{}", "{", "[]"])
-def test_a_config_that_is_not_json_is_named(folder: Path, text: str) -> None:
-    (folder / "config.json").write_text(text, "utf-8")
-    with pytest.raises(ModelLoadError, match=r"/config\.json .*JSON"):
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_config_that_is_not_json_is_named(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text, "utf-8")
+    with pytest.raises(ModelLoadError, match=rf"/{name} .*JSON"):
         check_files(folder)
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001", "backup"])
+def test_two_sets_of_weights_are_refused(folder: Path, name: str) -> None:
+    weights = folder / "model.safetensors"
+    shutil.copy(weights, folder / "consolidated.safetensors")  # Mistral's own format.
+    check_files(folder)
+    shutil.copy(weights, folder / f"{name}.safetensors")
+    with pytest.raises(ModelLoadError, match=f"model.safetensors and {name}"):
+        check_files(folder)
+
+
+def test_a_folder_without_a_tokenizer_says_how_to_save_one(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer\.save_pretrained\("):
+        check_files(folder)
+
+
+def test_bitsandbytes_on_vllms_cpu_engine_is_refused_with_what_to_do(
+    folder: Path,
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="16 bits .*or fast_inference=False"):
+        refuse_for_cpu_engine(str(folder))
+
+
+def test_an_adapter_without_its_rank_is_refused_all_the_same(tmp_path: Path) -> None:
+    config = '{"base_model_name_or_path": "tiny-thinker"}'
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(ModelLoadError, match=r"max_lora_rank=\(its rank\)"):
+        refuse_for_cpu_engine(str(tmp_path))
 
 
 def test_a_gguf_file_is_refused_in_words(tmp_path: Path) -> None:
