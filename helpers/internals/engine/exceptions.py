@@ -18,7 +18,7 @@ class ModelNotCachedError(ModelLoadError):
 
 
 class GatedModelError(ModelLoadError):
-    """The model's terms must be accepted first, or the token is missing or refused."""
+    """The model's terms must be accepted first, by the account of HF_TOKEN."""
 
 
 class EngineUnavailableError(ModelLoadError, ImportError):

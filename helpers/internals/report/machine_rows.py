@@ -26,9 +26,8 @@ def check_machine(settings: Settings) -> Iterator[Check]:
     yield _check_driver(settings)
     yield from map(_check_gpu, list_gpus())
     names = ("ipykernel", "ipywidgets", "jupyterlab")
-    found = {name: find_version(name) or "missing" for name in names}
-    detail = ", ".join(f"{name} {version}" for name, version in found.items())
-    complete = "missing" not in found.values()
+    detail = ", ".join(f"{name} {find_version(name) or 'missing'}" for name in names)
+    complete = "missing" not in detail
     yield Check("Jupyter", detail).unless(complete, "", "make clean setup")
 
 
