@@ -77,6 +77,27 @@ def user(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def begin_stream(server: Server, client: openai.OpenAI) -> openai.Stream:
+    """A stream of `LONGEST` tokens, the first of which has come."""
+    stream = client.completions.create(
+        model=server.model,
+        prompt="1 + 1",
+        max_tokens=LONGEST,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    next(stream)
+    return stream
+
+
+def post(server: Server, key: str | None, **sent: object) -> httpx.Response:
+    """What a chat with this key answers; `sent` is httpx's `json` or `content`."""
+    headers = {"Content-Type": "application/json"}
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    address = f"{server.url}/chat/completions"
+    return httpx.post(address, headers=headers, timeout=60, trust_env=False, **sent)
+
+
 def test_thinking_comes_apart_from_the_answer(server, client):
     answer = client.chat.completions.create(
         model=server.model, messages=user("What is 475 + 327?"), temperature=0
@@ -173,25 +194,15 @@ STATUS = {
 @pytest.mark.parametrize("what", STATUS)
 def test_status_of_a_request_with(server, what):
     status, change = STATUS[what]
-    answer = httpx.post(
-        f"{server.url}/chat/completions",
-        json={"model": server.model, **CHAT, **change},
-        headers={"Authorization": f"Bearer {server.key}"},
-        timeout=60,
-        trust_env=False,
-    )
+    answer = post(server, server.key, json={"model": server.model, **CHAT, **change})
     assert answer.status_code == status, answer.text
     assert status == 200 or answer.json()["error"]["message"]
 
 
 def test_broken_json_and_a_wrong_key_are_refused(server):
-    where = f"{server.url}/chat/completions"
-    key = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
-    broken = httpx.post(where, content=b'{"model": "t', headers=key, trust_env=False)
-    no_key = httpx.post(where, json=CHAT, trust_env=False)
-    wrong = {"Authorization": "Bearer guessed"}
-    other = httpx.post(where, json=CHAT, headers=wrong, trust_env=False)
-    statuses = [answer.status_code for answer in (broken, no_key, other)]
+    broken = post(server, server.key, content=b'{"model": "t')
+    refused = [post(server, key, json=CHAT) for key in (None, "guessed")]
+    statuses = [answer.status_code for answer in (broken, *refused)]
     assert statuses == [400, 401, 401]
 
 
@@ -207,14 +218,7 @@ def test_status_without_a_key_of(server, path, status):
 def test_a_client_that_goes_away_is_not_written_for(server, client):
     """The request ends when its client has gone, long before its tokens are made."""
     before = metric(server, "generation_tokens_total")
-    stream = client.completions.create(
-        model=server.model,
-        prompt="1 + 1",
-        max_tokens=LONGEST,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    next(iter(stream))
+    stream = begin_stream(server, client)
     assert metric(server, "num_requests_running") == 1
     stream.close()
     while metric(server, "num_requests_running"):
@@ -233,15 +237,7 @@ def test_kernels_that_are_killed_leave_nothing():
 def test_a_stream_ends_when_the_server_is_stopped(server, client):
     """It ends as if it were whole, or with an error; it does not wait for ever."""
     family = psutil.Process(server.pid).children(recursive=True)
-    stream = client.completions.create(
-        model=server.model,
-        prompt="1 + 1",
-        max_tokens=LONGEST,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    parts = iter(stream)
-    next(parts)
+    parts = iter(begin_stream(server, client))
     server.stop()
     assert not psutil.wait_procs(family, 0)[1]
     try:
