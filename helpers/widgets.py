@@ -15,7 +15,7 @@ import ipywidgets
 from IPython import get_ipython
 from IPython.display import display
 
-from .charts import COLOURS, TEXT_STYLE, Panel, html_table, show_table, show_thinking
+from .charts import COLOURS, TEXT_STYLE, Panel, show_table, show_thinking
 from .internals.thinking.families import unwrap_tokenizer
 from .kernel import at_shutdown
 from .sampling import NEUTRAL, describe, reshape
@@ -31,8 +31,12 @@ _RANGES = {
     "top_p": (0.05, 1.0, 0.05),
     "min_p": (0.0, 0.5, 0.01),
 }
-# The names and colours of the two bars of each token.
+# The two bars of each token.
 _BARS = {"the model's": "#999999", "drawn from": COLOURS[0]}
+_HEADS = [
+    Panel(f'<span aria-hidden="true" style="color:{colour}">■</span> {name}', name)
+    for name, colour in _BARS.items()
+]
 _ENDED = "The kernel has ended: run the notebook again to use the controls."
 
 
@@ -260,25 +264,15 @@ def _make_slider(name: str, value: float) -> ipywidgets.Widget:
 def _bars_panel(caption: str, rows: list[tuple[str, float, float]]) -> Panel:
     """Show tokens with their probabilities before and after, as bars."""
     widest = max(max(shares) for _, *shares in rows)
-    texts, cells = [], []
+    table = []
     for label, *shares in rows:
-        percent = [f"{share:.1%}" for share in shares]
-        bars = [
+        bars = "".join(
             f'<div aria-hidden="true" style="width:{18 * share / widest:.2f}em;'
             f'max-width:100%;height:0.45em;background:{colour}"></div>'
             for share, colour in zip(shares, _BARS.values(), strict=True)
-        ]
-        cells.append([f"<code>{escape(label)}</code>", *percent, "".join(bars)])
-        texts.append(dict(zip(["token", *_BARS], [label, *percent], strict=True)))
-        texts[-1]["compared"] = "#" * round(30 * shares[1])
-    heads = [
-        f'<span aria-hidden="true" style="color:{colour}">■</span> {name}'
-        for name, colour in _BARS.items()
-    ]
-    html = html_table(
-        ["token", *heads, "compared"],
-        *cells,
-        sides=["left", "right", "right", "left"],
-        caption=escape(caption),
-    )
-    return Panel(html, show_table(texts, caption=caption).text)
+        )
+        percent = [f"{share:.1%}" for share in shares]
+        row = {"token": Panel(f"<code>{escape(label)}</code>", label)}
+        row |= dict(zip(_HEADS, percent, strict=True))
+        table.append(row | {"compared": Panel(bars, "#" * round(30 * shares[1]))})
+    return show_table(table, caption=caption)

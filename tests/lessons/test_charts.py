@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from helpers.batch import BatchResult
 from helpers.charts import (
     Chart,
-    html_table,
+    Panel,
     plot_lines,
     plot_throughput,
     show_table,
@@ -111,9 +111,17 @@ def test_a_chart_suits_any_page_and_says_in_words_what_it_shows() -> None:
 
 
 def test_a_table_names_its_columns_and_rows_to_those_who_hear_it() -> None:
-    html = html_table(["a", "b"], ["<b>1</b>", "2"], sides=["left", "right"])
-    assert html.count('<th scope="col"') == 2 and html.count('<th scope="row"') == 1
-    assert 'text-align:right">2</td>' in html and "<b>1</b></th>" in html
+    row = {"a": Panel("<b>1</b>", "1"), "b": 2}
+    table = show_table([row])
+    assert table.html.count('<th scope="col"') == 2
+    assert table.html.count('<th scope="row"') == 1
+    assert 'text-align:right">2</td>' in table.html and "<b>1</b></th>" in table.html
+    assert repr(table).split() == ["a", "b", "1", "2"]
+
+
+def test_numbers_and_percentages_go_to_the_right() -> None:
+    html = show_table([{"way": "a", "n": 1, "right": "50%"}]).html
+    assert html.count("text-align:right") == 4
 
 
 def test_thinking_is_folded_and_escaped() -> None:
