@@ -3,11 +3,9 @@
     results = run_batch(model, ["What is 2 + 2?", "What is recursion?"])
     run_batch(model, "questions.jsonl", output="answers.jsonl")
 
-A prompt is a string (a user's message), a list of chat messages, or a dict with
-`messages` (or `prompt`) and, if wanted, `id`, `sampling_params` and
-`chat_template_kwargs` of its own. A chat that ends in an assistant's words is continued
-there. With an `output` each result is written there as soon as it is finished, and the
-same call goes on where the last one stopped.
+A prompt is a string (a user's message), a list of chat messages (one that ends in an
+assistant's words is continued there), or a dict with `messages` or `prompt` and, if
+wanted, `id`, `sampling_params` and `chat_template_kwargs` of its own.
 """
 
 import os
@@ -18,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .internals.batch.collect import Answering, answer_in_memory, answer_into
+from .internals.batch.collect import answer_in_memory, answer_into
 from .internals.batch.fingerprint import job_of, template_arguments, template_text
 from .internals.batch.journal import as_record, staged
 from .internals.batch.prompt_files import PromptSource
@@ -47,9 +45,8 @@ class BatchResult:
     `index` is its place in the list, `prompt` what stood there, `id` the prompt's own.
     `response` is None while the thinking is unfinished (`complete` is False then), and
     where there is an `error`, which says what to do. `finish_reason` is vLLM's: "stop",
-    or "length" where the tokens ran out. `tokens` counts all generated tokens, those of
-    the thinking, of the response and the markers between; `prompt_tokens` the prompt's.
-    `tries` is how often it was asked, see `retry_truncated`.
+    or "length" where the tokens ran out. `tokens` counts all generated tokens, also the
+    markers. `tries` is how often the prompt was asked, see `retry_truncated`.
     """
 
     index: int
@@ -80,11 +77,9 @@ class BatchResult:
         name = f"{self.index}" if self.id is None else f"{self.index}, id={self.id!r}"
         if self.error is not None:
             return f"BatchResult({name}, error={self.error!r})"
+        told = f"{name}, response={self.response!r}, {self.tokens} tokens"
         hint = f"  # {self.hint}" if self.hint else ""
-        return (
-            f"BatchResult({name}, response={self.response!r}, {self.tokens} tokens, "
-            f"finish_reason={self.finish_reason!r}){hint}"
-        )
+        return f"BatchResult({told}, finish_reason={self.finish_reason!r}){hint}"
 
 
 def run_batch(
@@ -103,34 +98,33 @@ def run_batch(
 
     `model` is one loaded with `fast_inference=True`, or a `vllm.LLM`; with `engine`
     "ray" (or a `RayEngine`) a name or path, which each of Ray's engines loads.
-    `prompts` is a list, or the path or URL of JSONL or Parquet. `output` ends in .jsonl
-    or .parquet; a URL gets the whole file at the end.
+    `prompts` is a list, or the path or URL of JSONL or Parquet.
     `sampling_params` are for all prompts; a dict holds what differs from the default,
     which is what the model's authors recommend, with up to 2,048 new tokens.
-    `chat_template_kwargs` go to the template, `{"enable_thinking": False}` say.
+    `output` ends in .jsonl or .parquet. Each result is written there as soon as it is
+    finished, and the same call goes on from there; a URL gets the file at the end.
     `retry_truncated` is how often a prompt is asked again whose tokens ran out in the
-    thinking, each time with twice as many. `tokenizer` brings another chat template.
+    thinking, each time with twice as many. `tokenizer` brings another chat template,
+    which `chat_template_kwargs` go to, `{"enable_thinking": False}` say.
     `progress` shows a bar; by default it does not where the variable CI is set.
 
     A prompt that can't be answered gets a result with an `error`. An interrupt leaves
-    an engine that works; what was finished is in the output, or else in the exception's
-    `finished`.
-
-    Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for bad sampling
-    or chat template, `RuntimeError` for an engine in use, `NotEnoughMemoryError`;
-    `JobMismatchError` for an output of another job, `JobLockedError` for one that is
-    being written, `OSError`; `EngineUnavailableError` where Ray is missing.
+    an engine that works, and what was finished in the output, or in the exception's
+    `finished`. Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for
+    bad sampling or template, another kind of file and an output of another job,
+    `RuntimeError` for an engine or an output in use, `OSError`, `NotEnoughMemoryError`,
+    and `EngineUnavailableError` where Ray is missing.
     """
     template = template_arguments(chat_template_kwargs)
     source = PromptSource(prompts, template)
     shared = sampling_params, template, retry_truncated, tokenizer
     if engine == "vllm":
-        batch: Answering = Batch(model, *shared)
+        batch: Any = Batch(model, *shared)
     elif engine == "ray" or isinstance(engine, RayEngine):
         where = RayEngine() if engine == "ray" else engine
         batch = RayRunner(Batch, _load_engine, model, where, *shared)
     else:
-        raise ValueError(f"engine is 'vllm' or 'ray' (or a RayEngine), not {engine!r}")
+        raise ValueError(f"engine is 'vllm', 'ray' or a RayEngine, not {engine!r}")
     shown = "CI" not in os.environ if progress is None else progress
     if output is None:
         return answer_in_memory(batch, source, shown)
@@ -173,22 +167,20 @@ class Batch:
         self._engine, self._core, self._retries = engine, engine.llm_engine, retries
         self._states = self._core.output_processor.request_states
         config = self._core.vllm_config
-        shape = config.model_config
-        self.room = shape.max_model_len
+        shape, self.room = config.model_config, config.model_config.max_model_len
         self._most = self.IN_FLIGHT * config.scheduler_config.max_num_seqs
         self._tokenizer = engine.get_tokenizer()
         self._parser = ThinkingParser(self._tokenizer)
         name = (template or {}).get("chat_template")
         text = template_text(tokenizer or self._tokenizer, name)
-        self._chat_template = text if tokenizer or name else None  # else vLLM's choice
+        self._chat_template = text if tokenizer or name else engine.chat_template
         path = shape.model  # A relative one may lead to a model that is known.
         path = str(Path(path).resolve()) if os.path.isdir(path) else path
         own = shape.get_diff_sampling_param()
         self._sampling = Sampling(path, sampling_params, own)
-        precision = f"{shape.dtype}, {shape.quantization or 'not quantised'}"
         facts = path, shape.revision, self._sampling, template, self.room
-        written = self._chat_template or engine.chat_template
-        self.job = {"precision": precision} | job_of(*facts, written)
+        precision = f"{shape.dtype}, {shape.quantization or 'not quantised'}"
+        self.job = {"precision": precision} | job_of(*facts, self._chat_template)
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
         """Answer prompts, each as soon as it is finished, in the order of finishing.
@@ -221,16 +213,15 @@ class Batch:
                 running.clear()
                 continue
             for output in outputs:
-                if output.finished and output.request_id in running:
-                    prompt = running.pop(output.request_id)
-                    result = self._result(prompt, output)
-                    retries, budget = self._retries, 0
-                    if retries and result.truncated:
-                        budget = larger_budget(as_record(result), self.room, retries)
-                    if budget:
-                        again.append(with_budget(prompt, prompt.tries, budget))
-                    else:
-                        yield result
+                if not output.finished or output.request_id not in running:
+                    continue
+                prompt = running.pop(output.request_id)
+                result = self._result(prompt, output)
+                budget = larger_budget(as_record(result), self.room, self._retries)
+                if budget:
+                    again.append(with_budget(prompt, prompt.tries, budget))
+                else:
+                    yield result
 
     def _enqueue(self, prompt: Prompt) -> str:
         """Hand a prompt to vLLM, which formats it; return its output's request_id."""
@@ -282,26 +273,23 @@ class Batch:
         (completion,) = output.outputs
         token_ids, reason = completion.token_ids, completion.finish_reason
         if reason in ("abort", "error"):
-            return _failed(prompt, _GIVEN_UP)
+            return _failed(prompt, ValueError(_GIVEN_UP))
         parsed = self._parser.parse(
             token_ids, prompt_token_ids=output.prompt_token_ids, finish_reason=reason
         )
-        thinking, response = parsed
+        texts = list(parsed)
         if isinstance(completion.stop_reason, str):
             # vLLM's own text ends before a stop string. The tokens that complete it may
             # begin before it and end after it.
             text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
             after = text[len(completion.text) :].rstrip()
-            if response is None:
-                thinking = thinking.removesuffix(after).rstrip()
-            else:
-                response = response.removesuffix(after).rstrip()
+            part = 0 if texts[1] is None else 1
+            texts[part] = texts[part].removesuffix(after).rstrip()
         return BatchResult(
             prompt.index,
             prompt.given,
             prompt.id,
-            thinking=thinking,
-            response=response,
+            *texts,
             complete=parsed.complete,
             finish_reason=reason,
             prompt_tokens=len(output.prompt_token_ids),
@@ -318,13 +306,12 @@ _GIVEN_UP = (
 )
 
 
-def _failed(prompt: Prompt, error: Exception | str) -> BatchResult:
+def _failed(prompt: Prompt, error: Exception) -> BatchResult:
     """Return the result of a prompt that failed. Raises what ends everything."""
-    if isinstance(error, Exception):
-        if ends_everything(error):
-            raise error
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        error = f"{kind}{error}"
+    if ends_everything(error):
+        raise error
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    why = f"{kind}{error}"
     return BatchResult(
-        prompt.index, prompt.given, prompt.id, error=error, tries=prompt.tries
+        prompt.index, prompt.given, prompt.id, error=why, tries=prompt.tries
     )

@@ -1,34 +1,26 @@
 """Collect a batch's results: in a list, or in a file that the same call goes on with.
 
-In go a batch that can answer prompts and a `PromptSource`. Out come its results in the
-prompts' order, or a file with a record for each. It knows nothing of engines.
+In go a `Batch`, or another that has its `job`, `room` and `run`, and a `PromptSource`.
+Out come the results in the prompts' order, or a file with a record for each. A bar
+shows prompts, new tokens per second, and how many were cut short.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from .journal import Journal, as_record, claim
-from .progress import with_bar
+from .journal import as_record, open_journal
 from .prompts import Prompt, larger_budget, with_budget
 
 
-class Answering(Protocol):
-    """An engine, or many, that can answer prompts; see `Batch`."""
-
-    job: Mapping[str, Any]
-    room: int
-
-    def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]: ...
-
-
-def answer_in_memory(batch: Answering, source: Any, shown: bool) -> list[Any]:
+def answer_in_memory(batch: Any, source: Any, shown: bool) -> list[Any]:
     """Answer all prompts; an exception on the way has what was `finished`."""
     finished: dict[int, Any] = {}
     try:
         with contextlib.closing(batch.run(source)) as results:
-            for result in with_bar(results, len(source), 0, shown):
+            for result in _with_bar(results, len(source), 0, shown):
                 finished[result.index] = result
     except BaseException as error:
         error.finished = [finished[index] for index in sorted(finished)]
@@ -36,14 +28,10 @@ def answer_in_memory(batch: Answering, source: Any, shown: bool) -> list[Any]:
     return [finished[index] for index in sorted(finished)]
 
 
-def answer_into(
-    path: Path, batch: Answering, source: Any, retries: int, shown: bool
-) -> None:
+def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) -> None:
     """Answer the prompts whose records are not in the file at `path` yet."""
-    with (
-        claim(path, {**batch.job, **source.job}) as note_start,
-        contextlib.closing(Journal(path, len(source))) as journal,
-    ):
+    started = time.time()
+    with open_journal(path, {**batch.job, **source.job}, len(source)) as journal:
         again: dict[int, tuple[int, int]] = {}
         for record in journal.load():
             again.pop(record["index"], None)  # Of two records the later one counts.
@@ -54,13 +42,41 @@ def answer_into(
             for prompt in source:
                 if prompt.index in again:
                     yield with_budget(prompt, *again[prompt.index])
-                elif prompt.index not in journal:
+                elif journal.offsets[prompt.index] < 0:
                     yield prompt
 
         done = len(journal) - len(again)
         if done < len(source):
-            note_start()
             with contextlib.closing(batch.run(still_open())) as results:
-                for result in with_bar(results, len(source), done, shown):
-                    journal.append(as_record(result))
+                for result in _with_bar(results, len(source), done, shown):
+                    journal.append(as_record(result, started))
         journal.finish()
+
+
+def _with_bar(
+    results: Iterable[Any], count: int, done: int, shown: bool
+) -> Iterator[Any]:
+    if not shown:
+        yield from results
+        return
+    from IPython.display import display
+    from tqdm.auto import tqdm
+    from tqdm.notebook import tqdm_notebook
+
+    in_notebook = issubclass(tqdm, tqdm_notebook)
+    own = {"display": False} if in_notebook else {}
+    bar = tqdm(total=count, initial=done, desc="batch", unit=" prompts", **own)
+    handle = display(bar.container, display_id=True) if in_notebook else None
+    tokens = truncated = 0
+    try:
+        for result in results:
+            tokens, truncated = tokens + result.tokens, truncated + result.truncated
+            speed = tokens / max(bar.format_dict["elapsed"], 1e-9)
+            now = f"{speed:,.0f} tokens/s, {truncated} truncated"
+            bar.set_postfix_str(now, refresh=False)
+            bar.update()
+            yield result
+    finally:
+        bar.close()
+        if handle:  # A saved notebook shows text, but no live widget.
+            handle.update({"text/plain": repr(bar.container)}, raw=True)

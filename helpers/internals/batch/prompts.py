@@ -107,9 +107,9 @@ def _checked_id(key: Any) -> str | int | None:
     if isinstance(key, float) and (key != key or key.is_integer()):
         # pandas has NaN where an id is missing, and floats beside it.
         return None if key != key else int(key)
-    if isinstance(key, str | None) or type(key) is int:
+    if isinstance(key, str | None) or type(key) is int and abs(key) < 2**63:
         return key
-    raise ValueError("an id is a text or a whole number.")
+    raise ValueError("an id is a text or a whole number of at most 64 bits.")
 
 
 def _parsed(value: Any, kind: type) -> Any:

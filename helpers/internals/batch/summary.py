@@ -1,36 +1,23 @@
 """What a batch was like: how its answers ended, how long they are, and how fast.
 
-In goes the file that `run_batch` wrote, finished or not, with its job. Out comes a
-summary that shows itself as a table and a chart. This module knows nothing of engines.
+In goes the file that `run_batch` wrote, finished or not. Out comes a summary that shows
+itself as a table and a chart. This module knows nothing of engines.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from ...charts import COLOURS, Chart, Panel, new_axes, show_table
-from .journal import read_records, read_starts
+from ...charts import Chart, Panel, new_axes, show_table
+from .journal import read_records
 
 if TYPE_CHECKING:
     import numpy as np
 
 _BINS = 30  # of a histogram, at most
 _FEWEST_WINDOWS = 4  # that make a curve
-# The fields of the table with their labels: counted, and computed from that.
-_COUNTED = {
-    "prompts": "prompts",
-    "answered": "answered",
-    "unfinished": "thinking unfinished",
-    "cut_short": "answer cut short",
-    "errors": "errors",
-    "retried": "asked more than once",
-    "prompt_tokens": "prompt tokens",
-    "completion_tokens": "completion tokens",
-}
-_COMPUTED = {"seconds": "seconds", "tokens_per_second": "tokens per second"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,31 +25,24 @@ class BatchSummary:
     """The records of a batch in figures; in a notebook a table and a chart.
 
     `output` is the file that holds them. Of the `prompts`, `answered` have a complete
-    answer; `unfinished` ran out of tokens while thinking, `cut_short` in the answer,
-    and `errors` could not be answered. `retried` were asked more than once. `seconds`
-    go from each start of the job to the last record before the next one; they are 0
-    where no start is known.
+    answer, others ran out of tokens in the thinking or in the answer, and `errors`
+    could not be answered. `seconds` go from the start of each run to its last record;
+    they and the speed are 0 where no start is known.
     """
 
     output: str
     prompts: int
     answered: int
-    unfinished: int
-    cut_short: int
+    thinking_unfinished: int
+    answer_cut_short: int
     errors: int
-    retried: int
+    asked_more_than_once: int
     prompt_tokens: int
     completion_tokens: int
     seconds: float
-    finish_reasons: Mapping[str, int]
-    _thinking: array = field(compare=False)
-    _response: array = field(compare=False)
-    _speeds: tuple[list[float], list[float]] = field(compare=False)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """New tokens per second over the whole batch; 0 where no start is known."""
-        return self.completion_tokens / self.seconds if self.seconds else 0.0
+    tokens_per_second: float
+    _lengths: dict[str, array] = field(compare=False)
+    _ends: "tuple[np.ndarray, array]" = field(compare=False)
 
     def __repr__(self) -> str:
         return self._table().text
@@ -71,40 +51,43 @@ class BatchSummary:
         return self._table()._repr_html_() + self.plot()._repr_html_()
 
     def _table(self) -> Panel:
+        figures = {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
         rows = [
-            {"of the batch": words, "": getattr(self, name)}
-            for name, words in {**_COUNTED, **_COMPUTED}.items()
+            {"of the batch": name.replace("_", " "), "": value}
+            for name, value in figures.items()
         ]
         return show_table(rows, caption=self.output.rpartition("/")[2])
 
     def plot(self) -> Chart:
-        """Draw lengths of thinking and answer, speed over time, and how they ended.
+        """Draw lengths of thinking and answer, and the speed over the time of work.
 
-        Speed is left out where too few answers were finished one after the other, the
-        ends where all are the same.
+        Tokens count where their answer ends, so that a window of the speed is twice as
+        long as the longest wait for one. It is left out where there are few windows.
         """
-        reasons, (edges, speeds) = self.finish_reasons, self._speeds
-        panels = 1 + (len(reasons) > 1) + (len(speeds) >= _FEWEST_WINDOWS)
+        import numpy as np
+
+        worked, tokens = self._ends
+        longest = np.diff(np.sort(worked), prepend=0).max(initial=0)
+        windows = min(_BINS, int(self.seconds / (2 * longest))) if longest else 0
+        panels = 1 + (windows >= _FEWEST_WINDOWS)
         axes = new_axes(10 * panels / 3, 2.8, columns=panels, squeeze=False)
         lengths, *others = axes[0]
-        parts = {"thinking": self._thinking, "answer": self._response}
-        lengths.hist(list(parts.values()), _BINS, label=list(parts))
+        lengths.hist(list(self._lengths.values()), _BINS, label=list(self._lengths))
         lengths.set(xlabel="tokens", ylabel="prompts", title="Length")
         lengths.legend()
-        if len(reasons) > 1:
-            ends = others.pop(0)
-            ends.bar(list(reasons), list(reasons.values()), color=COLOURS[2])
-            ends.set(ylabel="prompts", title="finish_reason")
         for speed in others:
-            speed.stairs(speeds, edges, linewidth=1.5)
+            sums, edges = np.histogram(worked, windows, (0, self.seconds), None, tokens)
+            speed.stairs(sums / np.diff(edges), edges, linewidth=1.5)
             speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
             speed.set_ylim(bottom=0)
-        how = ", ".join(f"{n:,} {name}" for name, n in reasons.items())
+        most = " and ".join(
+            f"{max(found, default=0)} of {name}"
+            for name, found in self._lengths.items()
+        )
         return Chart(
             lengths.figure,
-            f"{self.prompts:,} prompts: {how}; at most {max(self._thinking, default=0)}"
-            f" tokens of thinking and {max(self._response, default=0)} of answer; "
-            f"{self.tokens_per_second:,.0f} tokens per second.",
+            f"{self.prompts:,} prompts, {self.answered:,} answered; at most {most} in "
+            f"tokens; {self.tokens_per_second:,.0f} tokens per second.",
         )
 
 
@@ -114,69 +97,45 @@ def summarise(output: str | PathLike) -> BatchSummary:
     Raises `OSError` where there is no such file.
     """
     counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    thinking, response, times, tokens = (array(kind) for kind in "lldl")
+    lengths = {"thinking": array("l"), "answer": array("l")}
+    starts, times, tokens = array("d"), array("d"), array("l")
     for record in read_records(output):
-        reason = record["finish_reason"]
-        counts["prompts"] += 1
-        counts["answered"] += bool(record["complete"]) and reason != "length"
-        counts["unfinished"] += reason == "length" and record["response"] is None
-        counts["cut_short"] += reason == "length" and record["response"] is not None
-        counts["errors"] += record["error"] is not None
-        counts["retried"] += record["tries"] > 1
-        counts["prompt_tokens"] += record["prompt_tokens"]
-        counts["completion_tokens"] += record["completion_tokens"]
-        reasons[reason or "error"] += 1
+        cut, response = record["finish_reason"] == "length", record["response"]
+        counts.update(
+            prompts=1,
+            answered=bool(record["complete"]) and not cut,
+            thinking_unfinished=cut and response is None,
+            answer_cut_short=cut and response is not None,
+            errors=record["error"] is not None,
+            asked_more_than_once=record["tries"] > 1,
+            prompt_tokens=record["prompt_tokens"],
+            completion_tokens=record["completion_tokens"],
+        )
         if record["error"] is None:
-            thinking.append(record["thinking_tokens"])
-            response.append(record["response_tokens"])
+            lengths["thinking"].append(record["thinking_tokens"])
+            lengths["answer"].append(record["response_tokens"])
+        starts.append(record["started"] or record["time"])
         times.append(record["time"])
         tokens.append(record["completion_tokens"])
-    worked = _worked(times, read_starts(output))
+    worked = _worked(starts, times)
+    seconds = float(worked.max(initial=0))
+    names = list(BatchSummary.__dataclass_fields__)
     return BatchSummary(
-        output=str(output),
-        **{name: counts[name] for name in _COUNTED},
-        seconds=float(max(worked, default=0.0)),
-        finish_reasons=dict(reasons.most_common()),
-        _thinking=thinking,
-        _response=response,
-        _speeds=_speeds(worked, tokens),
+        str(output),
+        **{name: int(counts[name]) for name in names[1 : names.index("seconds")]},
+        seconds=seconds,
+        tokens_per_second=counts["completion_tokens"] / seconds if seconds else 0.0,
+        _lengths=lengths,
+        _ends=(worked, tokens),
     )
 
 
-def _worked(times: Iterable[float], starts: list[float]) -> "np.ndarray":
-    """Return the seconds of work until each time, without the pauses between runs.
-
-    A run goes from its start to the last record before the next start. Without
-    `starts` there is no time that is known, and all are 0.
-    """
+def _worked(starts: array, times: array) -> "np.ndarray":
+    """Return the seconds of work until each time, without the pauses between runs."""
     import numpy as np
 
-    times = np.asarray(times, float)
-    if not starts:
-        return np.zeros(len(times))
-    starts = np.sort(starts)
-    run = np.searchsorted(starts, times, side="right").clip(1) - 1
-    since = np.maximum(times - starts[run], 0)
-    lasted = [since[run == number].max(initial=0) for number in range(len(starts))]
-    return since + np.concatenate([[0], np.cumsum(lasted)])[run]
-
-
-def _speeds(
-    worked: "np.ndarray", tokens: Iterable[int]
-) -> tuple[list[float], list[float]]:
-    """Return the edges of windows, in seconds of work, and the tokens/s in each.
-
-    Tokens count where their answer ends, so a window is twice as long as the longest
-    wait for one.
-    """
-    import numpy as np
-
-    waits = np.diff(np.sort(worked), prepend=0)
-    longest = waits.max(initial=0)
-    windows = min(_BINS, int(worked.max(initial=0) / (2 * longest))) if longest else 0
-    if windows < 1:
-        return [], []
-    edges = np.linspace(0, worked.max(), windows + 1)
-    sums = np.bincount(np.searchsorted(edges[1:], worked), tokens, windows)
-    return edges.tolist(), (sums / np.diff(edges)).tolist()
+    since = np.maximum(np.asarray(times) - np.asarray(starts), 0)
+    runs, run = np.unique(starts, return_inverse=True)
+    lasted = np.zeros(len(runs) + 1)
+    np.maximum.at(lasted, run + 1, since)
+    return since + np.cumsum(lasted)[run]

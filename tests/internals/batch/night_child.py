@@ -87,7 +87,10 @@ def error_of(call, *args, **kwargs) -> list[str]:
 
 
 def fields(records) -> list[dict]:
-    return [{k: v for k, v in record.items() if k != "time"} for record in records]
+    return [
+        {k: v for k, v in record.items() if k not in ("started", "time")}
+        for record in records
+    ]
 
 
 killed = FOLDER / "killed.jsonl"

@@ -63,7 +63,7 @@ def test_ids_are_texts_and_whole_numbers(key: Any, meant: Any) -> None:
     assert type(prompt.id) is type(meant)
 
 
-@pytest.mark.parametrize("key", [{"no": 1}, 1.5, True, ["a"]])
+@pytest.mark.parametrize("key", [{"no": 1}, 1.5, True, ["a"], 2**63])
 def test_other_ids_are_refused(key: Any) -> None:
     prompt = to_prompt(0, {"id": key, "prompt": Q}, {})
     assert prompt.id is None and "an id is a text or a whole number" in prompt.refused
