@@ -47,6 +47,21 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": True,
         },
+        # huggingface.co/Qwen/Qwen3-0.6B, config.json: a draft for the other one.
+        "qwen3-0.6b": {
+            "model_type": "qwen3",
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "max_position_embeddings": 40_960,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+        },
         # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
         "llama-3.2-3b": {
             "model_type": "llama",

@@ -2,11 +2,13 @@
 
     python -m tools.speculation --model DIRECTORY --out FILE.json
 
-Bare vLLM proposes `DRAFTED` tokens a step by n-grams and checks them in one pass. On a
-GPU the acceptance is set: vLLM's "synthetic" rejection accepts as many as it is told,
-so that random weights show the speed of every acceptance. On a CPU, which lacks it, the
-acceptance is what the model makes of the drafts. The file is written after each
-measurement; the plain engine is measured first, in a process of its own.
+Bare vLLM proposes `DRAFTED` tokens in every step, by n-grams or by the model that
+`--draft` names, and checks them in one pass. On a GPU the acceptance is set: vLLM's
+"synthetic" rejection accepts as many as it is told, so that random weights show the
+speed of every acceptance. On a CPU, which lacks it, the acceptance is what the model
+makes of the drafts. `--options` are arguments of `vllm.LLM` for both engines, as JSON.
+The file is written after each measurement; the plain engine is measured first, in a
+process of its own.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from helpers.notebook import is_noise
 from .measuring import describe_machine
 
 DRAFTED = 4
+FILLER = 300  # A token of ordinary text in every tokenizer here.
 LENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0)  # Tokens of a step: the accepted ones and one more.
 BATCH_SIZES = (1, 8, 64, 256)
 PROMPT_TOKENS, MAX_TOKENS = 64, 128
@@ -39,29 +42,65 @@ SPECULATION = {
 }
 
 
-def load_engine(model: str, speculate: bool, device: str, most: int) -> Any:
+def path_of(model: str) -> str:
+    return str(Path(resolve_model_path(model)).resolve())
+
+
+def load_engine(options: argparse.Namespace, speculate: bool, device: str) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # The acceptance is set in it.
     load_settings().apply()
     from vllm import LLM
 
-    options: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
+    arguments: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
     if device == "cuda":
-        options = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
+        arguments = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
     if speculate:
         synthetic = {
             "rejection_sample_method": "synthetic",
             "synthetic_acceptance_length": LENGTHS[0],
         }
-        chosen = SPECULATION | (synthetic if device == "cuda" else {})
-        options["speculative_config"] = chosen
-    return LLM(
-        str(Path(resolve_model_path(model)).resolve()),
+        chosen = speculation(options) | (synthetic if device == "cuda" else {})
+        if options.draft:
+            chosen["model"] = path_of(options.draft)
+        arguments["speculative_config"] = chosen
+    most = max(options.batch_sizes)
+    engine = LLM(
+        path_of(options.model),
         max_model_len=512,
         max_num_seqs=257 if most == 256 else most,
         enable_prefix_caching=False,
         disable_log_stats=False,
-        **options,
+        **arguments | options.options,
     )
+    if speculate and not options.draft:
+        engine.collective_rpc(fill_up_drafts)
+    return engine
+
+
+def speculation(options: argparse.Namespace) -> dict[str, Any]:
+    """Return how tokens are proposed, as the file records it."""
+    if options.draft:
+        name = Path(options.draft).name
+        drafts = {"method": "draft_model", "num_speculative_tokens": DRAFTED}
+        return drafts | {"model": name}
+    return dict(SPECULATION)
+
+
+def fill_up_drafts(worker: Any) -> None:
+    """Let the worker propose `DRAFTED` tokens in each step, whatever it looks up.
+
+    Random weights write what was never there before, so a lookup finds too little for
+    the speed of a step that checks drafts. The lookup takes its time all the same.
+    """
+    drafter = worker.model_runner.drafter
+    look_up = drafter.propose
+
+    def propose(drafted: int, sampled: list[list[int]], *rest: Any, **more: Any) -> Any:
+        found = look_up(drafted, sampled, *rest, **more)
+        pairs = zip(found, sampled, strict=True)
+        return [(d + [FILLER] * drafted)[:drafted] if new else d for d, new in pairs]
+
+    drafter.propose = propose
 
 
 def set_acceptance(worker: Any, length: float) -> None:
@@ -89,7 +128,7 @@ def measure(engine: Any, size: int, repeats: int) -> dict[str, Any]:
     """Return tokens per second, and what became of the drafts, for one batch size."""
     from vllm import SamplingParams
 
-    # Few different ids: what comes next has nearly always been there before.
+    # Few different ids, so that a lookup has something to find.
     numbers = random.Random(0)
     prompts = [
         {
@@ -109,14 +148,12 @@ def measure(engine: Any, size: int, repeats: int) -> dict[str, Any]:
         assert all(len(one.outputs[0].token_ids) == MAX_TOKENS for one in outputs)
     after = count_drafts(engine)
     made = {name: after[name] - before[name] for name in after}
-    tokens = size * MAX_TOKENS * (repeats + 1)
     record: dict[str, Any] = {
         "tokens_per_second": [size * MAX_TOKENS / one for one in seconds[1:]]
     }
     if made["drafts"]:
+        record["drafts"] = made["drafts"]
         record["tokens_per_draft"] = 1 + made["accepted_tokens"] / made["drafts"]
-        # Each accepted token saves a step; without drafts there is one for each token.
-        record["tokens_per_step"] = tokens / (tokens - made["accepted_tokens"])
     return record
 
 
@@ -125,7 +162,7 @@ def measure_engine(options: argparse.Namespace) -> None:
     device, sizes = detect_device(), options.batch_sizes
     speculate = options.engine == "speculating"
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
-    engine = load_engine(options.model, speculate, device, max(sizes))
+    engine = load_engine(options, speculate, device)
     lengths = LENGTHS if speculate and device == "cuda" else (0.0,)
     for length in lengths:
         name = f"{length:g}" if length else "real" if speculate else "none"
@@ -149,6 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=lambda text: tuple(map(int, text.split(","))),
         default=BATCH_SIZES,
     )
+    parser.add_argument("--draft", help="a model of the same vocabulary")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--engine", choices=("plain", "speculating"))
     options = parser.parse_args(arguments)
     if options.engine:
@@ -158,7 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **describe_machine(),
         "model": f"random weights in the shape of {name}" if noise else name,
         "job": {"prompt_tokens": PROMPT_TOKENS, "max_tokens": MAX_TOKENS},
-        "speculation": SPECULATION,
+        "speculation": speculation(options),
+        "options": options.options,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

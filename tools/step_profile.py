@@ -7,6 +7,7 @@ For each batch size the file has the milliseconds of one step of decoding, split
 `PARTS`, and the share of the whole generation that reading the prompts took. A GPU's
 kernels are told apart by their names; all names are kept, so that `--again` splits a
 recorded file by the patterns of today. On a CPU the operators are taken instead.
+`--options` are arguments of `vllm.LLM` as JSON, such as {"enforce_eager": true}.
 """
 
 import argparse
@@ -169,7 +170,7 @@ def _events(recording: Any, device: str) -> Iterator[tuple[str, float]]:
             yield event.name, event.self_cpu_time_total
 
 
-def load_engine(model: str, job: Job, device: str) -> Any:
+def load_engine(model: str, job: Job, device: str, options: dict[str, Any]) -> Any:
     """Load bare vLLM into this process, where its steps can be watched."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     load_settings().apply()
@@ -183,19 +184,25 @@ def load_engine(model: str, job: Job, device: str) -> Any:
         max_model_len=-(-(job.prompt_tokens + job.max_tokens + 1) // 256) * 256,
         max_num_seqs=257 if most == 256 else most,
         enable_prefix_caching=False,
-        **(on_cpu if device == "cpu" else on_gpu),
+        **(on_cpu if device == "cpu" else on_gpu) | options,
     ).llm_engine
 
 
-def record(model: str, job: Job, keep: Callable[[dict[str, Any]], None]) -> None:
+def record(
+    model: str,
+    job: Job,
+    keep: Callable[[dict[str, Any]], None],
+    options: dict[str, Any],
+) -> None:
     """Load the model and measure each batch size; `keep` gets the file as it grows."""
     device = detect_device()
-    engine = load_engine(model, job, device)
+    engine = load_engine(model, job, device, options)
     name = Path(model).name
     found: dict[str, Any] = {
         **describe_machine(),
         "model": f"random weights in the shape of {name}" if is_noise(model) else name,
         "job": {"prompt_tokens": job.prompt_tokens, "max_tokens": job.max_tokens},
+        "options": options,
         "steps": {},
     }
     for size in job.batch_sizes:
@@ -225,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("_build/steps.json"))
     parser.add_argument("--again", type=Path, metavar="FILE", help="measure nothing")
     parser.add_argument("--batch-sizes", default="1,64,256")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {}
 
@@ -240,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep(recorded)
     else:
         sizes = tuple(int(size) for size in options.batch_sizes.split(","))
-        record(options.model, Job(batch_sizes=sizes), keep)
+        record(options.model, Job(batch_sizes=sizes), keep, options.options)
     show(found)
     return int(any(step["named"] < 0.95 for step in found["steps"].values()))
 

@@ -8,22 +8,32 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools.speculation import set_acceptance
+from tools.speculation import MAX_TOKENS, set_acceptance
 
 
-def test_both_engines_are_measured_and_drafts_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("draft", ["", "tiny-thinker"])
+def test_both_engines_are_measured_and_every_step_has_drafts(
+    tmp_path: Path, draft: str
+) -> None:
     out = tmp_path / "speculation.json"
     command = [sys.executable, "-m", "tools.speculation", "--out", str(out)]
     command += ["--batch-sizes", "1,3", "--repeats", "1"]
+    command += ["--options", '{"block_size": 32}']
+    command += ["--draft", draft] if draft else []
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(out.read_text())
     assert found["device"].startswith("CPU") and found["model"] == "tiny-thinker"
+    assert found["options"] == {"block_size": 32}
     plain, real = (found["acceptance"][name] for name in ("none", "real"))
     for size in ("1", "3"):
         assert len(plain[size]["tokens_per_second"]) == 1
         assert "tokens_per_draft" not in plain[size]
-        assert 1 <= real[size]["tokens_per_step"] <= real[size]["tokens_per_draft"] <= 5
+        requests = 2 * int(size)  # The warm-up and the repeat.
+        per_draft = real[size]["tokens_per_draft"]
+        # The first token of a request comes with its prompt, all others from drafts.
+        assert real[size]["drafts"] * per_draft >= requests * (MAX_TOKENS - 1)
+        assert per_draft > 4.9 if draft else 1 <= per_draft < 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""Time jobs of five mixes of lengths under a grid of settings, for 13 to predict.
+
+    python -m tools.settings_grid --model DIRECTORY --out FILE.json
+
+Bare vLLM does every job of `MIXES` with each number of slots and each budget of tokens
+for a step, in a cache of `CACHE_TOKENS`. First it does the three jobs of `FIT`, from
+which the prediction takes its constants: none of them is a job of the grid. The file
+has lengths, limits and seconds, and grows with each measurement. `--shrink` divides all
+lengths, for a machine without a GPU.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from helpers.internals.engine.plan import detect_device, resolve_model_path
+from helpers.internals.machine.settings import load_settings
+from helpers.models import TINY_THINKER
+from helpers.notebook import is_noise
+from helpers.schedule import Schedule, watch_schedule
+
+from .measuring import describe_machine
+
+Lengths = tuple[int, int]  # The shortest and the longest, in tokens.
+# Prompts, answers: lengths between these bounds, spread evenly over their logarithm.
+MIXES: dict[str, tuple[Lengths, Lengths]] = {
+    "questions": ((16, 128), (128, 512)),
+    "documents": ((512, 2048), (16, 128)),
+    "stories": ((16, 64), (512, 1024)),
+    "labels": ((128, 1024), (1, 4)),
+    "everything": ((16, 2048), (16, 1024)),
+}
+# Requests, length of the prompts, length of the answers: one, many, and mostly reading.
+FIT = ((1, 64, 256), (64, 64, 256), (16, 1024, 32))
+CACHE_TOKENS = 40_960  # As on a card with 12 GB.
+SLOTS = (16, 64, 256)
+BUDGETS = (512, 2048, 8192)
+
+
+def lengths(count: int, shrink: int) -> dict[str, tuple[list[int], list[int]]]:
+    """Return prompt and answer lengths of each mix, the same in each call."""
+    numbers = random.Random(0)
+
+    def draw(bounds: Lengths) -> list[int]:
+        low, high = map(math.log, bounds)
+        drawn = [math.exp(numbers.uniform(low, high)) for _ in range(count)]
+        return [max(1, round(length / shrink)) for length in drawn]
+
+    return {name: (draw(p), draw(a)) for name, (p, a) in MIXES.items()}
+
+
+def load_engine(model: str, shrink: int, device: str) -> Any:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # The limits change in it.
+    load_settings().apply()
+    from vllm import LLM
+
+    block_size = 16 if device == "cuda" else 32
+    on_cpu = {"enforce_eager": True, "dtype": "float32"}
+    on_gpu = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
+    return LLM(
+        str(Path(resolve_model_path(model)).resolve()),
+        max_model_len=4096 // shrink,
+        max_num_seqs=257,  # Unsloth takes 256 for "not given".
+        max_num_batched_tokens=max(BUDGETS) // shrink,
+        enable_chunked_prefill=True,
+        enable_prefix_caching=False,
+        block_size=block_size,
+        num_gpu_blocks_override=CACHE_TOKENS // shrink // block_size + 1,
+        **(on_cpu if device == "cpu" else on_gpu),
+    )
+
+
+def run(
+    engine: Any, prompts: Sequence[int], answers: Sequence[int], slots: int, budget: int
+) -> tuple[float, Schedule]:
+    """Do a job of these lengths; return its seconds and its schedule."""
+    from vllm import SamplingParams
+
+    numbers = random.Random(0)
+    inputs = [
+        {"prompt_token_ids": [numbers.randrange(300, 1000) for _ in range(n)]}
+        for n in prompts
+    ]
+    params = [
+        SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in answers
+    ]
+    scheduler = engine.llm_engine.engine_core.engine_core.scheduler
+    scheduler.max_num_scheduled_tokens = budget
+    with watch_schedule(engine, slots) as schedule:
+        start = time.perf_counter()
+        engine.generate(inputs, params, use_tqdm=False)
+        return time.perf_counter() - start, schedule
+
+
+def record(options: argparse.Namespace) -> None:
+    """Measure `FIT` and the grid; write the file after each job."""
+    engine = load_engine(options.model, options.shrink, detect_device())
+    noise, name = is_noise(options.model), Path(options.model).name
+    found: dict[str, Any] = {
+        **describe_machine(),
+        "model": f"random weights in the shape of {name}" if noise else name,
+        "fit": [],
+        "mixes": {},
+    }
+
+    def keep(place: list[Any], prompts: Any, answers: Any, slots: int, n: int) -> None:
+        seconds, schedule = run(engine, prompts, answers, slots, n)
+        limits = {k: v for k, v in asdict(schedule).items() if k != "steps"}
+        place.append({**limits, "steps": len(schedule.steps), "seconds": seconds})
+        print(place[-1], flush=True)
+        options.out.write_text(json.dumps(found) + "\n", "utf-8")
+
+    budgets = [budget // options.shrink for budget in BUDGETS]
+    for number, (count, *both) in enumerate((FIT[1], *FIT)):
+        prompt, answer = (max(1, length // options.shrink) for length in both)
+        place: list[Any] = []
+        keep(place, [prompt] * count, [answer] * count, max(SLOTS), budgets[-1])
+        if number:  # The first one was a warm-up.
+            job = {"count": count, "prompt": prompt, "answer": answer}
+            found["fit"].append(job | place[0])
+    for name, (prompts, answers) in lengths(options.requests, options.shrink).items():
+        jobs: list[Any] = []
+        found["mixes"][name] = {"prompts": prompts, "answers": answers, "jobs": jobs}
+        for slots, budget in itertools.product(SLOTS, budgets):
+            keep(jobs, prompts, answers, slots, budget)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser("python -m tools.settings_grid")
+    parser.add_argument("--model", default=TINY_THINKER)
+    parser.add_argument("--out", type=Path, default=Path("_build/settings.json"))
+    parser.add_argument("--requests", type=int, default=96, help="of each mix")
+    parser.add_argument("--shrink", type=int, default=1, help="divides all lengths")
+    options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    record(options)
+    os._exit(0)  # Its threads may take long to end.
+
+
+if __name__ == "__main__":
+    sys.exit(main())
