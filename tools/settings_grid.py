@@ -18,7 +18,6 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from helpers.internals.engine.plan import detect_device, resolve_model_path
 from helpers.internals.machine.settings import load_settings
 from helpers.models import TINY_THINKER
 from helpers.notebook import is_noise
-from helpers.schedule import Schedule, watch_schedule
+from helpers.schedule import watch_schedule
 
+from .compare_engines_child import alike
+from .engines import generate_with_vllm
 from .measuring import describe_machine
 
 Lengths = tuple[int, int]  # The shortest and the longest, in tokens.
@@ -42,6 +43,7 @@ MIXES: dict[str, tuple[Lengths, Lengths]] = {
 # Requests, length of the prompts, length of the answers: one, many, and mostly reading.
 FIT = ((1, 64, 256), (64, 64, 256), (16, 1024, 32))
 CACHE_TOKENS = 40_960  # As on a card with 12 GB.
+LIMITS = ("slots", "budget", "blocks", "block_size")
 SLOTS = (16, 64, 256)
 BUDGETS = (512, 2048, 8192)
 
@@ -81,24 +83,18 @@ def load_engine(model: str, shrink: int, device: str) -> Any:
 
 def run(
     engine: Any, prompts: Sequence[int], answers: Sequence[int], slots: int, budget: int
-) -> tuple[float, Schedule]:
-    """Do a job of these lengths; return its seconds and its schedule."""
-    from vllm import SamplingParams
-
-    numbers = random.Random(0)
-    inputs = [
-        {"prompt_token_ids": [numbers.randrange(300, 1000) for _ in range(n)]}
-        for n in prompts
-    ]
-    params = [
-        SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in answers
-    ]
+) -> dict[str, Any]:
+    """Do a job of these lengths; return its limits, its steps and its seconds."""
     scheduler = engine.llm_engine.engine_core.engine_core.scheduler
     scheduler.max_num_scheduled_tokens = budget
+    ids = alike(len(prompts), max(prompts))
+    inputs = [row[:n] for row, n in zip(ids, prompts, strict=True)]
     with watch_schedule(engine, slots) as schedule:
         start = time.perf_counter()
-        engine.generate(inputs, params, use_tqdm=False)
-        return time.perf_counter() - start, schedule
+        generate_with_vllm(engine.generate, None, inputs, answers)
+        seconds = time.perf_counter() - start
+    limits = {name: getattr(schedule, name) for name in LIMITS}
+    return {**limits, "steps": len(schedule.steps), "seconds": seconds}
 
 
 def record(options: argparse.Namespace) -> None:
@@ -112,26 +108,19 @@ def record(options: argparse.Namespace) -> None:
         "mixes": {},
     }
 
-    def keep(place: list[Any], prompts: Any, answers: Any, slots: int, n: int) -> None:
-        seconds, schedule = run(engine, prompts, answers, slots, n)
-        limits = {k: v for k, v in asdict(schedule).items() if k != "steps"}
-        place.append({**limits, "steps": len(schedule.steps), "seconds": seconds})
-        print(place[-1], flush=True)
-        options.out.write_text(json.dumps(found) + "\n", "utf-8")
-
     budgets = [budget // options.shrink for budget in BUDGETS]
     for number, (count, *both) in enumerate((FIT[1], *FIT)):
         prompt, answer = (max(1, length // options.shrink) for length in both)
-        place: list[Any] = []
-        keep(place, [prompt] * count, [answer] * count, max(SLOTS), budgets[-1])
-        if number:  # The first one was a warm-up.
-            job = {"count": count, "prompt": prompt, "answer": answer}
-            found["fit"].append(job | place[0])
+        job = {"prompts": [prompt] * count, "answers": [answer] * count}
+        job |= run(engine, **job, slots=max(SLOTS), budget=budgets[-1])
+        found["fit"] += [job] if number else []  # The first one was a warm-up.
     for name, (prompts, answers) in lengths(options.requests, options.shrink).items():
         jobs: list[Any] = []
         found["mixes"][name] = {"prompts": prompts, "answers": answers, "jobs": jobs}
         for slots, budget in itertools.product(SLOTS, budgets):
-            keep(jobs, prompts, answers, slots, budget)
+            jobs.append(run(engine, prompts, answers, slots, budget))
+            print(name, jobs[-1], flush=True)
+            options.out.write_text(json.dumps(found) + "\n", "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
