@@ -24,6 +24,7 @@ from ..machine.settings import Settings
 from ..machine.versions import PATCHED_BY_UNSLOTH, find_version, lacks_plugin
 from .errors import LoadPlan
 from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
+from .hub import find_snapshot
 from .quiet import is_loud, quiet, quieten_packages
 from .weights import adapter_config, read_json
 
@@ -75,12 +76,12 @@ def take_engine_arguments(
 
 
 def load_cpu_engine(
-    folder: str | Path,
-    dtype: Any,
-    max_seq_length: int | None,
-    arguments: dict[str, Any],
+    plan: LoadPlan, dtype: Any, arguments: dict[str, Any], which: dict[str, Any]
 ) -> Any:
-    """Load vLLM's CPU engine, a `vllm.LLM`; raise `EngineUnavailableError` without."""
+    """Load vLLM's CPU engine, a `vllm.LLM`; raise `EngineUnavailableError` without.
+
+    `which` are the Hub's `revision`, `cache_dir` and `token`.
+    """
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -91,8 +92,10 @@ def load_cpu_engine(
         )
     if arguments.get("enable_lora"):
         patch_lora_for_plain_prompts()
-    own = {"dtype": str(dtype).removeprefix("torch."), "max_model_len": max_seq_length}
-    return LLM(model=str(folder), use_tqdm_on_load=False, **own | arguments)
+    own = {"max_model_len": plan.max_seq_length, "use_tqdm_on_load": False}
+    own["dtype"] = str(dtype).removeprefix("torch.")
+    folder = find_snapshot(plan.path, **which) or plan.path
+    return LLM(model=str(folder), **own | arguments)
 
 
 def patch_lora_for_plain_prompts() -> None:
