@@ -1,8 +1,8 @@
 """Measure memory, watch it over time, and clean it up.
 
-GPU figures come from NVML, the library behind `nvidia-smi`, so that they include other
-processes and need no torch. Where there is no GPU, resident memory takes their place.
-A monitor samples from a thread; out comes a chart, or a live view on the page.
+GPU figures come from NVML, the library behind `nvidia-smi`: they include other
+processes and need no torch. Without a GPU they are those of resident memory. A monitor
+samples from a thread; out comes a chart, or a live view on the page.
 """
 
 import threading
@@ -28,20 +28,18 @@ from .kernel import at_shutdown
 def measure_gpu_memory(index: int | None = None) -> int:
     """Measure the MiB in use, by all processes, on the GPU that this process uses.
 
-    That is torch's current device once CUDA runs here, before that the first one in
-    `CUDA_VISIBLE_DEVICES`. `index` names another one as `nvidia-smi` counts them,
-    whatever is visible. Returns 0 with no driver or no GPU to use; raises
-    `LookupError` for an `index` that the machine does not have.
+    `index` names another one as `nvidia-smi` counts them, whatever is visible. Returns
+    0 without a GPU; raises `LookupError` for an `index` that the machine does not have.
     """
-    if index is not None:
-        gpus = list_gpus(visible=False)
-        parts = [gpu.used_mib for gpu in gpus if gpu.index == index]
-        if not parts:
-            known = ", ".join(sorted({str(gpu.index) for gpu in gpus})) or "none"
-            raise LookupError(f"There is no GPU {index}. GPUs here: {known}.")
-        return sum(parts)  # the sum of its MIG slices, if any
-    gpu = current_gpu()
-    return gpu.used_mib if gpu else 0
+    if index is None:
+        gpu = current_gpu()
+        return gpu.used_mib if gpu else 0
+    gpus = list_gpus(visible=False)
+    parts = [gpu.used_mib for gpu in gpus if gpu.index == index]
+    if not parts:
+        known = ", ".join(sorted({str(gpu.index) for gpu in gpus})) or "none"
+        raise LookupError(f"There is no GPU {index}. GPUs here: {known}.")
+    return sum(parts)  # the sum of its MIG slices, if any
 
 
 def cleanup_memory() -> MemoryReport:
@@ -69,12 +67,10 @@ class MemoryMonitor:
 
     Use it as a context manager, or over several cells with `start()` and `stop()`.
     `kind` is GPU_MEMORY, that of all processes on the GPU, or RESIDENT_MEMORY, that of
-    this process and its children (default: the first where there is a GPU). An
-    allocation shorter than `interval_s` (seconds) can pass unseen, except at a `mark`.
-
-    With `live=True` the samples are on the page while cells run; "Create New View for
-    Cell Output" (by a right click in JupyterLab) puts them beside the notebook. At
-    `stop()`, or at the end of the kernel, the chart takes their place.
+    this process and its children (default: the first if there is a GPU). An allocation
+    shorter than `interval_s` (seconds) can pass unseen, except at a `mark`. With
+    `live=True` the samples are on the page until the chart takes their place, at
+    `stop()` or at the end of the kernel.
     """
 
     def __init__(
@@ -82,6 +78,7 @@ class MemoryMonitor:
     ) -> None:
         self.interval_s = interval_s
         self.kind = memory_kind() if kind is None else kind
+        self.title = self.kind[0].upper() + self.kind[1:]
         self.live = live
         self.samples: list[Sample] = []
         self._page: Any = None  # The handle of the live view.
@@ -117,8 +114,7 @@ class MemoryMonitor:
             html = chart._repr_html_() + self._html_steps()
             self._page.update(Panel(html, chart.text))
 
-    def __enter__(self) -> "MemoryMonitor":
-        return self.start()
+    __enter__ = start
 
     def __exit__(self, *_: object) -> None:
         self.stop()
@@ -153,10 +149,10 @@ class MemoryMonitor:
         for place, mark in enumerate(self.marks):
             axes.axvline(mark.seconds, color="0.5", linestyle=":", linewidth=1)
             if mark.label not in ("start", "stop"):  # Four heights, as marks are close.
-                height = {"y": 0.9 - 0.1 * (place % 4), "va": "center", "fontsize": 8}
-                where = axes.get_xaxis_transform()
-                axes.text(mark.seconds, s=f" {mark.label}", transform=where, **height)
-        axes.set_title(f"{self._title}, peak {self.peak:,} MiB")
+                how = {"transform": axes.get_xaxis_transform(), "fontsize": 8}
+                height = 0.9 - 0.1 * (place % 4)
+                axes.text(mark.seconds, height, f" {mark.label}", va="center", **how)
+        axes.set_title(f"{self.title}, peak {self.peak:,} MiB")
         axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         steps = ", ".join(f"{label} {mib:+,} MiB" for label, mib in self.steps())
@@ -176,15 +172,11 @@ class MemoryMonitor:
             self._page.update(self._live_view())
         return mib
 
-    @property
-    def _title(self) -> str:
-        return self.kind[0].upper() + self.kind[1:]
-
     def _live_view(self) -> Panel:
         """Draw the samples so far as a line, with numbered marks and their steps."""
         samples = [(one.seconds, one.mib) for one in list(self.samples)]
         seconds, mib = samples[-1]
-        words = f"{self._title}: {mib:,} MiB after {seconds:.0f} s"
+        words = f"{self.title}: {mib:,} MiB after {seconds:.0f} s"
         line = svg_line(samples, [mark.seconds for mark in self.marks[1:]], words)
         peak = f'<p style="margin:0"><b>{words}</b>, {self.peak:,} at most</p>'
         return Panel(peak + line + self._html_steps(), words)

@@ -1,7 +1,7 @@
 """Check a model's files, and its tensors, before the load.
 
 In goes a folder; an error comes out that names the file or the tensors, and says what
-to do. It knows nothing of the hub, beyond the folders of its cache.
+to do. It knows nothing of the Hub.
 """
 
 import contextlib
@@ -60,22 +60,8 @@ def check_files(folder: Path) -> None:
         )
     _refuse_two_sets(folder)
     for file in sorted({*weights, *folder.iterdir()}):
-        if file in weights and not file.exists():
-            raise ModelLoadError(_say_missing(file))
-        if file.suffix not in (".safetensors", ".bin", ".json", ".model"):
-            continue
-        if not file.is_file():
-            raise ModelLoadError(f"{file} is a link to a file that is not there.")
-        with file.open("rb") as stream:
-            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise ModelLoadError(
-                    f"{file} is a pointer of Git LFS, not the file itself. `git lfs "
-                    f"install && git lfs pull` in {folder} fetches it."
-                )
-        if file.name.endswith(_READ):
-            read_json(file)
-        if file.suffix == ".safetensors":
-            _check_length(file)
+        if problem := _problem_of(file):
+            raise ModelLoadError(f"{file} {problem}")
 
 
 def _refuse_two_sets(folder: Path) -> None:
@@ -90,26 +76,36 @@ def _refuse_two_sets(folder: Path) -> None:
         )
 
 
-def _say_missing(file: Path) -> str:
-    if file.is_symlink():
-        return f"{file} is a link to a file that is not there."
-    return (
-        f"{file} is missing, though the index beside it (*.index.json) names it. Copy "
-        "or download it; if the index is left from another save, delete the index."
-    )
-
-
-def _check_length(file: Path) -> None:
+def _problem_of(file: Path) -> str:
+    """Name the damage to one file of a model, and the way out; "" for a whole one."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(file, "numpy"):
-            pass
-    except SafetensorError as error:
-        how = "Copy or download it again."
-        if name := cached_name(str(file)):
-            how = f"`hf download {name} {file.name} --force-download` does it again."
-        raise ModelLoadError(f"{file} is cut short. {how}") from error
+    if file.suffix not in (".safetensors", ".bin", ".json", ".model"):
+        return ""
+    if file.is_symlink() and not file.exists():
+        return "is a link to a file that is not there."
+    if not file.exists():
+        return (
+            "is missing, though the index beside it (*.index.json) names it. Copy or "
+            "download it; if the index is left from another save, delete the index."
+        )
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return (
+                "is a pointer of Git LFS, not the file itself. `git lfs install && git "
+                f"lfs pull` in {file.parent} fetches it."
+            )
+    if file.name.endswith(_READ):
+        read_json(file)
+    if file.suffix == ".safetensors":
+        try:
+            safe_open(file, "numpy").__enter__()
+        except SafetensorError:
+            name, way = cached_name(str(file)), "Copy or download it again."
+            if name:
+                way = f"`hf download {name} {file.name} --force-download` mends it."
+            return f"is cut short. {way}"
+    return ""
 
 
 def adapter_config(path: str) -> dict | None:
@@ -127,7 +123,7 @@ def adapter_config(path: str) -> dict | None:
 
 
 def is_quantised(folder: Path) -> bool:
-    """Whether a model's weights are stored in fewer bits, by its files or its name."""
+    """Return True if a model has quantised weights, by its config or its name."""
     file = folder / "config.json"
     if file.is_file():
         return "quantization_config" in read_json(file)
@@ -135,7 +131,7 @@ def is_quantised(folder: Path) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a download went through: weights come late in it, the tokenizer last."""
+    """Return True if a download went through: the tokenizer comes last in it."""
     try:
         weights = weight_files(folder)
     except ModelLoadError:
