@@ -118,8 +118,8 @@ def _from_pretrained(
         finally:
             del loaded  # vLLM keeps the frames of the load, with their variables.
 
-    loaded = _from_here_or_hub(load, plan, local_files_only, which)
-    return _make_safe(*loaded, plan, is_loud(settings))
+    sources = load, plan, local_files_only, which
+    return _make_safe(*_from_here_or_hub(*sources), plan, is_loud(settings))
 
 
 def _make_safe(
@@ -176,6 +176,7 @@ def _from_here_or_hub(
     print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
     with explained(replace(plan, path=path), settings):
         ask_hub(path, which.get("revision"), which["token"])
-    loaded = load()
-    find_checked()
-    return loaded
+    try:
+        return load()  # In no variable: see `load`.
+    finally:
+        find_checked()
