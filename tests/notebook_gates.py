@@ -482,11 +482,8 @@ def check_outputs(path: Path) -> list[str]:
             if output.output_type == "error":
                 complaints.append(f"cell {place}: {output.ename}")
             elif output.get("name") == "stderr":
-                lines = output.text.strip().splitlines()
-                if "take-away" in tags(cell):  # which shows its progress
-                    lines = without_logs(lines)
-                if lines:
-                    complaints.append(f"cell {place}: on stderr: {lines[0][:100]}")
+                line = output.text.strip().partition("\n")[0]
+                complaints.append(f"cell {place}: on stderr: {line[:100]}")
             elif any("widget" in kind for kind in data):
                 complaints.append(f"cell {place}: a widget with no fallback")
     if STAMP not in read(path).metadata:

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ KERNELSPEC = {
 }
 # What an editor adds beside these (timestamps, scrolling, folding) is noise in a diff.
 _CELL_METADATA = ("jupyter", "tags")
+# Progress of tqdm: true for one moment of one machine.
+_PROGRESS = re.compile(r"\d+%( Completed )?\|")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -90,7 +93,8 @@ def canonical_bytes(notebook: "NotebookNode") -> bytes:
     """Serialise a notebook in one form: keys sorted, indented by 1, UTF-8.
 
     Left out are timestamps, versions of the kernel, widgets' state, what editors add.
-    A widget's place is taken by the text or picture that it carries as a fallback.
+    A widget's place is taken by the text or picture that it carries as a fallback, and
+    of stderr the bars of progress are left out.
     """
     import nbformat
 
@@ -101,10 +105,21 @@ def canonical_bytes(notebook: "NotebookNode") -> bytes:
     for cell in notebook.cells:
         kept = {k: v for k, v in cell.metadata.items() if k in _CELL_METADATA}
         cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if not _only_progress(one)]
         for output in cell.get("outputs", []):
             if len(output.get("data", {})) > 1:
                 output.data.pop(_WIDGET, None)
     return (nbformat.writes(notebook, version=4).rstrip("\n") + "\n").encode()
+
+
+def _only_progress(output: "NotebookNode") -> bool:
+    """Take the bars of progress out of stderr; tell whether nothing else is there."""
+    if output.get("name") != "stderr":
+        return False
+    lines = output.text.splitlines(keepends=True)
+    output.text = "".join(line for line in lines if not _PROGRESS.search(line))
+    return not output.text.strip()
 
 
 def find_notebooks(folder: Path, names: Sequence[str] = ()) -> list[Path]:

@@ -292,6 +292,11 @@ def test_format_is_canonical_and_changes_nothing_twice(tmp_path, capsys):
         "collapsed": True,
         "tags": ["solution"],
     }
+    said = ["Prompts: 100%|####| 4/4 [00:00]\n", "W: slow\n"]
+    content["cells"][1]["outputs"] = [
+        {"output_type": "stream", "name": "stderr", "text": lines}
+        for lines in (said, said[:1])
+    ]
     path.write_text(json.dumps(content))
     command = ["format", "--notebooks", str(tmp_path)]
     assert gallery.main(command) == 0
@@ -305,6 +310,7 @@ def test_format_is_canonical_and_changes_nothing_twice(tmp_path, capsys):
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.cells[1].metadata == {"tags": ["solution"]}
     assert notebook.cells[1].source == "print(1)"
+    assert [output.text for output in notebook.cells[1].outputs] == ["W: slow\n"]
     assert "ü".encode() in once and once.endswith(b"}\n")
 
 
