@@ -172,3 +172,9 @@ def test_no_module_has_over_400_lines_and_no_function_over_50(folder: str) -> No
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 50, f"{node.name} in {path}"
+
+
+def test_a_clone_on_windows_keeps_the_line_ends_that_make_needs():
+    asked = ["git", "check-attr", "eol", "Makefile", ".ci/run"]
+    said = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert said.stdout == "Makefile: eol: lf\n.ci/run: eol: lf\n"

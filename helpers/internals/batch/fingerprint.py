@@ -6,6 +6,7 @@ that transformers makes of it. What has no value to compare is refused. This mod
 knows nothing of engines and of output files.
 """
 
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -35,13 +36,26 @@ def _by_value(value: Any) -> Any:
     if is_dataclass(value):  # their structured_outputs
         return {k: v for k, v in vars(value).items() if not k.startswith("_")}
     if callable(value):  # tools=[function]
-        from transformers.utils import get_json_schema
-
-        return get_json_schema(value)
+        return _tool_schema(value)
     raise TypeError(
         f"a {type(value).__name__} can't be compared by its value: pass text, numbers, "
         "lists or dicts"
     )
+
+
+def _tool_schema(function: Any) -> dict[str, Any]:
+    """Return transformers' JSON schema, or without words on arguments pydantic's."""
+    from pydantic import TypeAdapter
+    from transformers.utils import chat_template_utils as tools
+
+    try:
+        return tools.get_json_schema(function)
+    except tools.DocstringParsingException:
+        if not function.__doc__:
+            raise
+    own = {"name": function.__name__, "description": inspect.getdoc(function)}
+    own["parameters"] = TypeAdapter(function).json_schema()
+    return {"type": "function", "function": own}
 
 
 _IN_ORDER = json.JSONEncoder(default=_by_value, ensure_ascii=False)

@@ -86,7 +86,7 @@ def _checked_list(prompts: Any) -> list[Any]:
 def _checked_path(path: "str | PathLike") -> str:
     """Return the path or URL of a file of prompts. Raises `ValueError` for another."""
     path = os.path.expanduser(path)
-    if not _KIND.search(path.lower()):
+    if not _KIND.search(path.lower()) or os.path.isdir(path):
         raise ValueError(
             f"{path[:80]!r} is not a file of prompts. Those end in .jsonl or .parquet; "
             'pandas makes one by .to_json("prompts.jsonl", orient="records", '

@@ -191,21 +191,33 @@ def texts_of(message: Mapping[str, Any]) -> list[str]:
 def refuse_lost_messages(messages: list[dict[str, Any]], text: str) -> None:
     """Raise `ValueError` for a message whose text the chat template left out of `text`.
 
-    Of an assistant's message the last line is looked for, since templates leave out
-    earlier thinking.
+    What is said twice has to be there twice. Of an assistant's message the last line is
+    looked for, since templates leave out earlier thinking, and the tools it calls.
     """
-    for number, message in enumerate(messages, start=1):
-        for said in map(str.strip, texts_of(message)):
-            if message["role"] == "assistant":
-                said = said.rpartition("\n")[2]
-            if said in text or json.dumps(said, ensure_ascii=False)[1:-1] in text:
-                continue
-            if " ".join(said.split()) not in " ".join(text.split()):
-                raise ValueError(
-                    f"the model's chat template leaves out message {number}, of role "
-                    f"{message['role']!r}: give it a role that the template writes, "
-                    "such as 'system' or 'user'."
-                )
+    said = [(number, one) for number, m in enumerate(messages, 1) for one in _said(m)]
+    together = "\n".join(_on_one_line(one) for _, one in said)
+    written = _on_one_line(text)
+    for number, one in said:
+        forms = {one, json.dumps(one, ensure_ascii=False)[1:-1]}
+        found = sum(written.count(form) for form in map(_on_one_line, forms))
+        if found < together.count(_on_one_line(one)):
+            raise ValueError(
+                f"the model's chat template leaves out message {number}, of role "
+                f"{messages[number - 1]['role']!r}: give it a role that the template "
+                "writes, such as 'system' or 'user'."
+            )
+
+
+def _said(message: Mapping[str, Any]) -> list[str]:
+    texts = list(map(str.strip, texts_of(message)))
+    if message["role"] == "assistant":
+        texts = [text.rpartition("\n")[2] for text in texts]
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    return list(filter(None, texts + [call.get("name") for call in calls]))
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def warn_if_formatted(messages: list[dict[str, Any]], text: str) -> None:

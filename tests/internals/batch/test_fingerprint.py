@@ -79,7 +79,9 @@ def weather(city: str) -> str:
     Args:
         city: its name
     """
-print(template_arguments({"tools": [weather]}))
+def sparse(city: str) -> str:
+    """Tell the weather of a city."""
+print(template_arguments({"tools": [weather, sparse]}))
 '''
 
 
@@ -93,7 +95,10 @@ def test_a_function_counts_by_its_schema_in_every_process() -> None:
         ).stdout
         for pad in ("0", "5000")
     )
-    assert first == second and "'name': 'weather'" in first and "0x" not in first
+    assert first == second and "0x" not in first
+    for name in ("weather", "sparse"):
+        assert f"'name': '{name}'" in first
+    assert first.count("'properties': {'city': {") == 2
 
 
 def test_what_has_no_value_is_refused() -> None:

@@ -159,3 +159,10 @@ def test_what_is_no_file_of_prompts_is_refused_by_its_name(name: str | Path) -> 
     with pytest.raises(ValueError, match=r"\.jsonl or \.parquet.*\[prompt\]") as error:
         PromptSource(name)
     assert repr(str(name)) in str(error.value)
+
+
+def test_a_folder_of_parquet_parts_is_refused_as_one(tmp_path: Path) -> None:
+    folder = tmp_path / "parts.parquet"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="is not a file of prompts"):
+        PromptSource(folder)

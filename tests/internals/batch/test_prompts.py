@@ -191,6 +191,13 @@ def test_a_message_that_the_template_leaves_out_is_an_error() -> None:
     refuse_lost_messages([*CHAT, earlier], f"{Q} 12")
     with pytest.raises(ValueError, match="message 1, of role 'developer'"):
         refuse_lost_messages([system, *CHAT], Q)
+    part_of_another = {"role": "ai", "content": Q[:4]}
+    refuse_lost_messages([part_of_another, *CHAT], f"{Q[:4]} {Q}")
+    with pytest.raises(ValueError, match="message 1, of role 'ai'"):
+        refuse_lost_messages([part_of_another, *CHAT], Q)
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}
+    with pytest.raises(ValueError, match="message 2, of role 'assistant'"):
+        refuse_lost_messages([*CHAT, call], Q)
     with pytest.raises(ValueError, match="message 2"):
         refuse_lost_messages([*CHAT, earlier], Q)
     with pytest.raises(ValueError, match="message 1"):

@@ -8,7 +8,7 @@ from helpers.batch import run_batch
 from helpers.loading import FastLanguageModel
 
 model, tokenizer = FastLanguageModel.from_pretrained(
-    "tiny-thinker", max_seq_length=256, fast_inference=True
+    "tiny-thinker", max_seq_length=None, fast_inference=True
 )
 from vllm import SamplingParams  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
@@ -105,6 +105,11 @@ for first, stopped_call in CALLS.items():
         except BaseException as error:
             found = repr(error)
         result[f"{first}, {second}"] = [was_stopped, left, found]
+nothing_fits = {"structured_outputs": {"regex": r"[^\s\S]"}}
+given_up = {"prompt": QUESTIONS[0], "sampling_params": nothing_fits}
+results = run_batch(model, [given_up, QUESTIONS[0]], greedy(5), progress=False)
+result["given_up"] = [(one.error, one.tokens) for one in results]
+result["context"] = core.vllm_config.model_config.max_model_len
 result["handler"] = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 result["ignored"] = [not stopped(call, *moments[0]) for call in CALLS.values()]

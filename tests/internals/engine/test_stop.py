@@ -29,3 +29,14 @@ def test_a_process_that_ignores_interrupts_goes_on_doing_so(stops: dict) -> None
 
 def test_the_handler_is_put_back(stops: dict) -> None:
     assert stops["handler"]
+
+
+def test_without_a_length_the_context_is_the_models_own(stops: dict) -> None:
+    """As Unsloth takes `max_seq_length=None`, which the child loads with."""
+    assert stops["context"] == 4096
+
+
+def test_a_prompt_that_vllm_gives_up_says_what_to_correct(stops: dict) -> None:
+    (error, none), other = stops["given_up"]
+    assert "no text can fulfil them: correct those" in error and none == 0
+    assert other == [None, 5]
