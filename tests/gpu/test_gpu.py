@@ -175,16 +175,16 @@ def test_shutdown_gives_the_memory_back(place, reader, monkeypatch):
 
 
 def _estimate(shape: str, path: Path, load: dict[str, Any]) -> Any:
-    layers = json.loads((path / "config.json").read_text())["num_hidden_layers"]
-    spec = SHAPES[shape]
-    fixed = spec.embedding_parameters
+    config = json.loads((path / "config.json").read_text())
+    spec, layers = SHAPES[shape], config["num_hidden_layers"]
+    fixed = config["vocab_size"] * config["hidden_size"]
     per_layer = (spec.parameters - fixed) / spec.layers
     # Quantised while loading: no layer is kept in 16-bit.
     spec = replace(
         spec,
         layers=layers,
         parameters=round(fixed + per_layer * layers),
-        kept_16bit_parameters=0,
+        kept_parameters=fixed,
     )
     return estimate_memory(
         spec, load["max_seq_length"], load["max_num_seqs"], load["load_in_4bit"]
