@@ -16,15 +16,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .internals.batch import fingerprint
 from .internals.batch.collect import answer_in_memory, answer_into
-from .internals.batch.fingerprint import job_of, template_arguments, template_text
 from .internals.batch.journal import as_record, staged
-from .internals.batch.prompt_files import PromptSource
 from .internals.batch.prompts import (
     Prompt,
+    PromptSource,
+    check_formatted,
     larger_budget,
-    refuse_lost_messages,
-    warn_if_formatted,
     with_budget,
 )
 from .internals.batch.summary import BatchSummary, summarise
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class BatchResult:
     """What became of one prompt.
 
@@ -50,9 +49,9 @@ class BatchResult:
     """
 
     index: int
-    prompt: Any = field(compare=False)
+    prompt: Any = field(compare=False, repr=False)
     id: Any = None
-    thinking: str | None = None
+    thinking: str | None = field(default=None, repr=False)
     response: str | None = None
     complete: bool = False
     finish_reason: str | None = None
@@ -70,16 +69,8 @@ class BatchResult:
 
     @property
     def hint(self) -> str:
-        """The reason why there is no response, and what to do; else ""."""
+        """Why the thinking has no end, and what to do; "" if it has one."""
         return "" if self.complete else unfinished_hint(self.finish_reason)
-
-    def __repr__(self) -> str:
-        name = f"{self.index}" if self.id is None else f"{self.index}, id={self.id!r}"
-        if self.error is not None:
-            return f"BatchResult({name}, error={self.error!r})"
-        told = f"{name}, response={self.response!r}, {self.tokens} tokens"
-        hint = f"  # {self.hint}" if self.hint else ""
-        return f"BatchResult({told}, finish_reason={self.finish_reason!r}){hint}"
 
 
 def run_batch(
@@ -115,7 +106,7 @@ def run_batch(
     `RuntimeError` for an engine or an output in use, `OSError`, `NotEnoughMemoryError`,
     and `EngineUnavailableError` where Ray is missing.
     """
-    template = template_arguments(chat_template_kwargs)
+    template = fingerprint.template_arguments(chat_template_kwargs)
     source = PromptSource(prompts, template)
     shared = sampling_params, template, retry_truncated, tokenizer
     if engine == "vllm":
@@ -172,15 +163,22 @@ class Batch:
         self._tokenizer = engine.get_tokenizer()
         self._parser = ThinkingParser(self._tokenizer)
         name = (template or {}).get("chat_template")
-        text = template_text(tokenizer or self._tokenizer, name)
+        text = fingerprint.template_text(tokenizer or self._tokenizer, name)
         self._chat_template = text if tokenizer or name else engine.chat_template
         path = shape.model  # A relative one may lead to a model that is known.
         path = str(Path(path).resolve()) if os.path.isdir(path) else path
         own = shape.get_diff_sampling_param()
         self._sampling = Sampling(path, sampling_params, own)
-        facts = path, shape.revision, self._sampling, template, self.room
-        precision = f"{shape.dtype}, {shape.quantization or 'not quantised'}"
-        self.job = {"precision": precision} | job_of(*facts, self._chat_template)
+        text = self._chat_template
+        self.job = fingerprint.job_of(
+            path,
+            shape.revision,
+            sampling_params=self._sampling.resolved,
+            chat_template_kwargs=template or {},
+            context=self.room,
+            chat_template=fingerprint.short_digest(text.encode()) if text else None,
+            precision=f"{shape.dtype}, {shape.quantization or 'not quantised'}",
+        )
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
         """Answer prompts, each as soon as it is finished, in the order of finishing.
@@ -246,8 +244,7 @@ class Batch:
             )
             state = next(reversed(self._states.values()))
             text = state.prompt or self._tokenizer.decode(state.prompt_token_ids)
-            refuse_lost_messages(prompt.messages, text)
-            warn_if_formatted(prompt.messages, text)
+            check_formatted(prompt.messages, text)
         except Exception:
             # A failed request stays in vLLM's bookkeeping until it is aborted.
             late = list(islice(self._states, before, None))
@@ -273,7 +270,8 @@ class Batch:
         (completion,) = output.outputs
         token_ids, reason = completion.token_ids, completion.finish_reason
         if reason in ("abort", "error"):
-            return _failed(prompt, ValueError(_GIVEN_UP))
+            why = "vLLM gave this up: run it again, or correct its structured_outputs."
+            return _failed(prompt, ValueError(why))
         parsed = self._parser.parse(
             token_ids, prompt_token_ids=output.prompt_token_ids, finish_reason=reason
         )
@@ -300,18 +298,10 @@ class Batch:
         )
 
 
-_GIVEN_UP = (
-    "vLLM gave this prompt up: run it again. With structured_outputs, no text can "
-    "fulfil them: correct those."
-)
-
-
 def _failed(prompt: Prompt, error: Exception) -> BatchResult:
     """Return the result of a prompt that failed. Raises what ends everything."""
     if ends_everything(error):
         raise error
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    why = f"{kind}{error}"
-    return BatchResult(
-        prompt.index, prompt.given, prompt.id, error=why, tries=prompt.tries
-    )
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    shared = prompt.index, prompt.given, prompt.id
+    return BatchResult(*shared, error=f"{name}{error}", tries=prompt.tries)

@@ -107,8 +107,13 @@ class RayRunner:
         path, self.room = resolve_model_path(model), engine.max_seq_length
         # Checked here, so that bad parameters fail before any model is loaded.
         sampling = Sampling(path, sampling_params)
-        loaded_with = {"load": dict(engine.load)}
-        self.job = loaded_with | job_of(path, None, sampling, template, self.room)
+        self.job = job_of(
+            path,
+            sampling_params=sampling.resolved,
+            chat_template_kwargs=template,
+            context=self.room,
+            load=engine.load,
+        )
         self._engine = engine
         shared = sampling_params, template, *shared
         self._made_with = make_batch, load, model, engine, *shared

@@ -22,8 +22,7 @@ import psutil
 
 from helpers.batch import BatchResult, run_batch
 from helpers.internals.batch.collect import answer_into
-from helpers.internals.batch.prompt_files import PromptSource
-from helpers.internals.batch.prompts import Prompt
+from helpers.internals.batch.prompts import Prompt, PromptSource
 from helpers.models import TINY_THINKER
 from helpers.sampling import preset
 

@@ -19,7 +19,7 @@ model, tokenizer = FastLanguageModel.from_pretrained(
 from vllm import SamplingParams  # noqa: E402
 
 import helpers.internals.engine.sampling_params as sampling  # noqa: E402
-from helpers.internals.batch.prompt_files import PromptSource  # noqa: E402
+from helpers.internals.batch.prompts import PromptSource  # noqa: E402
 from helpers.models import MODELS, find_model  # noqa: E402
 
 engine = model.vllm_engine

@@ -254,11 +254,7 @@ def test_one_prompt_is_not_taken_for_a_list_of_them() -> None:
             run_batch(object(), frame)
 
 
-def test_the_repr_is_short_and_says_what_to_do() -> None:
-    cut = BatchResult(2, "word " * 9999, "a", "Well", tokens=9, finish_reason="length")
-    assert "id='a'" in repr(cut) and "raise max_tokens" in repr(cut)
-    assert len(repr(cut)) < 200
-    ended = BatchResult(2, "", thinking="Well", tokens=9, finish_reason="stop")
-    assert unfinished_hint("stop") in repr(ended)
-    assert "max_tokens" not in repr(ended)
-    assert repr(BatchResult(0, "", error="empty")) == "BatchResult(0, error='empty')"
+def test_the_repr_is_short() -> None:
+    cut = BatchResult(2, "word " * 9999, "a", "Well " * 9999, finish_reason="length")
+    assert "id='a'" in repr(cut) and "'length'" in repr(cut) and len(repr(cut)) < 300
+    assert cut.hint == unfinished_hint("length")

@@ -30,7 +30,7 @@ def answer_in_memory(batch: Any, source: Any, shown: bool) -> list[Any]:
 
 def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) -> None:
     """Answer the prompts whose records are not in the file at `path` yet."""
-    started = time.time()
+    started = round(time.time(), 3)
     with open_journal(path, {**batch.job, **source.job}, len(source)) as journal:
         again: dict[int, tuple[int, int]] = {}
         for record in journal.load():
@@ -59,16 +59,10 @@ def _with_bar(
     if not shown:
         yield from results
         return
-    from IPython.display import display
-    from tqdm.auto import tqdm
-    from tqdm.notebook import tqdm_notebook
+    from tqdm import tqdm
 
-    in_notebook = issubclass(tqdm, tqdm_notebook)
-    own = {"display": False} if in_notebook else {}
-    bar = tqdm(total=count, initial=done, desc="batch", unit=" prompts", **own)
-    handle = display(bar.container, display_id=True) if in_notebook else None
     tokens = truncated = 0
-    try:
+    with tqdm(total=count, initial=done, desc="batch", unit=" prompts") as bar:
         for result in results:
             tokens, truncated = tokens + result.tokens, truncated + result.truncated
             speed = tokens / max(bar.format_dict["elapsed"], 1e-9)
@@ -76,7 +70,3 @@ def _with_bar(
             bar.set_postfix_str(now, refresh=False)
             bar.update()
             yield result
-    finally:
-        bar.close()
-        if handle:  # A saved notebook shows text, but no live widget.
-            handle.update({"text/plain": repr(bar.container)}, raw=True)

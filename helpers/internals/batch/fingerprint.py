@@ -2,8 +2,7 @@
 
 In go a model's path, a chat template, prompts; out come names, commits and digests.
 Everything counts by its value: an array by its numbers, a function by the JSON schema
-that transformers makes of it. What has no value to compare is refused. This module
-knows nothing of engines and of output files.
+that transformers makes of it. What has no value to compare is refused.
 """
 
 import inspect
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models import cached_name, find_model
-from ..engine.sampling_params import Sampling, plain_values
+from ..engine.sampling_params import plain_values
 from ..thinking.families import unwrap_tokenizer
 
 _COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})\b")
@@ -81,36 +80,31 @@ def short_digest(*parts: bytes) -> str:
     return blake2b(b"".join(parts), digest_size=8).hexdigest()
 
 
-def model_facts(path: str, revision: str | None = None) -> dict[str, Any]:
-    """Return the model's name and what its weights, tokenizer and template are.
+def job_of(path: str, revision: str | None = None, **known: Any) -> dict[str, Any]:
+    """Return what decides a batch's answers: `known`, and the model's name and files.
 
-    Weights from the hub count by their commit. Those of a folder count by size and time
-    of each file; tokenizer, chat template and configuration by their content.
+    Files from the hub count by their commit. In a folder weights count by size and
+    time; tokenizer, chat template and configuration by their content.
     """
-    spec = find_model(path)
+    spec, folder = find_model(path), Path(path)
     name = spec.name if spec else cached_name(path) or path
-    folder = Path(path)
     if not folder.exists() and not _COMMIT.search(path):
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(path, "config.json", revision=revision)
         folder = Path(found).parent if isinstance(found, str) else folder
     if commit := _COMMIT.search(str(folder)):
-        return {"model": name, "weights": commit[1]}
+        return plain_value({"model": name, "files": commit[1], **known})
     if folder.is_dir() and not spec:
         name = str(folder.resolve())
-    weights, texts = [], []
-    for file in sorted(folder.iterdir() if folder.is_dir() else [folder]):
-        if file.suffix in _WEIGHTS and file.exists():
-            found = file.stat()
-            weights.append(f"{file.name} {found.st_size} {found.st_mtime_ns}".encode())
-        elif file.suffix in _TEXTS and file.is_file():
-            texts.append(file.name.encode() + file.read_bytes())
-    return {
-        "model": name,
-        "weights": short_digest(*weights),
-        "tokenizer and configuration": short_digest(*texts),
-    }
+    marks = []
+    for file in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        if file.suffix in _TEXTS and file.is_file():
+            marks.append(file.name.encode() + file.read_bytes())
+        elif file.suffix in _WEIGHTS and file.exists():
+            facts = file.stat()
+            marks.append(f"{file.name} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return plain_value({"model": name, "files": short_digest(*marks), **known})
 
 
 def template_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -133,23 +127,3 @@ def template_text(tokenizer: Any, name: str | None = None) -> str | None:
         return unwrap_tokenizer(tokenizer).get_chat_template(name)
     except (AttributeError, NotImplementedError):  # mistral-common's
         return None
-
-
-def job_of(
-    path: str,
-    revision: str | None,
-    sampling: Sampling,
-    template: Mapping[str, Any] | None,
-    room: int,
-    chat_template: str | None = None,
-) -> dict[str, Any]:
-    """Return what the answers of a batch depend on, beside its prompts."""
-    job = {
-        **model_facts(path, revision),
-        "sampling_params": sampling.resolved,
-        "chat_template_kwargs": template or {},
-        "context": room,
-    }
-    if chat_template:
-        job["chat_template"] = short_digest(chat_template.encode())
-    return plain_value(job)

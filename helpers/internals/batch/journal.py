@@ -12,7 +12,7 @@ import shutil
 import time
 import warnings
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from itertools import islice
@@ -38,9 +38,7 @@ _NUMBERS = {"int64": int, "double": float}
 
 
 @contextmanager
-def open_journal(
-    output: Path, job: Mapping[str, Any], count: int
-) -> Iterator["Journal"]:
+def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Journal"]:
     """Hold `output` for this process, and for this job of `count` prompts.
 
     Warns where the disk has no locks. Raises `RuntimeError` while another process holds
@@ -61,10 +59,10 @@ def open_journal(
         except OSError as error:  # Lustre and some network disks have no locks.
             why = f"{output} can't be locked ({error}): let one process only write it"
             warnings.warn(why, stacklevel=4)
-        held = [p for p in dict.fromkeys((output, path)) if _has_content(p)]
+        held = [str(p) for p in {output, path} if p.exists() and p.stat().st_size]
         if held:
             file.seek(0)
-            _compare(" and ".join(map(str, held)), file.read(), job)
+            _compare(" and ".join(held), file.read(), job)
         else:
             file.truncate(0)
             json.dump(job, file)
@@ -79,11 +77,7 @@ def open_journal(
             os.fsync(records.fileno())
 
 
-def _has_content(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
-
-
-def _compare(held: str, before: str, job: Mapping[str, Any]) -> None:
+def _compare(held: str, before: str, job: dict[str, Any]) -> None:
     """Raise `ValueError` unless the files that are `held` belong to this job.
 
     What only one of the two knows is not compared: Ray's workers know the precision.
@@ -104,9 +98,8 @@ def _compare(held: str, before: str, job: Mapping[str, Any]) -> None:
 class Journal:
     """Records by the index of their prompt, one a line, each there whole or not at all.
 
-    A torn last line is cut off as the file is loaded; what else can't be read is left
-    out when it is sorted, and its prompts run again. Of two records for one prompt the
-    later counts. `offsets` has where the record of each prompt begins, or -1.
+    `offsets` has where the record of each prompt begins, or -1. What can't be read is
+    left out, and its prompts run again. Of two records for a prompt the later counts.
     """
 
     def __init__(self, output: Path, file: Any, count: int) -> None:
@@ -119,7 +112,7 @@ class Journal:
         return sum(offset >= 0 for offset in self.offsets)
 
     def load(self) -> Iterator[dict[str, Any]]:
-        """Give the records that are there, and make the file ready for more."""
+        """Give the records that are there, and cut off a torn last line."""
         with open(self._path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -147,10 +140,8 @@ class Journal:
                 left = left[self._file.write(left) :]
         except OSError as error:
             self._file.truncate(self._end)
-            why = (
-                f"{error.strerror}. {len(self):,} records are safe: make room and run "
-                "the same call again, which goes on from there"
-            )
+            safe = f"{error.strerror}. {len(self):,} records are safe: make room and "
+            why = safe + "run the same call again, which goes on from there"
             raise OSError(error.errno, why, str(self._path)) from error
         self._note(record["index"], line)
 
@@ -162,10 +153,7 @@ class Journal:
                     yield file.readline()
 
     def finish(self) -> None:
-        """Leave the output with all records in the order of their prompts, each once.
-
-        Raises `OSError` where there is no room for it, and loses no record.
-        """
+        """Leave the output with each record once, in the order of the prompts."""
         if self._path != self._output:
             self._write_parquet()
             self._path.unlink()
@@ -193,15 +181,14 @@ class Journal:
 def as_record(result: Any, started: float = 0.0) -> dict[str, Any]:
     """Return what stands in the file for a result of a run that `started` then."""
     record = {name: getattr(result, name, None) for name in COLUMNS}
-    times = {"started": round(started, 3), "time": round(time.time(), 3)}
-    return record | {"completion_tokens": result.tokens, **times}
+    record["completion_tokens"] = result.tokens
+    return record | {"started": started, "time": round(time.time(), 3)}
 
 
 def read_record(line: bytes) -> dict[str, Any] | None:
     """Read one line; None for one that is torn or damaged.
 
-    pandas, which some people edit their answers with, leaves out columns that are null
-    and writes whole numbers as 3.0.
+    pandas, with which people edit their answers, writes no nulls and numbers as 3.0.
     """
     try:
         found = json.loads(line)

@@ -8,16 +8,17 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ...charts import Chart, Panel, new_axes, show_table
 from .journal import read_records
 
-if TYPE_CHECKING:
-    import numpy as np
-
 _BINS = 30  # of a histogram, at most
 _FEWEST_WINDOWS = 4  # that make a curve
+_COUNTED = (
+    *("prompts", "answered", "thinking_unfinished", "answer_cut_short", "errors"),
+    *("asked_more_than_once", "prompt_tokens", "completion_tokens"),
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,8 +42,8 @@ class BatchSummary:
     completion_tokens: int
     seconds: float
     tokens_per_second: float
-    _lengths: dict[str, array] = field(compare=False)
-    _ends: "tuple[np.ndarray, array]" = field(compare=False)
+    _lengths: Any = field(compare=False)  # of thinking and of answer
+    _ends: Any = field(compare=False)  # seconds of work until each, and its tokens
 
     def __repr__(self) -> str:
         return self._table().text
@@ -51,10 +52,10 @@ class BatchSummary:
         return self._table()._repr_html_() + self.plot()._repr_html_()
 
     def _table(self) -> Panel:
-        figures = {k: v for k, v in vars(self).items() if isinstance(v, int | float)}
         rows = [
             {"of the batch": name.replace("_", " "), "": value}
-            for name, value in figures.items()
+            for name, value in vars(self).items()
+            if isinstance(value, int | float)
         ]
         return show_table(rows, caption=self.output.rpartition("/")[2])
 
@@ -80,14 +81,12 @@ class BatchSummary:
             speed.stairs(sums / np.diff(edges), edges, linewidth=1.5)
             speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
             speed.set_ylim(bottom=0)
-        most = " and ".join(
-            f"{max(found, default=0)} of {name}"
-            for name, found in self._lengths.items()
-        )
+        most = [max(found, default=0) for found in self._lengths.values()]
         return Chart(
             lengths.figure,
-            f"{self.prompts:,} prompts, {self.answered:,} answered; at most {most} in "
-            f"tokens; {self.tokens_per_second:,.0f} tokens per second.",
+            f"{self.prompts:,} prompts, {self.answered:,} answered; at most {most[0]} "
+            f"tokens of thinking and {most[1]} of answer; "
+            f"{self.tokens_per_second:,.0f} tokens per second.",
         )
 
 
@@ -97,8 +96,7 @@ def summarise(output: str | PathLike) -> BatchSummary:
     Raises `OSError` where there is no such file.
     """
     counts: Counter[str] = Counter()
-    lengths = {"thinking": array("l"), "answer": array("l")}
-    starts, times, tokens = array("d"), array("d"), array("l")
+    thinking, answer, starts, times, tokens = (array(kind) for kind in "llddl")
     for record in read_records(output):
         cut, response = record["finish_reason"] == "length", record["response"]
         counts.update(
@@ -112,25 +110,24 @@ def summarise(output: str | PathLike) -> BatchSummary:
             completion_tokens=record["completion_tokens"],
         )
         if record["error"] is None:
-            lengths["thinking"].append(record["thinking_tokens"])
-            lengths["answer"].append(record["response_tokens"])
+            thinking.append(record["thinking_tokens"])
+            answer.append(record["response_tokens"])
         starts.append(record["started"] or record["time"])
         times.append(record["time"])
         tokens.append(record["completion_tokens"])
     worked = _worked(starts, times)
     seconds = float(worked.max(initial=0))
-    names = list(BatchSummary.__dataclass_fields__)
     return BatchSummary(
-        str(output),
-        **{name: int(counts[name]) for name in names[1 : names.index("seconds")]},
+        output=str(output),
+        **{name: int(counts[name]) for name in _COUNTED},
         seconds=seconds,
         tokens_per_second=counts["completion_tokens"] / seconds if seconds else 0.0,
-        _lengths=lengths,
+        _lengths={"thinking": thinking, "answer": answer},
         _ends=(worked, tokens),
     )
 
 
-def _worked(starts: array, times: array) -> "np.ndarray":
+def _worked(starts: array, times: array) -> Any:
     """Return the seconds of work until each time, without the pauses between runs."""
     import numpy as np
 

@@ -13,7 +13,6 @@ import pytest
 
 from helpers.internals.batch.fingerprint import (
     job_of,
-    model_facts,
     template_arguments,
     template_text,
 )
@@ -27,12 +26,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_model_trained_again_in_its_folder_is_another(folder: Path) -> None:
-    before = model_facts(str(folder))
-    assert model_facts(str(folder)) == before
+    before = job_of(str(folder))
+    assert job_of(str(folder)) == before
     weights = folder / "model.safetensors"
     os.utime(weights, ns=(1, weights.stat().st_mtime_ns + 1))
-    after = model_facts(str(folder))
-    assert [key for key in before if before[key] != after[key]] == ["weights"]
+    after = job_of(str(folder))
+    assert [key for key in before if before[key] != after[key]] == ["files"]
 
 
 @pytest.mark.parametrize(
@@ -40,29 +39,29 @@ def test_a_model_trained_again_in_its_folder_is_another(folder: Path) -> None:
 )
 def test_template_and_tokenizer_count_by_content(folder: Path, name: str) -> None:
     (folder / name).touch()
-    before = model_facts(str(folder))
+    before = job_of(str(folder))
     os.utime(folder / name)
-    assert model_facts(str(folder)) == before
+    assert job_of(str(folder)) == before
     (folder / name).write_text("another")
-    assert model_facts(str(folder)) != before
+    assert job_of(str(folder)) != before
 
 
 def test_weights_of_the_hub_count_by_their_commit() -> None:
     one, other = (f"/hub/models--me--m/snapshots/{c * 40}" for c in "ab")
-    assert model_facts(one) == {"model": "me/m", "weights": "a" * 40}
-    assert model_facts(other) == {"model": "me/m", "weights": "b" * 40}
+    assert job_of(one) == {"model": "me/m", "files": "a" * 40}
+    assert job_of(other) == {"model": "me/m", "files": "b" * 40}
 
 
 def job(sampling: Any = None, **changes: Any) -> dict[str, Any]:
-    arguments = {"template": {}, "room": 512, "chat_template": "{{ messages }}"}
     path = str(TINY_THINKER_DIRECTORY)
-    return job_of(path, None, Sampling(path, sampling), **(arguments | changes))
+    resolved = Sampling(path, sampling).resolved
+    return job_of(path, sampling_params=resolved, **({"context": 512} | changes))
 
 
 def test_everything_that_decides_answers_makes_another_job() -> None:
     jobs = [
         *(job(), job({"max_tokens": 16}), job({"temperature": 1}), job({"seed": 1})),
-        *(job(room=4096), job(chat_template="{{ m }}"), job(template={"a": 1})),
+        *(job(context=4096), job(chat_template_kwargs={"a": 1})),
     ]
     assert len({repr(one) for one in jobs}) == len(jobs)
     recommended = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 2048}

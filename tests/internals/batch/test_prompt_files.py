@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from helpers.internals.batch.prompt_files import PromptSource
+from helpers.internals.batch.prompts import PromptSource
 
 Q = "What is 7 + 5?"
 CHAT = [{"role": "user", "content": Q}]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.internals.batch.prompts import Prompt, refuse_lost_messages, to_prompt
+from helpers.internals.batch.prompts import Prompt, check_formatted, to_prompt
 
 Q = "What is 7 + 5?"
 CHAT = [{"role": "user", "content": Q}]
@@ -97,7 +97,7 @@ def test_a_tools_arguments_are_read_from_their_json() -> None:
     for odd in ('{"a', "[1]", 5):
         call["function"]["arguments"] = odd
         turn = {"role": "assistant", "tool_calls": [call]}
-        assert "a JSON object" in to_prompt(0, [*CHAT, turn], {}).refused
+        assert "not a JSON object" in to_prompt(0, [*CHAT, turn], {}).refused
 
 
 def request(key: str = "a", **body: Any) -> dict[str, Any]:
@@ -183,22 +183,22 @@ def test_what_a_request_asks_for_in_vain_is_named(line: dict, reason: str) -> No
 
 def test_a_message_that_the_template_leaves_out_is_an_error() -> None:
     system = {"role": "developer", "content": "ONLY THIS"}
-    refuse_lost_messages([system, *CHAT], f"<s>ONLY THIS</s> {Q} ")
-    refuse_lost_messages([{"role": "tool", "content": 'a "b"'}], r'{"c": "a \"b\""}')
+    check_formatted([system, *CHAT], f"<s>ONLY THIS</s> {Q} ")
+    check_formatted([{"role": "tool", "content": 'a "b"'}], r'{"c": "a \"b\""}')
     parts = [{"type": "text", "text": "a  b"}, "c"]
-    refuse_lost_messages([{"role": "user", "content": parts}], "a b\nc")
+    check_formatted([{"role": "user", "content": parts}], "a b\nc")
     earlier = {"role": "assistant", "content": "<think>\nWell\n</think>\n\n12 "}
-    refuse_lost_messages([*CHAT, earlier], f"{Q} 12")
+    check_formatted([*CHAT, earlier], f"{Q} 12")
     with pytest.raises(ValueError, match="message 1, of role 'developer'"):
-        refuse_lost_messages([system, *CHAT], Q)
+        check_formatted([system, *CHAT], Q)
     part_of_another = {"role": "ai", "content": Q[:4]}
-    refuse_lost_messages([part_of_another, *CHAT], f"{Q[:4]} {Q}")
+    check_formatted([part_of_another, *CHAT], f"{Q[:4]} {Q}")
     with pytest.raises(ValueError, match="message 1, of role 'ai'"):
-        refuse_lost_messages([part_of_another, *CHAT], Q)
+        check_formatted([part_of_another, *CHAT], Q)
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}
     with pytest.raises(ValueError, match="message 2, of role 'assistant'"):
-        refuse_lost_messages([*CHAT, call], Q)
+        check_formatted([*CHAT, call], Q)
     with pytest.raises(ValueError, match="message 2"):
-        refuse_lost_messages([*CHAT, earlier], Q)
+        check_formatted([*CHAT, earlier], Q)
     with pytest.raises(ValueError, match="message 1"):
-        refuse_lost_messages([{"role": "user", "content": parts}], "a b")
+        check_formatted([{"role": "user", "content": parts}], "a b")

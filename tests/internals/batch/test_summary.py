@@ -93,7 +93,7 @@ def test_text_and_page_have_the_figures_and_the_picture_its_words(
     page = summary._repr_html_()
     assert "<table" in page and "data:image/png;base64," in page
     (words,) = re.findall(r'alt="([^"]+)"', page)
-    assert words.startswith("3 prompts, 2 answered; at most 30 of thinking and 0 of")
+    assert words.startswith("3 prompts, 2 answered; at most 30 tokens of thinking")
     assert str(tmp_path) not in page + repr(summary)
 
 

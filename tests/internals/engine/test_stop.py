@@ -38,5 +38,5 @@ def test_without_a_length_the_context_is_the_models_own(stops: dict) -> None:
 
 def test_a_prompt_that_vllm_gives_up_says_what_to_correct(stops: dict) -> None:
     (error, none), other = stops["given_up"]
-    assert "no text can fulfil them: correct those" in error and none == 0
+    assert "correct its structured_outputs" in error and none == 0
     assert other == [None, 5]
