@@ -27,7 +27,11 @@ from .internals.engine.hub import ask_hub, find_folder, hub_switched_off
 from .internals.engine.plan import adapter_base, needed_mib, plan_load
 from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
-from .internals.engine.weights import check_files, check_tensors
+from .internals.engine.weights import (
+    check_files,
+    check_tensors,
+    warn_of_stretching,
+)
 from .internals.machine.settings import load_settings
 from .kernel import make_room
 from .models import TINY_THINKER, is_embedded, whole_name
@@ -155,6 +159,8 @@ def _from_here_or_hub(
         folder = find_folder(path, **which)
         if folder is not None:
             check_files(folder)
+            if plan.device == "cuda":
+                warn_of_stretching(folder, plan.max_seq_length or 0)
             with quiet(settings):
                 check_tensors(folder, adapter)
         return folder

@@ -6,7 +6,9 @@ to do. It knows nothing of the Hub.
 
 import contextlib
 import json
+import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,18 @@ def check_files(folder: Path) -> None:
     for file in sorted({*weights, *folder.iterdir()}):
         if problem := _problem_of(file):
             raise ModelLoadError(f"{file} {problem}")
+
+
+def warn_of_stretching(folder: Path, max_seq_length: int) -> None:
+    """Warn where Unsloth would scale a model's positions on a GPU without a word."""
+    most = read_json(folder / "config.json").get("max_position_embeddings")
+    if max_seq_length > (most or math.inf):
+        warnings.warn(
+            f"{folder.name} knows {most:,} tokens. For max_seq_length="
+            f"{max_seq_length:,} Unsloth stretches its positions, and short answers "
+            f"get worse, too: give at most {most}.",
+            stacklevel=2,
+        )
 
 
 def _refuse_two_sets(folder: Path) -> None:

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 from child import run_child
 
+from helpers.internals.engine.weights import warn_of_stretching
+from helpers.models import TINY_THINKER_DIRECTORY
+
 PROJECTION = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -52,3 +55,10 @@ def test_quantised_layers_fit_by_other_names_unless_one_is_missing(
 def test_the_tensors_of_an_adapter_are_compared_too(said: dict) -> None:
     assert "1.mlp.up_proj.lora_B.default.weight" in said["adapter-without_lora_b"]
     assert "and 51 more" in said["adapter-without_prefix"]
+
+
+def test_a_context_that_unsloth_would_stretch_on_a_gpu_warns(recwarn) -> None:
+    warn_of_stretching(TINY_THINKER_DIRECTORY, 4096)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="knows 4,096 tokens"):
+        warn_of_stretching(TINY_THINKER_DIRECTORY, 16_384)
