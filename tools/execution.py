@@ -32,7 +32,8 @@ KERNELSPEC = {
 # What an editor adds beside these (timestamps, scrolling, folding) is noise in a diff.
 _CELL_METADATA = ("jupyter", "tags")
 # Progress of tqdm: true for one moment of one machine.
-_PROGRESS = re.compile(r"\d+%( Completed )?\|")
+_PROGRESS = re.compile(r"\d+%(\|| Completed \|)")
+_BEGUN = re.compile(r"[^%]*\b0%( Completed \| 0/|\|)")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -114,9 +115,13 @@ def canonical_bytes(notebook: "NotebookNode") -> bytes:
 
 
 def _only_progress(output: "NotebookNode") -> bool:
-    """Take the bars of progress out of stderr; tell whether nothing else is there."""
+    """Take the bars of progress out of stderr; tell whether nothing else is there.
+
+    Nor is there anything in a widget whose fallback is a bar that stands at 0 %.
+    """
     if output.get("name") != "stderr":
-        return False
+        data = {k: v for k, v in output.get("data", {}).items() if k != _WIDGET}
+        return [*data] == ["text/plain"] and bool(_BEGUN.match(data["text/plain"]))
     lines = output.text.splitlines(keepends=True)
     output.text = "".join(line for line in lines if not _PROGRESS.search(line))
     return not output.text.strip()

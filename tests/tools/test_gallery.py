@@ -297,6 +297,9 @@ def test_format_is_canonical_and_changes_nothing_twice(tmp_path, capsys):
         {"output_type": "stream", "name": "stderr", "text": lines}
         for lines in (said, said[:1])
     ]
+    for text in ("Shards:   0% Completed | 0/1", "batch: 100%|##| 5/5, 1 truncated"):
+        shown = {"output_type": "display_data", "metadata": {}}
+        content["cells"][1]["outputs"].append(shown | {"data": {"text/plain": text}})
     path.write_text(json.dumps(content))
     command = ["format", "--notebooks", str(tmp_path)]
     assert gallery.main(command) == 0
@@ -310,7 +313,8 @@ def test_format_is_canonical_and_changes_nothing_twice(tmp_path, capsys):
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.cells[1].metadata == {"tags": ["solution"]}
     assert notebook.cells[1].source == "print(1)"
-    assert [output.text for output in notebook.cells[1].outputs] == ["W: slow\n"]
+    slow, bar = notebook.cells[1].outputs
+    assert slow.text == "W: slow\n" and "1 truncated" in bar.data["text/plain"]
     assert "ü".encode() in once and once.endswith(b"}\n")
 
 
