@@ -117,7 +117,8 @@ def _pass_on(variables: dict[str, str | None], file: Path) -> None:
     for name, value in variables.items():
         if name in known or not value:
             continue
-        os.environ.setdefault(name, value)
         if near := difflib.get_close_matches(name.upper(), known, 1, 0.8):
             problem = f"{name} in {file} has no effect: write {near[0]} instead."
             warnings.warn(problem, stacklevel=3)
+        else:
+            os.environ.setdefault(name, value)

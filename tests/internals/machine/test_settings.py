@@ -183,6 +183,7 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
     [
         ("MAX_SEQUENCE_LENGTH", "MAX_SEQ_LENGTH"),
         ("DEVISE", "DEVICE"),
+        ("device", "DEVICE"),
     ],
 )
 def test_a_name_without_effect_is_warned_of(env_file, monkeypatch, name, meant):
