@@ -24,7 +24,7 @@ _DASHES = {"4-bit": "--"}  # Lines of all other weights are solid.
 # Okabe and Ito's, which colour-blind readers tell apart as well.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"
-_CELL = "padding:0.3em 0.5em;vertical-align:top;text-align:"
+_CELL = "padding:0.3em 0.5em;vertical-align:top;white-space:pre-line;text-align:"
 _CARD = "flex:1 1 16em;border:1px solid #8888;border-radius:6px;padding:0.6em 0.9em"
 
 
@@ -81,8 +81,7 @@ def show_table(
 def _plain_value(value: Any) -> Any:
     """Turn numbers and arrays of NumPy or torch into Python's own."""
     value = value.tolist() if callable(getattr(value, "tolist", None)) else value
-    is_missing = value is None or str(value) in ("nan", "NaT", "<NA>")
-    return "-" if is_missing else value
+    return "-" if str(value) in ("None", "nan", "NaT", "<NA>") else value
 
 
 def _is_number(value: object) -> bool:
@@ -115,10 +114,10 @@ def show_thinking(
     cards = list(map(_result_card, several, names))
     html = "".join(f'<div style="{_CARD}">{card.html}</div>' for card in cards)
     html = f'<div style="display:flex;flex-wrap:wrap;gap:0.8em">{html}</div>'
-    texts = [card.text for card in cards]
+    text = "\n\n".join(card.text for card in cards)
     if prompt:
-        html, texts = f"<p><b>{escape(prompt)}</b></p>{html}", [prompt, *texts]
-    return Panel(html, "\n\n".join(texts))
+        html, text = f"<p><b>{escape(prompt)}</b></p>{html}", f"{prompt}\n\n{text}"
+    return Panel(html, text)
 
 
 def _result_card(result: Any, title: str) -> Panel:
@@ -148,8 +147,7 @@ def _result_card(result: Any, title: str) -> Panel:
 def new_axes(width: float, height: float, columns: int = 1, **grid: Any) -> Any:
     """Make empty axes for a `Chart`, all in one style; an array of them for `columns`.
 
-    The size in inches is that of the whole picture, which is `axes.figure`; `grid` goes
-    to `Figure.subplots`.
+    The size of the whole picture is in inches; `grid` goes to `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
@@ -291,8 +289,8 @@ def _draw_line(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:,g}")
         axis.set_minor_formatter("")
-    bars = {"yerr": [below, above], "capsize": 3}
-    axes.errorbar(list(medians), list(medians.values()), marker="o", **bars, **style)
+    style |= {"yerr": [below, above], "marker": "o", "capsize": 3}
+    axes.errorbar(list(medians), list(medians.values()), **style)
     return medians
 
 
@@ -301,11 +299,10 @@ def svg_line(
 ) -> str:
     """Draw a line from 0 to the highest point as SVG, which is cheap to draw often.
 
-    Each of `marks`, places on the horizontal axis, has its number. At most some 400
-    points are drawn: the eye sees no more.
+    Each of `marks`, places on the horizontal axis, has its number.
     """
-    across = 480 / (points[-1][0] or 1)
-    up = 126 / (max(y for _, y in points) or 1)
+    across, up = 480 / (points[-1][0] or 1), 126 / (max(y for _, y in points) or 1)
+    # The eye sees no more than some 400 points.
     thinned = [*points[:: len(points) // 400 + 1], points[-1]]
     line = " ".join(f"{x * across:.1f},{-y * up:.1f}" for x, y in thinned)
     numbered = "".join(

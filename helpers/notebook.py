@@ -12,20 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .internals.engine.exceptions import ModelLoadError
 from .internals.engine.plan import resolve_model_path, resolve_settings
 from .internals.machine.devices import current_gpu
 from .internals.machine.settings import load_settings
 from .internals.machine.versions import ENGINES, find_version
 from .internals.thinking.families import unwrap_tokenizer
-from .models import (
-    MODELS,
-    QWEN3_THINKING_SAMPLING,
-    SMOLLM2,
-    TINY_THINKER,
-    UnknownModelError,
-    fixed,
-    get_model,
-)
+from .models import QWEN3_THINKING_SAMPLING, SMOLLM2, TINY_THINKER, find_model, fixed
 
 # Room for thinking and answer, or half of the context if that is less.
 ANSWER_TOKENS = 2048
@@ -33,7 +26,6 @@ ANSWER_TOKENS = 2048
 NOISE_TOKENS = 128
 # Marks a model of random weights in its card; tools.random_model writes it.
 NOISE_TAG = "random-weights"
-_SHOWN = ("unsloth", "vllm", "torch")
 
 
 @dataclass(frozen=True)
@@ -42,10 +34,9 @@ class Setup:
 
     `max_seq_length` is prompt and completion together, in tokens, and `max_tokens` the
     most that an answer may take, thinking included. `gpu_memory_utilization` is the
-    share of a GPU's memory that vLLM may take. `sampling`, named as in
-    `SamplingParams`, is what the model's authors recommend; for a model that is not in
-    `MODELS`, what Qwen does for its thinking models. `is_noise` says that the weights
-    are random, so that the text can't be checked.
+    share of a GPU's memory that vLLM may take. `sampling` is what the model's authors
+    recommend, or else what Qwen does for its thinking models. `is_noise` says that the
+    weights are random, so that the text can't be checked.
     """
 
     model_name: str
@@ -66,13 +57,10 @@ class Setup:
 
     @property
     def text_model(self) -> str:
-        """The name of a model whose text is real: the chosen one, or "smollm2".
-
-        "smollm2" replaces tiny-thinker, which knows sums, and random weights.
-        """
-        path = resolve_model_path(self.model_name, make=False)
-        is_tiny = path == MODELS[TINY_THINKER].path
-        return SMOLLM2 if is_tiny or self.is_noise else self.model_name
+        """The name of a model whose text is real: the chosen one, or "smollm2"."""
+        spec = find_model(resolve_model_path(self.model_name, make=False))
+        knows_sums_only = spec is not None and spec.name == TINY_THINKER
+        return SMOLLM2 if knows_sums_only or self.is_noise else self.model_name
 
     @property
     def model_path(self) -> str:
@@ -84,8 +72,7 @@ class Setup:
 
         Without `model_name` it is the chosen model. The settings give its precision,
         context and share of the GPU, and vLLM runs it (`fast_inference=True`); each of
-        `kwargs`, which are those of `from_pretrained`, wins over these. Raises what
-        `from_pretrained` raises.
+        `kwargs` wins over these. Both they and the errors are `from_pretrained`'s.
         """
         from .loading import FastLanguageModel
 
@@ -115,19 +102,16 @@ class Setup:
 
         If the text is noise, nothing is checked, and a line in the output says so.
         """
-        if self.is_noise:
-            print(f"Not checked, since the text is noise: {claim}.")
-        elif not condition:
-            raise AssertionError(claim)
+        self._check(condition, claim, "the text is noise" if self.is_noise else "")
 
     def check_exactly(self, condition: object, claim: str) -> None:
-        """Raise `AssertionError(claim)` if `condition`, on equal tokens, is false.
+        """Check equal tokens alike, except on a GPU, which rounds by the batch."""
+        reason = "a GPU rounds differently each time" if self.on_gpu else ""
+        self._check(condition, claim, reason)
 
-        On a GPU, where kernels and batch sizes round differently, nothing is checked,
-        and a line in the output says so.
-        """
-        if self.on_gpu:
-            print(f"Not checked, since a GPU rounds differently each time: {claim}.")
+    def _check(self, condition: object, claim: str, reason_not_to: str) -> None:
+        if reason_not_to:
+            print(f"Not checked, since {reason_not_to}: {claim}.")
         elif not condition:
             raise AssertionError(claim)
 
@@ -141,26 +125,27 @@ def set_up() -> Setup:
     from .loading import FastLanguageModel  # noqa: F401  What quiets the engines.
 
     settings = resolve_settings(load_settings())
-    name, spec = settings.model_name, None
-    with suppress(UnknownModelError):
-        spec = get_model(name)
-    room = NOISE_TOKENS if is_noise(name) else ANSWER_TOKENS
+    name, noise = settings.model_name, is_noise(settings.model_name)
+    spec = None
+    with suppress(ValueError, ModelLoadError):  # load() says what is wrong with it.
+        spec = find_model(resolve_model_path(name, make=False))
     device_name = f"a CPU with {os.cpu_count()} cores"
     if settings.device == "cuda":
         gpu = current_gpu()
         device_name = gpu.name if gpu else "CUDA"
-    versions = {ENGINES[one]: str(v) for one in _SHOWN if (v := find_version(one))}
+    found = {one: find_version(one) for one in ("unsloth", "vllm", "torch")}
+    room = NOISE_TOKENS if noise else ANSWER_TOKENS
     return Setup(
-        model_name=name,
-        load_in_4bit=settings.load_in_4bit,
-        max_seq_length=settings.max_seq_length,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        device=settings.device,
-        device_name=device_name,
+        name,
+        settings.load_in_4bit,
+        settings.max_seq_length,
+        settings.gpu_memory_utilization,
+        settings.device,
+        device_name,
         sampling=spec.sampling if spec else QWEN3_THINKING_SAMPLING,
-        is_noise=is_noise(name),
+        is_noise=noise,
         max_tokens=min(room, settings.max_seq_length // 2),
-        versions=fixed(**versions),
+        versions=fixed(**{ENGINES[one]: str(v) for one, v in found.items() if v}),
     )
 
 
@@ -193,5 +178,4 @@ def is_noise(model_name: str | Path) -> bool:
         card = (Path(model_name).expanduser() / "README.md").read_text("utf-8")
     except OSError:
         return False
-    metadata = card.partition("\n---")[0]
-    return metadata.startswith("---") and NOISE_TAG in metadata
+    return card.startswith("---") and NOISE_TAG in card.partition("\n---")[0]

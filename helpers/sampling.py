@@ -1,9 +1,8 @@
 """Sampling: presets, and the distribution that sampling parameters leave.
 
-A preset has one definition, for vLLM's engine and for `generate`. The four are starting
-points for any model; the values that a model's own authors recommend are in
-`helpers.models.MODELS[...].sampling`. `reshape` computes what vLLM's sampler computes;
-a test holds it against vLLM's own code and against transformers'.
+A preset has one definition, for vLLM's engine and for `generate`. The values that a
+model's own authors recommend are in `helpers.models.MODELS[...].sampling`. `reshape`
+computes what vLLM's sampler computes.
 """
 
 from collections.abc import Mapping
@@ -29,12 +28,12 @@ PRESETS: Mapping[str, Mapping[str, float | int]] = fixed(
 )
 
 # Names in vLLM, and those of the same parameters in transformers' GenerationConfig.
+_SAME = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _GENERATE: Mapping[str, str] = fixed(
     max_tokens="max_new_tokens",
     min_tokens="min_new_tokens",
     n="num_return_sequences",
-    **{name: name for name in ("temperature", "top_p", "top_k", "min_p")},
-    repetition_penalty="repetition_penalty",
+    **{name: name for name in _SAME},
 )
 # vLLM has these off by default; `generate` must be told, or it takes the values of the
 # model's generation_config.json.
@@ -53,9 +52,8 @@ def preset(
     and win over the preset. With `for_generate=True` no engine is imported, and
     `temperature=0` gives greedy decoding, as it does in vLLM.
 
-    Raises `ValueError` for an unknown name and `TypeError` for an override that the
-    chosen side does not know. For vLLM also `ValueError` for a value out of its range
-    (`generate` checks most of them itself), and `ImportError` without vLLM.
+    Raises `ValueError` for an unknown name, `TypeError` for an override that the chosen
+    side does not know, and what `SamplingParams` raises for a value out of its range.
     """
     if name not in PRESETS:
         known = ", ".join(PRESETS)
@@ -95,9 +93,8 @@ def reshape(
 
     `logprobs` are the model's own, natural logarithms; they and the result have the
     shape (vocabulary,). The order is that of vllm/v1/sample/sampler.py: temperature,
-    min_p, top_k, top_p, each applied to the result of the one before. (transformers
-    applies min_p last.) A `temperature` of 0 is greedy and ignores the rest; `top_k` of
-    0 or -1 is off.
+    min_p, top_k, top_p. (transformers applies min_p last.) A `temperature` of 0 is
+    greedy and ignores the rest; `top_k` of 0 or -1 is off.
 
     Raises `ValueError` for a parameter out of its range.
     """

@@ -30,16 +30,14 @@ from .internals.machine.settings import load_settings
 class RayEngine:
     """How many engines Ray shall run, and where.
 
-    `workers` engines work at the same time; by default one for each GPU that the
-    cluster has, or one where it has none. `address` is that of a running cluster,
-    "auto" for the one that this machine belongs to; without it Ray starts here and ends
-    with the batch, unless it runs already. `gpus_per_worker` above 1 spreads a model
-    that is too large for one GPU over several of one host (tensor parallel).
-    `cpus_per_worker` are the cores that Ray sets aside for each.
+    `workers` engines work at the same time; by default one for each GPU of the cluster,
+    or one. `address` is that of a running cluster, "auto" for the one that this machine
+    belongs to; without it Ray starts here and ends with the batch, unless it runs
+    already. `gpus_per_worker` above 1 spreads a model over several GPUs of one host
+    (tensor parallel). `cpus_per_worker` are the cores that Ray sets aside for each.
 
-    `batch_size` prompts go to a worker at a time. It starts the next ones when all of
-    them are done, so a large number keeps it busy; a small one shows progress earlier,
-    and is what a worker that dies has to do again.
+    `batch_size` prompts go to a worker at a time. A large number keeps it busy; a small
+    one shows progress earlier, and is what a worker that dies has to do again.
 
     `max_seq_length` is in tokens, prompt and completion together; `load` holds further
     arguments of `FastLanguageModel.from_pretrained`, or of `vllm.LLM` where a model is
@@ -73,10 +71,9 @@ _QUIET = {
 class RayRunner:
     """Answers prompts as `Batch` does with one engine, with all those of a cluster.
 
-    `model` is a name or a path that each worker loads, by `load` where one GPU is
-    enough. `make_batch` makes a `Batch` of what was loaded and the other arguments.
-    Raises `EngineUnavailableError` where Ray is missing, `TypeError` for a model that
-    is loaded, and `ValueError` for bad `sampling_params`.
+    Each worker loads `model`, a name or path, by `load` where one GPU is enough, and
+    makes a `Batch` of it by `make_batch`. Raises `EngineUnavailableError` where Ray is
+    missing, `TypeError` for a loaded model, `ValueError` for bad `sampling_params`.
     """
 
     def __init__(
@@ -94,8 +91,7 @@ class RayRunner:
                 "each of Ray's workers loads the model itself: pass its name or path, "
                 f"not a {type(model).__name__}"
             )
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+        os.environ.update({**_QUIET, **os.environ})
         try:
             import ray.data  # noqa: F401
         except ImportError as error:
@@ -115,8 +111,8 @@ class RayRunner:
             load=engine.load,
         )
         self._engine = engine
-        shared = sampling_params, template, *shared
-        self._made_with = make_batch, load, model, engine, *shared
+        given = sampling_params, template, *shared
+        self._made_with = make_batch, load, model, engine, *given
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
         """Answer prompts, each as soon as its worker is done with its batch.
@@ -134,15 +130,14 @@ class RayRunner:
                 return
             gpus = int(ray.cluster_resources().get("GPU", 0))
             workers = engine.workers or max(1, gpus // engine.gpus_per_worker)
-            pool = ray.data.ActorPoolStrategy(
-                size=workers, max_tasks_in_flight_per_actor=2
-            )
             results = ray.data.from_arrow_refs(blocks).map_batches(
                 Worker,
                 fn_constructor_args=self._made_with,
                 batch_size=engine.batch_size,
                 batch_format="numpy",
-                compute=pool,
+                compute=ray.data.ActorPoolStrategy(
+                    size=workers, max_tasks_in_flight_per_actor=2
+                ),
                 num_cpus=engine.cpus_per_worker,
                 num_gpus=engine.gpus_per_worker if gpus else 0,
             )
@@ -163,40 +158,31 @@ class Worker:
     """One engine, in a process that Ray runs."""
 
     def __init__(
-        self,
-        make_batch: Callable[..., Any],
-        load: Callable[..., Any],
-        model: str,
-        engine: RayEngine,
-        *shared: Any,
+        self, make_batch: Any, load: Any, model: str, engine: RayEngine, *given: Any
     ) -> None:
+        over_gpus = engine.gpus_per_worker > 1 and detect_device() == "cuda"
         # Unsloth writes modules as it is imported. Workers of one host that write the
         # same ones would read each other's half-written files.
         with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
             os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
-            if engine.gpus_per_worker == 1 or detect_device() == "cpu":
-                context = engine.max_seq_length
-                loaded = load(model, max_seq_length=context, **engine.load)
+            if over_gpus:  # Unsloth's engine keeps to one.
+                from vllm import LLM
+
+                loaded = LLM(
+                    resolve_model_path(model),
+                    max_model_len=engine.max_seq_length,
+                    tensor_parallel_size=engine.gpus_per_worker,
+                    **engine.load,
+                )
             else:
-                loaded = _load_over_gpus(model, engine)
-        self._batch = make_batch(loaded, *shared)
+                length = engine.max_seq_length
+                loaded = load(model, max_seq_length=length, **engine.load)
+        self._batch = make_batch(loaded, *given)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         prompts = map(pickle.loads, batch["prompt"])
         with contextlib.closing(self._batch.run(prompts)) as results:
             return {"result": [pickle.dumps(result) for result in results]}
-
-
-def _load_over_gpus(model: str, engine: RayEngine) -> Any:
-    """Load a `vllm.LLM` on several GPUs; Unsloth's engine keeps to one."""
-    from vllm import LLM
-
-    return LLM(
-        resolve_model_path(model),
-        max_model_len=engine.max_seq_length,
-        tensor_parallel_size=engine.gpus_per_worker,
-        **engine.load,
-    )
 
 
 def _tables(prompts: Iterable[Prompt], size: int) -> Iterator[Any]:
@@ -218,7 +204,7 @@ def _cluster(address: str | None) -> Iterator[None]:
         return
     options = {"include_dashboard": False, "log_to_driver": False}
     # Ray gives its processes 30 seconds to start; a busy machine may need more.
-    for attempt in range(3):
+    for is_last in (False, False, True):
         try:
             with quiet(load_settings()):
                 # Without an address Ray would join whatever cluster it finds here.
@@ -226,7 +212,7 @@ def _cluster(address: str | None) -> Iterator[None]:
             break
         except Exception as error:  # Ray has no exception type for this.
             ray.shutdown()
-            if attempt == 2 or "timed out during startup" not in str(error):
+            if is_last or "timed out during startup" not in str(error):
                 raise
     try:
         context = ray.data.DataContext.get_current()

@@ -31,14 +31,13 @@ _WORKLOAD = (
 class EngineFigures:
     """What one engine did on one device.
 
-    `tokens_per_second`: by batch size (prompts at once), new tokens of the whole batch
-    per second, one value per repeat. `mixed`: the same by number of prompts, where
-    prompts and answers have different lengths.
-    `ttft_seconds`: by batch size, seconds to the first token of all its prompts.
+    By batch size (prompts at once): `tokens_per_second`, new tokens of the whole batch,
+    and `ttft_seconds`, seconds to the first token of all its prompts, one value per
+    repeat; `limit`, tokens per second if reading weights and KV cache from the device's
+    memory were all that takes time. `mixed` has tokens per second by number of prompts,
+    where prompts and answers have different lengths.
     `load_seconds`, `memory_mib`: what the load took and added; None if not measured.
     `precision`: of the weights, such as "16-bit"; empty where all have the same.
-    `limit`: by batch size, tokens per second if reading weights and KV cache from the
-    device's memory were all that takes time.
     `workload`: the lengths of prompts and answers, in words.
     """
 
@@ -97,9 +96,8 @@ def measure_engine(
         seconds = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            completions = generate(batch, tokens)
+            lengths = list(map(len, generate(batch, tokens)))
             seconds.append(time.perf_counter() - start)
-            lengths = [len(token_ids) for token_ids in completions]
             if lengths != [tokens] * len(batch):
                 raise ValueError(
                     f"{engine} was asked for {len(batch)} x {tokens} tokens and "
@@ -161,8 +159,8 @@ def engine_table(*engines: EngineFigures) -> Panel:
     ):
         found = [getattr(one, key) for one in engines]
         for size in sorted(set().union(*found)):
-            cells = [_median_and_spread(by_size.get(size)) for by_size in found]
-            measured[label.format(size)] = cells
+            runs = [by_size.get(size) for by_size in found]
+            measured[label.format(size)] = list(map(_median_and_spread, runs))
     measured["memory (MiB)"] = [one.memory_mib for one in engines]
     names = [one.name for one in engines]
     rows = [
@@ -177,5 +175,6 @@ def engine_table(*engines: EngineFigures) -> Panel:
 def _median_and_spread(values: Sequence[float] | None) -> str | None:
     if values is None:
         return None
-    median = statistics.median(values)
-    return f"{median:,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+    several = f"{min(values):,.0f} to {max(values):,.0f}"
+    spread = several if len(values) > 1 else "one run"
+    return f"{statistics.median(values):,.0f} ({spread})"

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from .internals.thinking import families
-from .internals.thinking.splitting import SPLITS, Run, Split, last_turn
+from .internals.thinking.splitting import SPLITS, Split, last_turn
 from .internals.thinking.token_ids import as_token_ids
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
@@ -40,9 +40,9 @@ class ThinkingResult:
 
     `response` is None while the thinking is unfinished, and `hint` gives the reason.
     `thinking_tokens` and `response_tokens` count generated tokens, an end-of-turn token
-    included. The markers that cut are in neither. `finish_reason` is vLLM's, None if it
-    was not given. `markers_in_text` is True where the model spelled its markers in
-    letters; these count as thinking.
+    included, the markers that cut left out. `finish_reason` is vLLM's, None if it was
+    not given. `markers_in_text` is True where the model spelled its markers in letters;
+    these count as thinking.
     """
 
     thinking: str
@@ -63,10 +63,7 @@ class ThinkingResult:
 
     @property
     def truncated(self) -> bool:
-        """True where tokens ran out, in the thinking or in the answer.
-
-        Without a `finish_reason` only unfinished thinking can be told.
-        """
+        """True where tokens ran out; only in the thinking without `finish_reason`."""
         if self.finish_reason is None:
             return not self.complete
         return self.finish_reason == "length"
@@ -89,16 +86,13 @@ class ThinkingParser:
     the vocabulary tells (`internals/thinking/families` has the known families).
     """
 
-    def __init__(
-        self, tokenizer: Any, *, markers: tuple[str, str] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any, markers: tuple[str, str] | None = None) -> None:
         self._tokenizer = families.unwrap_tokenizer(tokenizer)
         self._markers = families.find_markers(self._tokenizer, markers)
 
     def parse(
         self,
         token_ids: Iterable[int],
-        *,
         prompt_token_ids: Iterable[int] | None = None,
         finish_reason: str | None = None,
     ) -> ThinkingResult:
@@ -120,7 +114,7 @@ class ThinkingParser:
         runs = [run for one in splits for run in one.thinking + one.response]
         texts = iter(self.decode([run for run in runs if isinstance(run, list)]))
         results = [
-            _result(one, texts, reason)
+            _put_together(one, texts, reason)
             for one, reason in zip(splits, finish_reasons, strict=True)
         ]
         for token_ids, result in zip(completions, results, strict=True):
@@ -147,10 +141,7 @@ class ThinkingParser:
         prompt = as_token_ids(prompt) if known else self._usual_prompt
         turn = last_turn(prompt, known, self._turn_ids)
         split = SPLITS[type(self._markers)]
-        return split(token_ids, turn, self._markers, self._decode_one)
-
-    def _decode_one(self, token_ids: list[int]) -> str:
-        return self.decode([token_ids])[0] if token_ids else ""
+        return split(token_ids, turn, self._markers, lambda ids: self.decode([ids])[0])
 
     @cached_property
     def _usual_prompt(self) -> list[int]:
@@ -165,11 +156,10 @@ class ThinkingParser:
 
     @cached_property
     def _turn_ids(self) -> frozenset[int]:
-        """The tokens that begin or end turns.
+        """The tokens that begin or end turns: special, or in the chat template.
 
-        They are special, or written by the chat template: in DeepSeek-R1's distilled
-        models `<｜User｜>` is not special. White space marks no turns (Gemma has it as
-        added tokens), and neither do markers of thinking.
+        In DeepSeek-R1's distilled models `<｜User｜>` is not special. White space (of
+        Gemma) marks no turns, and neither do markers of thinking.
         """
         if isinstance(self._markers, families.Channels):
             return self._markers.breaks
@@ -184,16 +174,14 @@ class ThinkingParser:
         return frozenset(found)
 
 
-def _result(
+def _put_together(
     parts: Split, texts: Iterator[str], finish_reason: str | None
 ) -> ThinkingResult:
-    """Put the texts of the runs of one completion together."""
-
-    def text_of(runs: list[Run]) -> str:
-        parts = (run if isinstance(run, str) else next(texts) for run in runs)
-        return "".join(parts).strip()
-
-    thinking, response = text_of(parts.thinking), text_of(parts.response)
+    """Make a result of one completion's runs and of their texts, in that order."""
+    thinking, response = (
+        "".join(run if isinstance(run, str) else next(texts) for run in runs).strip()
+        for runs in (parts.thinking, parts.response)
+    )
     first, _, rest = thinking.partition("\n")
     if parts.label and first == parts.label:
         thinking = rest.lstrip()
@@ -223,10 +211,8 @@ def parse_thinking_response(
     Raises TypeError for a nested sequence or what is no tokenizer, and ValueError for
     tokens that the tokenizer can't have made.
     """
-    parser = ThinkingParser(tokenizer, markers=markers)
-    return parser.parse(
-        token_ids, prompt_token_ids=prompt_token_ids, finish_reason=finish_reason
-    )
+    parser = ThinkingParser(tokenizer, markers)
+    return parser.parse(token_ids, prompt_token_ids, finish_reason)
 
 
 def parse_thinking_responses(
@@ -248,7 +234,7 @@ def parse_thinking_responses(
     reasons = nothing if finish_reasons is None else finish_reasons
     if isinstance(reasons, str):
         raise ValueError(f"finish_reasons={reasons!r}: give one for each completion")
-    parser = ThinkingParser(tokenizer, markers=markers)
+    parser = ThinkingParser(tokenizer, markers)
     return parser.parse_all(completions, prompts, reasons)
 
 
@@ -256,8 +242,7 @@ class ThinkingStream:
     """The same for a completion that is being written.
 
     `feed` only keeps the tokens. `result` parses all of them again, so ask for it once
-    for each time that you draw, not for each token. `tokenizer` may be a
-    `ThinkingParser`, which saves looking up the markers for each stream.
+    for each time that you draw, not for each token.
     """
 
     def __init__(
@@ -267,9 +252,7 @@ class ThinkingStream:
         prompt_token_ids: Iterable[int] | None = None,
         markers: tuple[str, str] | None = None,
     ) -> None:
-        if not isinstance(tokenizer, ThinkingParser):
-            tokenizer = ThinkingParser(tokenizer, markers=markers)
-        self._parser = tokenizer
+        self._parser = ThinkingParser(tokenizer, markers)
         self._prompt = prompt_token_ids
         if prompt_token_ids is not None:
             self._prompt = as_token_ids(prompt_token_ids)
@@ -281,8 +264,4 @@ class ThinkingStream:
 
     def result(self, finish_reason: str | None = None) -> ThinkingResult:
         """Parse the tokens so far, whose last character may be half written."""
-        return self._parser.parse(
-            self._token_ids,
-            prompt_token_ids=self._prompt,
-            finish_reason=finish_reason,
-        )
+        return self._parser.parse(self._token_ids, self._prompt, finish_reason)

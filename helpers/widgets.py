@@ -43,8 +43,8 @@ _ENDED = "The kernel has ended: run the notebook again to use the controls."
 def show_widget(widget: ipywidgets.Widget, fallback: Panel) -> Any:
     """Display `widget`, with `fallback` where no widgets run; return the handle.
 
-    Update the handle as soon as there is nothing more to control: where JupyterLab
-    finds a widget without its kernel, it shows an error and not the fallback.
+    Update the handle at the end: for a widget without its kernel JupyterLab shows an
+    error, and not the fallback.
     """
     texts = {"text/html": fallback._repr_html_(), "text/plain": fallback.text}
     return display({**widget._repr_mimebundle_(), **texts}, raw=True, display_id=True)
@@ -62,12 +62,10 @@ def close_widget(widget: ipywidgets.Widget) -> None:
 class LiveResponse:
     """One response while it is written, drawn into the cell that runs.
 
-    For one prompt at a time, as transformers' own streamers: pass it to `generate` as
-    `streamer=live`, or `put` the prompt's tokens and then those of each step of vLLM's
-    engine, and call `end`. The thinking is folded, with its last line below. The stop
-    button raises KeyboardInterrupt at the next token, as the one of the toolbar does.
-    The response ends with its cell at the latest; what is written by then stays in the
-    notebook, as a page that needs no kernel.
+    Pass it to `generate` as `streamer=live`, or `put` the prompt's tokens and then
+    those of each step of vLLM's engine, and call `end`. The stop button raises
+    KeyboardInterrupt at the next token. The response ends with its cell at the latest;
+    what is written by then stays in the notebook, as a page that needs no kernel.
     """
 
     DRAW_SECONDS = 0.1  # The eye needs no more, and drawing takes time from the model.
@@ -77,7 +75,7 @@ class LiveResponse:
         self.result: ThinkingResult | None = None  # Once `end` was called.
         self._stop = threading.Event()  # Set from the thread that hears the button.
         self._stream: ThinkingStream | None = None
-        self._ended = False  # By the model, and not for want of tokens.
+        self._reason: str | None = None  # "stop" once the model has ended it.
         self._box: ipywidgets.VBox | None = None  # None outside a notebook.
         self._next_draw = 0.0
 
@@ -101,7 +99,8 @@ class LiveResponse:
                 self._open_view()
             return
         self._stream.feed(ids)
-        self._ended = ids[-1:] == [unwrap_tokenizer(self.tokenizer).eos_token_id]
+        end = unwrap_tokenizer(self.tokenizer).eos_token_id
+        self._reason = "stop" if ids[-1:] == [end] else None
         start = time.monotonic()
         if self._box and start >= self._next_draw:
             self._draw(self._stream.result())
@@ -112,13 +111,13 @@ class LiveResponse:
     def end(self) -> None:
         """Keep the finished response as `result`, and leave it on the page.
 
-        Its `finish_reason` is named as vLLM's: "abort" where someone stopped it, "stop"
-        where the model ended it, else None.
+        Its `finish_reason` is "abort" if it was stopped, "stop" if the model ended it.
         """
         if self._stream is None or self.result is not None:
             return
-        reason = "stop" if self._ended else None
-        self.result = self._stream.result("abort" if self._stop.is_set() else reason)
+        self.result = self._stream.result(
+            "abort" if self._stop.is_set() else self._reason
+        )
         panel = show_thinking(self.result)
         if self._box:
             self._handle.update(panel)
@@ -128,16 +127,15 @@ class LiveResponse:
 
     def _open_view(self) -> None:
         self._status, self._thinking = ipywidgets.HTML(), ipywidgets.HTML()
-        self._last_line, self._answer = ipywidgets.HTML(), ipywidgets.HTML()
         self._folded = ipywidgets.Accordion([self._thinking], titles=["Thinking"])
-        tooltip = "Stop writing, and keep the rest"
-        button = ipywidgets.Button(description="Stop", icon="stop", tooltip=tooltip)
+        self._below = ipywidgets.HTML()  # The last line of the thinking, or the answer.
+        button = ipywidgets.Button(description="Stop", icon="stop")
+        button.tooltip = "Stop writing, and keep the rest"
         # JupyterLab delivers this while the cell runs, by a subshell of the kernel.
         button.on_click(lambda _: self._stop.set())
         top = ipywidgets.HBox([button, self._status])
-        self._box = ipywidgets.VBox([top, self._folded, self._last_line, self._answer])
-        waiting = Panel("Writing ...", "Writing ...")
-        self._handle = show_widget(self._box, waiting)
+        self._box = ipywidgets.VBox([top, self._folded, self._below])
+        self._handle = show_widget(self._box, Panel("Writing ...", "Writing ..."))
         # ipykernel 7.4 hears a widget in the thread that made it, which is busy now.
         vars(button.comm).pop("_reply_subshell_id", None)
         get_ipython().events.register("post_run_cell", self._end_with_cell)
@@ -146,10 +144,10 @@ class LiveResponse:
         count = so_far.thinking_tokens + so_far.response_tokens
         self._status.value = f'<span role="status">{count:,} tokens</span>'
         self._folded.set_title(0, f"Thinking ({so_far.thinking_tokens:,} tokens)")
-        self._thinking.value = _html_text(so_far.thinking, faint=True)
-        lines = so_far.thinking.splitlines() if not so_far.response else []
-        self._last_line.value = _html_text("".join(lines[-1:]), faint=True)
-        self._answer.value = _html_text(so_far.response or "")
+        last = "".join(so_far.thinking.splitlines()[-1:])
+        self._thinking.value = _html_text(so_far.thinking, 0.75)
+        answer = so_far.response
+        self._below.value = _html_text(answer, 1) if answer else _html_text(last, 0.75)
 
     def _end_with_cell(self, _: object) -> None:
         """End the response with its cell: after an interrupt nothing else does."""
@@ -158,8 +156,8 @@ class LiveResponse:
         self.end()
 
 
-def _html_text(text: str, faint: bool = False) -> str:
-    style = f"{TEXT_STYLE};opacity:0.75" if faint else TEXT_STYLE
+def _html_text(text: str, opacity: float) -> str:
+    style = f"{TEXT_STYLE};opacity:{opacity}"
     return f'<div class="mathjax_ignore" style="{style}">{escape(text)}</div>'
 
 
@@ -167,10 +165,8 @@ class DistributionExplorer:
     """A next-token distribution with a slider for each sampling parameter.
 
     The sliders, `controls`, redraw the distribution as they move; the button calls
-    `sample(parameters)` and shows the `Panel` or text that it returns. All of it works
-    by keyboard: Tab goes from control to control, the arrow keys move a slider, Space
-    presses the button. Where no widgets run (a saved page, a test runner) the cell
-    shows `panel()`.
+    `sample(parameters)` and shows the `Panel` or text that it returns. Where no widgets
+    run (a saved page, a test runner) the cell shows `panel()`.
     """
 
     def __init__(
@@ -192,15 +188,14 @@ class DistributionExplorer:
         if unknown := sorted(set(start) - set(_RANGES)):
             known = ", ".join(_RANGES)
             raise ValueError(f"no control for {', '.join(unknown)}; there are {known}")
-        self.controls = {name: _make_slider(name, start[name]) for name in start}
-        for slider in self.controls.values():
-            slider.observe(self._redraw, "value")
         self.logprobs, self.decode, self.sample = logprobs, decode, sample
         self.tokens, self.title = tokens, title
         self.chart, self.output = ipywidgets.HTML(), ipywidgets.HTML()
-        tooltip = "Generate with these parameters"
-        self.button = ipywidgets.Button(description="Sample", tooltip=tooltip)
+        self.button = ipywidgets.Button(description="Sample")
         self.button.on_click(self._press)
+        self.controls = {name: _make_slider(name, start[name]) for name in start}
+        for slider in self.controls.values():
+            slider.observe(self._redraw, "value")
         self._redraw()
 
     @property
@@ -219,8 +214,12 @@ class DistributionExplorer:
         rows = [(repr(self.decode([int(i)])), before[i], after[i]) for i in shown]
         rest = [max(0.0, 1 - some[shown].sum()) for some in (before, after)]
         rows.append((f"{before.size - len(shown):,} others", *rest))
+        widest = max(max(shares) for _, *shares in rows)
         values = ", ".join(f"{k} {v:g}" for k, v in self.parameters.items())
-        return _bars_panel(f"{self.title}. {values}: {describe(after)}.", rows)
+        return show_table(
+            [_bars_row(*row, widest) for row in rows],
+            caption=f"{self.title}. {values}: {describe(after)}.",
+        )
 
     def _redraw(self, _: object = None) -> None:
         self.chart.value = self.panel().html
@@ -233,10 +232,9 @@ class DistributionExplorer:
             result = self.sample(self.parameters)
             html = result.html if isinstance(result, Panel) else escape(str(result))
         except Exception as error:
-            # A later cell deleted it: the model, mostly.
-            gone = isinstance(error, NameError)
-            hint = ". It is gone: run the cells from the top again." if gone else ""
-            html = escape(f"{type(error).__name__}: {error}{hint}")
+            html = escape(f"{type(error).__name__}: {error}")
+            if isinstance(error, NameError):  # A later cell deleted it: the model.
+                html += ". It is gone: run the cells from the top again."
         finally:
             self.button.disabled = False
         self.output.value = f'<div role="status">{html}</div>'
@@ -261,18 +259,13 @@ def _make_slider(name: str, value: float) -> ipywidgets.Widget:
     return kind(**limits, description=name, style=style, layout=layout)
 
 
-def _bars_panel(caption: str, rows: list[tuple[str, float, float]]) -> Panel:
-    """Show tokens with their probabilities before and after, as bars."""
-    widest = max(max(shares) for _, *shares in rows)
-    table = []
-    for label, *shares in rows:
-        bars = "".join(
-            f'<div aria-hidden="true" style="width:{18 * share / widest:.2f}em;'
-            f'max-width:100%;height:0.45em;background:{colour}"></div>'
-            for share, colour in zip(shares, _BARS.values(), strict=True)
-        )
-        percent = [f"{share:.1%}" for share in shares]
-        row = {"token": Panel(f"<code>{escape(label)}</code>", label)}
-        row |= dict(zip(_HEADS, percent, strict=True))
-        table.append(row | {"compared": Panel(bars, "#" * round(30 * shares[1]))})
-    return show_table(table, caption=caption)
+def _bars_row(label: str, before: float, after: float, widest: float) -> dict:
+    """Make the row of a token: its probabilities as numbers and as two bars."""
+    bars = "".join(
+        f'<div aria-hidden="true" style="width:{18 * share / widest:.2f}em;'
+        f'max-width:100%;height:0.45em;background:{colour}"></div>'
+        for share, colour in zip((before, after), _BARS.values(), strict=True)
+    )
+    row = {"token": Panel(f"<code>{escape(label)}</code>", label)}
+    row |= dict(zip(_HEADS, (f"{before:.1%}", f"{after:.1%}"), strict=True))
+    return row | {"compared": Panel(bars, "#" * round(30 * after))}

@@ -796,7 +796,7 @@ def test_any_portions_give_what_parsing_at_once_gives(name, data):
     completion = data.draw(completions(tokenizer))
     prompt = data.draw(st.none() | completions(tokenizer))
     cuts = data.draw(st.lists(st.integers(0, len(completion)), max_size=9).map(sorted))
-    stream = ThinkingStream(PARSERS[name], prompt_token_ids=prompt)
+    stream = ThinkingStream(TOKENIZERS[name], prompt_token_ids=prompt)
     for start, end in zip([0, *cuts], [*cuts, len(completion)], strict=True):
         stream.feed(completion[start:end])
         so_far = PARSERS[name].parse(completion[:end], prompt_token_ids=prompt)
@@ -853,10 +853,9 @@ def test_the_first_end_marker_cuts_and_all_after_it_is_the_answer(thinking, answ
     assert tuple(result) == (text(thinking), text(answer))
 
 
-def test_a_stream_takes_a_parser_and_an_array_for_its_prompt():
-    parser = ThinkingParser(HYBRID)
+def test_a_stream_takes_an_array_for_its_prompt():
     stream = ThinkingStream(
-        parser, prompt_token_ids=np.array(ids(HYBRID, "Hi<|im_end|><think>"))
+        HYBRID, prompt_token_ids=np.array(ids(HYBRID, "Hi<|im_end|><think>"))
     )
     assert tuple(stream.result()) == ("", None)
     stream.feed(np.array(ids(HYBRID, "a")))

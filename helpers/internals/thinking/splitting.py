@@ -30,11 +30,7 @@ class Turn(NamedTuple):
 
 
 def last_turn(prompt: list[int], known: bool, turn_ids: Container[int]) -> Turn:
-    """Cut the earlier turns off a prompt.
-
-    Markers there open nothing: a user may ask about `<think>`, and the system prompt of
-    Ministral explains `[THINK]`.
-    """
+    """Cut off the earlier turns of a prompt, since markers there open nothing."""
     places = (i for i in range(len(prompt), 0, -1) if prompt[i - 1] in turn_ids)
     begin = next(places, 0)
     return Turn(prompt[begin:], known, begin == 0)
@@ -152,9 +148,15 @@ def split_at_spelled(
         split.add(text[begin:], len(token_ids))
         return split
     answer_at = place + len(marker)
-    split.add(text[begin:place], _count_tokens(text[:answer_at], token_ids, decode))
+    # The tokens that it takes to write all text before the answer.
+    count = bisect_left(
+        range(len(token_ids)),
+        True,
+        key=lambda n: decode(token_ids[:n])[:answer_at] == text[:answer_at],
+    )
+    split.add(text[begin:place], count)
     split.phase = "answer"
-    split.add(text[answer_at:], len(token_ids) - split.thinking_tokens)
+    split.add(text[answer_at:], len(token_ids) - count)
     return split
 
 
@@ -178,15 +180,6 @@ def _end_of_open(turn: Turn, markers: SpelledPairs, decode: Decode) -> str:
         text = next((start for start, _ in markers.pairs if text.endswith(start)), "")
     place, end = max((text.rfind(start), end) for start, end in markers.pairs)
     return end if place > text.rfind(end) else ""
-
-
-def _count_tokens(text: str, token_ids: list[int], decode: Decode) -> int:
-    """Count the tokens that it takes to write `text`."""
-
-    def is_written(count: int) -> bool:
-        return decode(token_ids[:count])[: len(text)] == text
-
-    return bisect_left(range(len(token_ids)), True, key=is_written)
 
 
 SPLITS = {
