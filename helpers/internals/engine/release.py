@@ -1,7 +1,7 @@
 """Give a model's memory back without ending the kernel.
 
-In goes a model or an engine; out comes a report: the memory that was given back, and
-the names of what still holds the model. It knows nothing of loading.
+In goes a model or an engine; out comes a report of the memory that it gave back, and of
+what still holds the model. It knows nothing of loading.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import os
 import sys
 import types
 import weakref
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def release_model(
     before_load_mib: int | None = None,
     namespace: MutableMapping[str, Any] | None = None,
 ) -> MemoryReport:
-    """Give a model's memory back without ending the kernel.
+    """Give a model's memory back without ending the kernel, and say what was freed.
 
     `model` is what `from_pretrained` returned, or a `vllm.LLM`. Running requests are
     aborted and the engine is shut down. Variables of `namespace` that refer to either
@@ -98,9 +98,9 @@ def release_model(
     """
     kind, before = memory_kind(), measure_memory()
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+    shell = ipython and ipython.get_ipython()
     if namespace is None:
-        namespace = shell.user_ns if shell is not None else {}
+        namespace = shell.user_ns if shell else {}
     parts, parameters = _let_go(model, namespace, shell)
     del model  # Nothing in this frame may hold what is to be freed.
     free_unused_memory()
@@ -120,8 +120,7 @@ def _weakly(things: Iterable[Any]) -> References:
 
 
 def _alive(references: References) -> list[Any]:
-    things = [reference() for reference in references]
-    return [thing for thing in things if thing is not None]
+    return [thing for weak in references if (thing := weak()) is not None]
 
 
 def _let_go(
@@ -170,19 +169,19 @@ def _clear_libraries() -> None:
 
 def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) -> None:
     """Delete the variables, outputs and tracebacks that refer to one of `owners`."""
-    mappings = [namespace]
-    if shell is not None:
+    mappings, keepers = [namespace], []
+    if shell:
         mappings += [shell.user_ns, shell.user_ns.get("Out", {})]
-        for keeper in (shell.displayhook, shell.last_execution_result):
-            for name, value in list(getattr(keeper, "__dict__", {}).items()):
-                if _refers(value, owners):
-                    setattr(keeper, name, None)
+        keepers = [shell.displayhook, shell.last_execution_result]
     for mapping in mappings:
         for name in [key for key, value in mapping.items() if _refers(value, owners)]:
             del mapping[name]
-    for name in ("last_exc", "last_value", "last_traceback"):
-        if hasattr(sys, name):
-            setattr(sys, name, None)
+    for keeper in keepers:
+        for name, value in getattr(keeper, "__dict__", {}).items():
+            if _refers(value, owners):
+                setattr(keeper, name, None)
+    for name in {"last_exc", "last_value", "last_traceback"} & vars(sys).keys():
+        setattr(sys, name, None)
 
 
 def _refers(value: Any, owners: list[Any]) -> bool:
@@ -210,34 +209,23 @@ def _holders(
     parts: References, parameters: References, namespace: MutableMapping[str, Any]
 ) -> tuple[str, ...]:
     """Name what holds the parts of the model that are alive, or its first parameter."""
-    alive, held = _alive(parts), _alive(parameters)
-    found = [
-        name
-        for target in alive or held[:1]
-        for referrer in gc.get_referrers(target)
-        if referrer is not alive and referrer is not held
-        for name in _names_of(referrer, target, namespace)
-    ]
-    if (alive or held) and not found:  # The collector can't see running functions.
+    alive, found = _alive(parts) or _alive(parameters)[:1], []
+    variables = {id(value): name for name, value in namespace.items()}
+    for target in alive:
+        for holder in gc.get_referrers(target):
+            if holder is namespace:
+                found.append(f"the variable {variables[id(target)]}")
+                continue
+            if type(holder) is dict:  # Perhaps the attributes of an object or a module.
+                owners = gc.get_referrers(holder)
+                owned = (one for one in owners if getattr(one, "__dict__", 0) is holder)
+                holder = next(owned, holder)
+            kind, name = type(holder), getattr(holder, "__name__", "")
+            if id(holder) in variables:
+                name = f"{variables[id(holder)]} (a {kind.__name__})"
+                found.append(f"the variable {name}")
+            elif holder is not alive and kind is not types.FrameType:
+                found.append(f"an object of {kind.__module__}.{kind.__name__} {name}")
+    if alive and not found:  # The collector can't see running functions.
         found = ["a local variable of a function that is still running"]
-    return tuple(dict.fromkeys(found))
-
-
-def _names_of(
-    referrer: Any, target: Any, namespace: MutableMapping[str, Any]
-) -> Iterator[str]:
-    """Name the variables through which `referrer` holds `target`, else its type."""
-    if type(referrer) is dict and referrer is not namespace:
-        owners = gc.get_referrers(referrer)  # Of the dict, if it holds attributes.
-        owned = (one for one in owners if getattr(one, "__dict__", None) is referrer)
-        referrer = next(owned, referrer)
-    kind = type(referrer)
-    for name, value in namespace.items():
-        if referrer is namespace and value is target:
-            yield f"the variable {name}"
-        elif value is referrer:
-            yield f"the variable {name} (a {kind.__name__})"
-            return
-    if referrer is not namespace and kind is not types.FrameType:
-        name = getattr(referrer, "__name__", "")
-        yield f"an object of {kind.__module__}.{kind.__name__} {name}".rstrip()
+    return tuple(dict.fromkeys(name.rstrip() for name in found))
