@@ -28,8 +28,7 @@ from .hub import find_snapshot
 from .quiet import is_loud, quiet, quieten_packages
 from .weights import adapter_config, read_json
 
-# Where CI is set, torch refuses operators whose outputs share memory; Unsloth's
-# compiled code has some.
+# If CI is set, torch refuses operators whose outputs share memory: Unsloth has some.
 _ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
 # PyTorch's threads (GNU OpenMP) spin while they wait, against all else that runs:
 # beside a second engine each made 575 tokens/s, and 1,350 to 1,780 with this.
@@ -58,9 +57,9 @@ def take_engine_arguments(
 ) -> dict[str, Any]:
     """Move the arguments that are vLLM's alone out of `kwargs`; add the defaults.
 
-    Those are the fields of vLLM's `EngineArgs` that `loads_model`, which is Unsloth's
-    `from_pretrained`, does not have. Adapters cost speed on a CPU: the engine takes
-    them if `max_lora_rank` or `max_loras` is given.
+    Those are the fields of vLLM's `EngineArgs` that Unsloth's `from_pretrained`, here
+    `loads_model`, does not have. The engine takes adapters, which cost speed, only if
+    `max_loras` (those in one batch) or `max_lora_rank` (the largest) is given.
     """
     from vllm.engine.arg_utils import EngineArgs
 
@@ -99,12 +98,12 @@ def load_cpu_engine(
 
 
 def patch_lora_for_plain_prompts() -> None:
-    """Work around two vLLM bugs on CPUs, where an engine takes adapters.
+    """Work around two bugs of vLLM's CPU engines that take adapters.
 
-    A prompt without an adapter got the last one: vLLM marks such a prompt with -1 and
-    uses that as an index. And `prompt_logprobs` ended the engine beside other requests,
-    since the output layer of a prompt has more rows than there are requests; it is left
-    as it is there, which is what a GPU does.
+    A prompt without an adapter was given the last one: vLLM marks it with -1, and uses
+    that as an index. And `prompt_logprobs` beside other requests ended the engine: such
+    a prompt has more rows than requests in the output layer, whose adapter is left out
+    there, as on a GPU.
     """
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
@@ -157,9 +156,8 @@ def refuse_for_cpu_engine(path: str) -> None:
         raise ModelLoadError(
             f"{path} is an adapter. Load its model with fast_inference=True and "
             f"max_lora_rank={config.get('r', '(its rank)')} "
-            f"({config['base_model_name_or_path']}), and "
-            f"pass lora_request=LoRARequest('name', 1, {path!r}) to fast_generate; "
-            "fast_inference=False loads both together."
+            f"({config['base_model_name_or_path']}), and pass lora_request=LoRARequest("
+            f"'name', 1, {path!r}), or load both together by fast_inference=False."
         )
     file = Path(path, "config.json")
     quantised = read_json(file).get("quantization_config") if file.is_file() else None
@@ -174,9 +172,9 @@ _all_threads = 0  # PyTorch's own choice, once it is known.
 
 
 def set_threads(plan: LoadPlan) -> None:
-    """Give a small model on a CPU one thread, a larger one all cores, before the load.
+    """Give tiny-thinker on a CPU one thread: those that share little work wait.
 
-    Threads that share little work wait for one another. OMP_NUM_THREADS wins.
+    Other models get all of PyTorch's. OMP_NUM_THREADS wins.
     """
     global _all_threads
     import torch
@@ -189,10 +187,10 @@ def set_threads(plan: LoadPlan) -> None:
 
 
 def import_unsloth(settings: Settings) -> types.ModuleType:
-    """Import unsloth quietly, with what it needs to see this machine as it is.
+    """Import unsloth quietly, after it is told of this machine's CPU.
 
-    Warns (`ImportOrderWarning`) where it comes too late; raises
-    `EngineUnavailableError` where it can't be imported.
+    Warns (`ImportOrderWarning`) if it comes too late; raises `EngineUnavailableError`
+    if it can't be imported.
     """
     if "unsloth" not in sys.modules:
         early = [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]
@@ -219,8 +217,8 @@ def import_unsloth(settings: Settings) -> types.ModuleType:
             import unsloth
         except Exception as error:  # An AttributeError, where torch does not fit it.
             raise EngineUnavailableError(
-                f"unsloth can't be imported ({error}). Restart the kernel if an import "
-                "was stopped. `python -m helpers` says what else can be wrong; `make "
+                f"unsloth can't be imported ({error}). After a stopped import restart "
+                "the kernel; else `python -m helpers` says what is wrong, and `make "
                 "setup` builds a sound environment."
             ) from error
     # Some releases of torch read only this, and not the variable.
@@ -233,9 +231,8 @@ def import_unsloth(settings: Settings) -> types.ModuleType:
 def hide_unusable_extension() -> None:
     """Keep unsloth from loading a build of vLLM's extension that this CPU can't run.
 
-    unsloth loads `vllm._C` to see whether vLLM is broken. In a CPU build that is the
-    variant for AVX-512 with bfloat16: elsewhere it ends the process with SIGILL, or
-    doubles the variant that vLLM picks by itself.
+    unsloth loads `vllm._C`, in a CPU build the variant for AVX-512 with bfloat16. On
+    another CPU that ends the process with SIGILL, or doubles the variant for this CPU.
     """
     spec = importlib.util.find_spec("vllm")
     folders = spec.submodule_search_locations or [] if spec else []

@@ -96,7 +96,7 @@ class Sampling:
 
     @property
     def resolved(self) -> list[dict[str, Any]]:
-        """All values, given or not, that differ from vLLM's: one dict for each mode."""
+        """All values that differ from vLLM's: a dict for each mode that has its own."""
         from vllm import SamplingParams
 
         plain, found = plain_values(SamplingParams()), []

@@ -1,7 +1,7 @@
 """Stop a generation with Ctrl-C or the stop button, and go on using the engine.
 
 In goes a `vllm.LLM`; out come calls that end between two steps and leave the engine
-empty. A load or an import that is stopped can't be repaired, and is noticed here.
+empty. A load or an import that is stopped can't be repaired: the next one says so.
 """
 
 import functools
@@ -25,15 +25,13 @@ def engine_of(model: Any) -> Any:
     if hasattr(model, "llm_engine"):
         return model
     engines = (getattr(part, "vllm_engine", None) for part in parts_of(model))
-    return next((engine for engine in engines if engine is not None), None)
+    return next(filter(None, engines), None)
 
 
 def parts_of(model: Any) -> list[Any]:
     """Return the model and those it wraps: PEFT and Unsloth wrap one as `.model`."""
     found: list[Any] = []
-    while model is not None and not any(model is part for part in found):
-        if hasattr(model, "llm_engine"):
-            break
+    while model is not None and model not in found:
         found.append(model)
         model = getattr(model, "model", None)
     return found
@@ -75,8 +73,8 @@ def stoppable(core: Any) -> Iterator[None]:
     `core` is the `llm_engine` of a `vllm.LLM`. A second Ctrl-C does not wait for the
     step. If the block ends early, for any reason, its requests are aborted.
 
-    Raises `RuntimeError` where the engine is in such a block already, and
-    `NotEnoughMemoryError` when the generation runs out of memory.
+    Raises `RuntimeError` if the engine is in such a block already, and
+    `NotEnoughMemoryError` if the generation runs out of memory.
     """
     use = SimpleNamespace(thread=threading.get_ident())
     if vars(core).setdefault(_USE, use) is not use:
@@ -121,13 +119,10 @@ def abort_all(core: Any) -> None:
 
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Give `handler` each SIGINT that Python's own handler would get.
-
-    There are none outside the main thread, or where the process ignores them.
-    """
+    """Give `handler` each SIGINT that Python's own handler would get, if any."""
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not callable(before) or not in_main_thread:
+    if not in_main_thread or not callable(before):  # The process may ignore them.
         yield
         return
     signal.signal(signal.SIGINT, handler)
@@ -137,7 +132,7 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_unfinished = ""  # What was interrupted half-way in this process.
+_unfinished = ""  # The import or load that was interrupted in this process.
 
 
 @contextmanager
