@@ -171,7 +171,7 @@ def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) 
     """Delete the variables, outputs and tracebacks that refer to one of `owners`."""
     mappings, keepers = [namespace], []
     if shell:
-        mappings += [shell.user_ns, shell.user_ns.get("Out", {})]
+        mappings += [*shell.all_ns_refs, shell.user_ns.get("Out", {})]
         keepers = [shell.displayhook, shell.last_execution_result]
     for mapping in mappings:
         for name in [key for key, value in mapping.items() if _refers(value, owners)]:

@@ -1,7 +1,9 @@
 import functools
 
+import nbformat
 import pytest
 from child import run_child
+from nbclient import NotebookClient
 
 from helpers.internals.engine.release import MemoryReport, release_model
 
@@ -33,6 +35,17 @@ def test_release_names_an_object_that_holds_the_model():
     namespace = {"state": [holder]}
     report = release_model(holder.model, namespace=namespace)
     assert report.holders == (f"an object of {__name__}.Holder",)
+
+
+def test_release_forgets_a_model_that_a_notebook_has_shown():
+    sources = [
+        "class Model: ...\nmodel = Model()\nmodel",
+        "from helpers.internals.engine.release import release_model\n"
+        "print(release_model(model).holders)",
+    ]
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    NotebookClient(nbformat.v4.new_notebook(cells=cells)).execute()
+    assert cells[1].outputs[0].text == "()\n"
 
 
 def test_release_deletes_a_wrapped_method_of_the_model():
