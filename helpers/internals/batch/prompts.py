@@ -137,7 +137,8 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     chat, found = given[0], _parsed(given[0], list)
     if isinstance(chat, str):
         # A chat as JSON text, as many exports have it, or a question.
-        is_chat = found != chat and all(isinstance(m, dict) for m in found)
+        roles = [isinstance(m, dict) and "role" in m for m in found]
+        is_chat = found != chat and all(roles)
         chat = found if is_chat else [{"role": "user", "content": chat}]
     if not isinstance(chat, list):
         raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")

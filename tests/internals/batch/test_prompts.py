@@ -38,7 +38,7 @@ def test_every_shape_is_the_same_chat(given: Any) -> None:
 
 
 def test_json_that_is_no_chat_is_a_question() -> None:
-    for text in ('["a", "b"]', "[1] is what?", '{"role": "user"}'):
+    for text in ('["a", "b"]', '[{"a": 1}]', "[1] is what?", '{"role": "user"}'):
         assert chat_of(text) == [{"role": "user", "content": text}]
 
 
