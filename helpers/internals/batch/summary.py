@@ -15,10 +15,6 @@ from .journal import read_records
 
 _BINS = 30  # of a histogram, at most
 _FEWEST_WINDOWS = 4  # that make a curve
-_COUNTED = (
-    *("prompts", "answered", "thinking_unfinished", "answer_cut_short", "errors"),
-    *("asked_more_than_once", "prompt_tokens", "completion_tokens"),
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,18 +28,18 @@ class BatchSummary:
     """
 
     output: str
-    prompts: int
-    answered: int
-    thinking_unfinished: int
-    answer_cut_short: int
-    errors: int
-    asked_more_than_once: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    tokens_per_second: float
-    _lengths: Any = field(compare=False)  # of thinking and of answer
-    _ends: Any = field(compare=False)  # seconds of work until each, and its tokens
+    prompts: int = 0
+    answered: int = 0
+    thinking_unfinished: int = 0
+    answer_cut_short: int = 0
+    errors: int = 0
+    asked_more_than_once: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    _lengths: Any = field(default=None, compare=False)  # of thinking and of answer
+    _ends: Any = field(default=None, compare=False)  # seconds until each, its tokens
 
     def __repr__(self) -> str:
         return self._table().text
@@ -119,7 +115,7 @@ def summarise(output: str | PathLike) -> BatchSummary:
     seconds = float(worked.max(initial=0))
     return BatchSummary(
         output=str(output),
-        **{name: int(counts[name]) for name in _COUNTED},
+        **{name: int(count) for name, count in counts.items()},
         seconds=seconds,
         tokens_per_second=counts["completion_tokens"] / seconds if seconds else 0.0,
         _lengths={"thinking": thinking, "answer": answer},
