@@ -91,7 +91,8 @@ class RayRunner:
                 "each of Ray's workers loads the model itself: pass its name or path, "
                 f"not a {type(model).__name__}"
             )
-        os.environ.update({**_QUIET, **os.environ})
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
         try:
             import ray.data  # noqa: F401
         except ImportError as error:

@@ -146,8 +146,8 @@ def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
 def engine_table(*engines: EngineFigures) -> Panel:
     """Show load, first token, throughput and memory, with a column for each engine.
 
-    Tokens/s are medians, with the slowest and the fastest of the repeats; "-" is what
-    was not measured. Engines are told apart by their names.
+    Tokens/s are medians, with the slowest and the fastest repeat, or "one run"; "-" is
+    what was not measured. Engines are told apart by their names.
     """
     measured: dict[str, list[Any]] = {
         "load (s)": [one.load_seconds for one in engines],
