@@ -160,7 +160,7 @@ def _from_here_or_hub(
         if folder is not None:
             check_files(folder)
             if plan.device == "cuda":
-                warn_of_stretching(folder, plan.max_seq_length or 0)
+                warn_of_stretching(folder, plan.name, plan.max_seq_length or 0)
             with quiet(settings):
                 check_tensors(folder, adapter)
         return folder

@@ -66,12 +66,12 @@ def check_files(folder: Path) -> None:
             raise ModelLoadError(f"{file} {problem}")
 
 
-def warn_of_stretching(folder: Path, max_seq_length: int) -> None:
+def warn_of_stretching(folder: Path, name: str, max_seq_length: int) -> None:
     """Warn where Unsloth would scale a model's positions on a GPU without a word."""
     most = read_json(folder / "config.json").get("max_position_embeddings")
     if max_seq_length > (most or math.inf):
         warnings.warn(
-            f"{folder.name} knows {most:,} tokens. For max_seq_length="
+            f"{name} knows {most:,} tokens. For max_seq_length="
             f"{max_seq_length:,} Unsloth stretches its positions, and short answers "
             f"get worse, too: give at most {most}.",
             stacklevel=2,

@@ -58,7 +58,7 @@ def test_the_tensors_of_an_adapter_are_compared_too(said: dict) -> None:
 
 
 def test_a_context_that_unsloth_would_stretch_on_a_gpu_warns(recwarn) -> None:
-    warn_of_stretching(TINY_THINKER_DIRECTORY, 4096)
+    warn_of_stretching(TINY_THINKER_DIRECTORY, "tiny", 4096)
     assert not recwarn
-    with pytest.warns(UserWarning, match="knows 4,096 tokens"):
-        warn_of_stretching(TINY_THINKER_DIRECTORY, 16_384)
+    with pytest.warns(UserWarning, match="tiny knows 4,096 tokens"):
+        warn_of_stretching(TINY_THINKER_DIRECTORY, "tiny", 16_384)
