@@ -24,7 +24,7 @@ ALL_MODULES = sorted((ROOT / "helpers").rglob("*.py"))
 MOST_FLOORS = 6
 MOST_MODULES = 14  # at the top
 MOST_NAMES = 40  # but for those of the lesson on servers
-MOST_LINES = 8000  # of all modules, before serving; to be lowered, never raised
+MOST_LINES = 6720  # of all modules, before serving; to be lowered, never raised
 MOST_LINES_TO_READ = 1500  # of the modules that the README names to be read
 
 
