@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 TINY_THINKER, SMOLLM2 = "tiny-thinker", "smollm2"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 # Made by internals.engine.smollm2; outside of the project, so that it stays.
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 SMOLLM2_DIRECTORY = _CACHE / "fast-inference-notebooks/smollm2-0.1.2"
 _EMBEDDED = {TINY_THINKER: TINY_THINKER_DIRECTORY, SMOLLM2: SMOLLM2_DIRECTORY}
 
