@@ -167,8 +167,9 @@ def get_model(name: str) -> ModelSpec:
 def nearest_models(name: str) -> list[str]:
     """Return up to two supported names that look like `name`, the nearest first."""
     wanted = name.lower().split("/")[-1]
+    parts = [short for short in _BY_SHORT_NAME if wanted and wanted in short]
     near = difflib.get_close_matches(wanted, _BY_SHORT_NAME, n=2, cutoff=0.4)
-    return [_BY_SHORT_NAME[short].name for short in near]
+    return [_BY_SHORT_NAME[short].name for short in dict.fromkeys([*parts, *near])][:2]
 
 
 def whole_name(path: str) -> str:

@@ -111,9 +111,10 @@ def measure(engine: Any, job: Job, size: int, device: str) -> dict[str, Any]:
     first = next(seconds for seconds, begun in times if begun)
     decoding = [seconds for seconds, begun in times if begun]
     window = decoding[job.skipped : job.skipped + job.steps + 1]
-    step_ms = 1000 * statistics.median(
+    step = statistics.median(
         after - before for before, after in zip(window, window[1:], strict=False)
     )
+    step_ms = 1000 * step
     kernels, profiled_ms = profile(engine, prompts, job, device)
     if device == "cpu":  # There the profiler's own time is in every operator's.
         step_ms = profiled_ms
@@ -122,7 +123,7 @@ def measure(engine: Any, job: Job, size: int, device: str) -> dict[str, Any]:
         "step_ms": round(max(step_ms, sum(kernels.values())), 4),
         "parts_ms": parts,
         "named": round(1 - parts.get(OTHER, 0) / step_ms, 4),
-        "prefill_share": round((first - step_ms / 1000) / times[-1][0], 4),
+        "prefill_share": round((first - step) / times[-1][0], 4),
         "kernels_ms": kernels,
     }
 

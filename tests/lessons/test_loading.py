@@ -207,7 +207,7 @@ def test_only_a_download_prints_something(standard: dict) -> None:
     [
         ("download", "nothing", []),
         ("offline", "ModelNotCachedError", ["unsloth/not-here is not on this machine"]),
-        ("misspelt", "ModelNotFoundError", ["or unsloth/Qwen3-4B-Thinking-2507"]),
+        ("misspelt", "ModelNotFoundError", ["Did you mean unsloth/Qwen3-4B-Thinking"]),
         (
             "gated",
             "GatedModelError",
