@@ -27,11 +27,7 @@ from .internals.engine.hub import ask_hub, find_folder, hub_switched_off
 from .internals.engine.plan import adapter_base, needed_mib, plan_load
 from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
-from .internals.engine.weights import (
-    check_files,
-    check_tensors,
-    warn_of_stretching,
-)
+from .internals.engine.weights import check_tensors, warn_of_stretching
 from .internals.machine.settings import load_settings
 from .kernel import make_room
 from .models import TINY_THINKER, is_embedded, whole_name
@@ -153,12 +149,10 @@ def _from_here_or_hub(
     settings, path, adapter = load_settings(), plan.path, None
     if base := adapter_base(path):
         path, adapter, which = base, Path(path), {"token": which["token"]}
-        check_files(adapter)
 
     def find_checked() -> Path | None:
-        folder = find_folder(path, **which)
+        folder = find_folder(path, adapter, **which)
         if folder is not None:
-            check_files(folder)
             if plan.device == "cuda":
                 warn_of_stretching(folder, plan.name, plan.max_seq_length or 0)
             with quiet(settings):

@@ -11,19 +11,25 @@ from pathlib import Path
 
 from ...models import whole_name
 from .exceptions import ModelLoadError
-from .weights import is_whole
+from .weights import check_files, is_whole
 
 
-def find_folder(path: str, **which: str | None) -> Path | None:
+def find_folder(
+    path: str, adapter: Path | None = None, **which: str | None
+) -> Path | None:
     """Find a folder on this machine that has all weights of a model, or None.
 
     Unsloth may load another repository in the place of the one that is named: a
-    quantised one for a model in 16 bits, or the reverse. Those count too.
+    quantised one for a model in 16 bits, or the reverse. Those count too. Raises
+    `ModelLoadError` for a damaged file in this folder or in the adapter's.
     """
     whole = whole_name(path)
     names = (path, whole, f"{whole}-unsloth-bnb-4bit", f"{whole}-bnb-4bit")
     found = (find_snapshot(name, **which) for name in names)
-    return next((folder for folder in found if folder), None)
+    folder = next(filter(None, found), None)
+    for part in filter(None, (adapter, folder)):
+        check_files(part)
+    return folder
 
 
 def find_snapshot(repository: str, **which: str | None) -> Path | None:

@@ -16,7 +16,6 @@ from dotenv import find_dotenv
 from ...models import TINY_THINKER, MemoryEstimate, estimate_memory, find_model
 from ..engine.hub import find_folder
 from ..engine.plan import adapter_base, resolve_model_path, resolve_settings
-from ..engine.weights import check_files
 from ..machine.devices import list_gpus, main_memory
 from ..machine.settings import Settings, SettingsError, load_settings
 from .machine_rows import check_disk, check_machine
@@ -67,10 +66,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     try:
         path = resolve_model_path(name, make=False)
         base, spec = adapter_base(path), find_model(path)
-        folder = find_folder(base or path)
-        for part in (base and Path(path), folder):
-            if part:
-                check_files(part)
+        folder = find_folder(base or path, Path(path) if base else None)
         if spec:
             need = estimate_memory(spec, length, 1, bool(settings.load_in_4bit))
     except Exception as error:  # Whatever the load would end with.

@@ -90,7 +90,7 @@ def test_a_model_with_a_part_missing_is_not_here(cache: Path) -> None:
     weights = '{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
     (folder / "model.safetensors.index.json").write_text(weights)
     assert not find_folder("some/model")
-    (folder / "model-2.safetensors").touch()
+    shutil.copy(folder / "model-1.safetensors", folder / "model-2.safetensors")
     assert find_folder("some/model")
     (folder / "tokenizer.json").unlink()
     assert not find_folder("some/model")
