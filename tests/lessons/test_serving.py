@@ -235,13 +235,13 @@ def test_kernels_that_are_killed_leave_nothing():
 
 
 def test_a_stream_ends_when_the_server_is_stopped(server, client):
-    """It ends as if it were whole, or with an error; it does not wait for ever."""
+    """It ends as if it were whole, with an error part, or breaks; it never hangs."""
     family = psutil.Process(server.pid).children(recursive=True)
     parts = iter(begin_stream(server, client))
     server.stop()
     assert not psutil.wait_procs(family, 0)[1]
     try:
         count = sum(1 for _ in parts)
-    except openai.APIConnectionError:
+    except openai.APIError:  # in the stream, or a broken connection
         count = 0
     assert count < LONGEST - 1
