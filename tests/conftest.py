@@ -10,7 +10,7 @@ import pynvml
 import pytest
 from nvml_double import Card, Nvml
 
-from helpers.internals.machine.settings import defaults
+from helpers.internals.machine.settings import VARIABLES
 from tools.browser import HOW_TO_GET_CHROMIUM, find_chromium, launch
 
 
@@ -33,7 +33,7 @@ def nvml(monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlShutdown", partial(count, -1))
     for name in state.answers():
         monkeypatch.setattr(pynvml, name, partial(state.answer, name))
-    for variable in ("CUDA_VISIBLE_DEVICES", *defaults()):
+    for variable in ("CUDA_VISIBLE_DEVICES", *VARIABLES):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.delitem(sys.modules, "torch", raising=False)  # It may see no GPU.
     yield state

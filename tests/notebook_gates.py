@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 import helpers
-from helpers.internals.machine.settings import defaults, load_settings
+from helpers.internals.machine.settings import VARIABLES, load_settings
 from helpers.models import TINY_THINKER_DIRECTORY
 from tools.execution import (
     KERNELSPEC,
@@ -593,7 +593,7 @@ def check_take_away_runs(path: Path) -> list[str]:
     source = next(
         cell.source for _, cell in cells(path, "code") if "take-away" in tags(cell)
     )
-    hidden = {*defaults(), "PYTHONPATH"}
+    hidden = {*VARIABLES, "PYTHONPATH"}
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     try:
         with tempfile.TemporaryDirectory() as folder:

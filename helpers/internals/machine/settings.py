@@ -21,8 +21,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 AUTO = "auto"
 _LEVELS = Literal["debug", "info", "warning", "error"]
 _ANY_CASE = BeforeValidator(str.lower)
-_WORDS = ("auto", "none", "null")
-_OR_NONE = BeforeValidator(lambda v: None if str(v).lower() in _WORDS else v)
+_NONE = (AUTO, "none", "null")
+_OR_NONE = BeforeValidator(lambda v: None if str(v).lower() in _NONE else v)
 
 
 class SettingsError(ValueError):
@@ -59,11 +59,7 @@ class Settings(BaseSettings):
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def defaults() -> dict[str, str]:
-    """Return the default of each variable, as a `.env` would write it."""
-    table = {name: row.default for name, row in Settings.model_fields.items()}
-    table |= {"load_in_4bit": AUTO, "gpu_memory_utilization": AUTO, "hf_token": ""}
-    return {name.upper(): str(value) for name, value in table.items()}
+VARIABLES = tuple(name.upper() for name in Settings.model_fields)
 
 
 def load_settings(env_file: Path | None = None) -> Settings:
@@ -71,32 +67,35 @@ def load_settings(env_file: Path | None = None) -> Settings:
 
     The file is read once in a process, the environment at each call. A folder in the
     file's MODEL_NAME counts from the file; its variables for other libraries, such as
-    HF_HOME, go into the environment where they are not set. Warns of names
-    that are misspelt. Raises `SettingsError` for a value that is not allowed,
-    and for a file that can't be read.
+    HF_HOME, go into the environment where they are not set. Warns of misspelt names.
+    Raises `SettingsError` for a value that is not allowed or a file that can't be read.
     """
-    file = Path(env_file or find_dotenv(usecwd=True))
-    in_file = read_env_file(file) if file.name else {}  # "" if there is none.
-    _pass_on(in_file, file)
-    ours = {name: in_file.get(name) for name in defaults() if not os.environ.get(name)}
-    ours = {name.lower(): value for name, value in ours.items() if value}
-    if "model_name" in ours:
-        beside = file.absolute().parent / ours["model_name"]
-        ours["model_name"] = str(beside) if beside.is_dir() else ours["model_name"]
+    found, ours = env_file or find_dotenv(usecwd=True), {}  # "" if there is none.
+    file = Path(found).absolute()
+    for name, value in (read_env_file(file) if found else {}).items():
+        if name in VARIABLES:
+            if not os.environ.get(name):
+                ours[name.lower()] = value
+        elif near := difflib.get_close_matches(name.upper(), VARIABLES, 1, 0.8):
+            problem = f"{name} in {file} has no effect: write {near[0]} instead."
+            warnings.warn(problem, stacklevel=2)
+        else:
+            os.environ.setdefault(name, value)
+    if "model_name" in ours and (file.parent / ours["model_name"]).is_dir():
+        ours["model_name"] = str(file.parent / ours["model_name"])
     try:
         return Settings(**ours)
     except ValidationError as error:
         problems = []
         for problem in error.errors():
-            name = str(problem["loc"][0])
-            value = "(not shown)" if name == "hf_token" else repr(problem["input"])
+            name, value = str(problem["loc"][0]), problem["input"]
             source = file if name in ours else "the environment"
-            problems.append(f"{name.upper()}={value} in {source}: {problem['msg']}")
+            problems.append(f"{name.upper()}={value!r} in {source}: {problem['msg']}")
         raise SettingsError("; ".join(problems)) from None
 
 
 @functools.cache
-def read_env_file(file: Path) -> dict[str, str | None]:
+def read_env_file(file: Path) -> dict[str, str]:
     """Read a `.env`; once, so that a change needs a new kernel, or `cache_clear()`."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -105,20 +104,6 @@ def read_env_file(file: Path) -> dict[str, str | None]:
                 # The line is not shown: it may hold a token.
                 raise ValueError(f"line {line.original.line} is not NAME=value")
     except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"{file} can't be read: {error}; see .env.example"
-        ) from None
-    return dotenv_values(stream=io.StringIO(text))
-
-
-def _pass_on(variables: dict[str, str | None], file: Path) -> None:
-    """Set the variables of other libraries; warn of misspelt names of ours."""
-    known = defaults()
-    for name, value in variables.items():
-        if name in known or not value:
-            continue
-        if near := difflib.get_close_matches(name.upper(), known, 1, 0.8):
-            problem = f"{name} in {file} has no effect: write {near[0]} instead."
-            warnings.warn(problem, stacklevel=3)
-        else:
-            os.environ.setdefault(name, value)
+        problem = f"{file} can't be read: {error}; see .env.example"
+        raise SettingsError(problem) from None
+    return {k: v for k, v in dotenv_values(stream=io.StringIO(text)).items() if v}

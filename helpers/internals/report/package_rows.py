@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from ..machine.devices import list_gpus, torch_cuda
-from ..machine.settings import Settings, defaults
+from ..machine.settings import VARIABLES, Settings
 from ..machine.versions import (
     ENGINES,
     PATCHED_BY_UNSLOTH,
@@ -72,7 +72,7 @@ def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> 
 def _probe(name: str, device: str, timeout_s: float) -> str:
     """Import a package in a child process; return its problem, "" if it works."""
     path = os.pathsep.join([str(ROOT), *filter(os.path.isabs, sys.path)])
-    variables = {k: v for k, v in os.environ.items() if k not in defaults()}
+    variables = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     variables |= {"PYTHONPATH": path, "DEVICE": device, "VLLM_LOGGING_LEVEL": "WARNING"}
     if device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""

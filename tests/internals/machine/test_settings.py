@@ -5,14 +5,13 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.internals.machine.settings import (
+    VARIABLES,
     Settings,
     SettingsError,
-    defaults,
     load_settings,
     read_env_file,
 )
 
-VARIABLES = list(defaults())
 TOKEN = "hf_" + "x" * 34
 
 
@@ -243,9 +242,3 @@ def test_apply_sets_what_the_engines_read(monkeypatch):
     Settings(device="cpu").apply()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert os.environ["HF_TOKEN"] == TOKEN  # Read from the environment.
-
-
-def test_defaults_read_back_as_the_defaults(env_file):
-    assert [name.upper() for name in Settings.model_fields] == VARIABLES
-    text = "".join(f"{name}={value}\n" for name, value in defaults().items())
-    assert load_settings(env_file(text)) == Settings()

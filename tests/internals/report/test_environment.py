@@ -24,7 +24,7 @@ from nvml_double import Card
 from helpers import models
 from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
 from helpers.internals.machine.devices import main_memory
-from helpers.internals.machine.settings import Settings, defaults
+from helpers.internals.machine.settings import VARIABLES, Settings
 from helpers.internals.report import environment, machine_rows
 from helpers.internals.report.package_rows import check_engine
 from helpers.internals.report.rows import Check, EnvironmentReport
@@ -90,7 +90,7 @@ def run_helpers(
     if dotenv:
         (folder / ".env").write_text(dotenv)
     # The second is Unsloth's, where another test has imported it in this process.
-    left_out = {*defaults(), "HF_HUB_ENABLE_HF_TRANSFER"}
+    left_out = {*VARIABLES, "HF_HUB_ENABLE_HF_TRANSFER"}
     inherited = {k: v for k, v in os.environ.items() if k not in left_out}
     done = subprocess.run(
         [sys.executable, *program],
