@@ -19,16 +19,14 @@ from .rows import Check
 
 def check_machine(settings: Settings) -> Iterator[Check]:
     """Yield the rows on Python, the platform, the NVIDIA driver, GPUs and Jupyter."""
-    yield Check("Python", platform.python_version()).unless(
-        (3, 11) <= sys.version_info[:2] <= (3, 13), "", "install 3.11, 3.12 or 3.13"
-    )
+    python, runs = platform.python_version(), (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Check("Python", python).unless(runs, "", "install 3.11, 3.12 or 3.13")
     yield _check_platform()
     yield _check_driver(settings)
     yield from map(_check_gpu, list_gpus())
     names = ("ipykernel", "ipywidgets", "jupyterlab")
-    detail = ", ".join(f"{name} {find_version(name) or 'missing'}" for name in names)
-    complete = "missing" not in detail
-    yield Check("Jupyter", detail).unless(complete, "", "make clean setup")
+    found = ", ".join(f"{name} {find_version(name) or 'missing'}" for name in names)
+    yield Check("Jupyter", found).unless("missing" not in found, "", "make clean setup")
 
 
 def _check_platform() -> Check:
@@ -36,7 +34,7 @@ def _check_platform() -> Check:
     total, free = (mib / 1024 for mib in main_memory())
     detail = f"{system} {machine}, {os.cpu_count()} cores, "
     detail += f"{free:.1f} of {total:.1f} GiB of main memory free"
-    fits = system == "Linux" and machine.lower() in ("x86_64", "amd64")
+    fits = (system, machine) == ("Linux", "x86_64")
     fix = "on Windows use WSL 2, on a Mac a Linux x86-64 container"
     return Check("Platform", detail).unless(fits, "; Linux on x86-64 is needed", fix)
 
@@ -59,13 +57,13 @@ def _check_driver(settings: Settings) -> Check:
 
 
 def _check_gpu(gpu: Gpu) -> Check:
-    major, minor = gpu.compute_capability
-    detail = (
-        f"{gpu.name}, {gpu.free_mib:,} of {gpu.total_mib:,} MiB free, compute "
-        f"capability {major}.{minor}, {'' if major >= 8 else 'no '}bfloat16"
-    )
-    row, fix = Check(f"GPU {gpu.index}", detail), "use fast_inference=False on this GPU"
-    return row.unless(major >= 7, "; vLLM needs 7.0 or more", fix, "warning")
+    memory = f"{gpu.free_mib:,} of {gpu.total_mib:,} MiB free"
+    capability = ".".join(map(str, gpu.compute_capability))
+    kind = "bfloat16" if gpu.compute_capability >= (8, 0) else "no bfloat16"
+    detail = f"{gpu.name}, {memory}, compute capability {capability}, {kind}"
+    fits, fix = gpu.compute_capability >= (7, 0), "use fast_inference=False on this GPU"
+    row = Check(f"GPU {gpu.index}", detail)
+    return row.unless(fits, "; vLLM needs 7.0 or more", fix, "warning")
 
 
 def check_disk(cache: Path, need_gb: float) -> Check:

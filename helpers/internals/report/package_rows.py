@@ -1,8 +1,8 @@
 """Rows on the engines: installed, importable, for this device, of a version that ran.
 
-In go the resolved settings, out come rows, each with the command that repairs. Imports
-are tried in child processes, since a bad build can end Python at once. It knows nothing
-of models and of the machine but its device.
+In go the resolved settings, out come rows, each with the command that repairs. A bad
+build can end Python at once: imports are tried in children, with this as their program,
+`python -m ...package_rows NAME FILE`. It knows nothing of models.
 """
 
 import importlib.util
@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 
+from ..engine.cpu import import_unsloth, require_packages
 from ..machine.devices import list_gpus, torch_cuda
-from ..machine.settings import VARIABLES, Settings
+from ..machine.settings import VARIABLES, Settings, load_settings
 from ..machine.versions import (
     ENGINES,
     PATCHED_BY_UNSLOTH,
@@ -28,15 +29,14 @@ from ..machine.versions import (
 )
 from .rows import Check
 
-PROBED = ("torch", "unsloth", "vllm")  # `probe` imports these.
+IMPORTED = ("torch", "unsloth", "vllm")  # `try_import` knows these.
 
 
 def check_packages(settings: Settings, timeout_s: float) -> Iterator[Check]:
     """Yield a row for each engine, and one if something was imported too early."""
-    names = [name for name in PROBED if importlib.util.find_spec(name)]
-    with ThreadPoolExecutor(len(PROBED)) as pool:
-        found = pool.map(lambda name: _probe(name, settings.device, timeout_s), names)
-        problems = dict(zip(names, found, strict=True))
+    with ThreadPoolExecutor(len(IMPORTED)) as pool:
+        found = pool.map(lambda one: probe(one, settings.device, timeout_s), IMPORTED)
+    problems = dict(zip(IMPORTED, found, strict=True))
     for name in ENGINES:
         yield check_engine(name, settings, problems)
     # Not by names: a package comes after its submodules once its import has ended.
@@ -50,16 +50,15 @@ def check_packages(settings: Settings, timeout_s: float) -> Iterator[Check]:
 def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> Check:
     """Make the row of one of `ENGINES`: the first thing that is wrong, if any.
 
-    `problems` are those that `probe` found, "" for a package that works.
+    `problems` are those of the imports that were tried, "" for one that works.
     """
     device, found = settings.device, find_version(name)
     pin, rebuild = pinned_version(name, device), f"make clean setup DEVICE={device}"
     needed = "failed" if name != "bitsandbytes" or settings.load_in_4bit else "warning"
     if found is None:
         return Check(ENGINES[name], "not installed", needed, rebuild)
-    problem = problems.get(name, "its files are gone") if name in PROBED else ""
-    loads = ", loads" if name in PROBED and not problem else ""
-    row = Check(ENGINES[name], f"{found}{loads}")
+    problem = problems.get(name)
+    row = Check(ENGINES[name], f"{found}{', loads' if problem == '' else ''}")
     row = row.unless(not problem, f" can't be used: {problem}", rebuild)
     if name == "torch":
         fits, fix = torch_cuda() or not list_gpus(), "make clean setup DEVICE=cuda"
@@ -69,21 +68,21 @@ def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> 
     return row.unless(was_run, problem, rebuild, "warning")
 
 
-def _probe(name: str, device: str, timeout_s: float) -> str:
+def probe(name: str, device: str, timeout_s: float) -> str:
     """Import a package in a child process; return its problem, "" if it works."""
+    if not importlib.util.find_spec(name):
+        return "its files are gone"
     path = os.pathsep.join([str(ROOT), *filter(os.path.isabs, sys.path)])
     variables = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    variables |= {"PYTHONPATH": path, "DEVICE": device, "VLLM_LOGGING_LEVEL": "WARNING"}
-    if device == "cpu":
-        variables["CUDA_VISIBLE_DEVICES"] = ""
+    variables |= {"PYTHONPATH": path, "DEVICE": device, "LOG_LEVEL": "warning"}
     # Unsloth writes compiled code to the working directory, and no .env is found here.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file, log = Path(folder, "problem.txt"), Path(folder, "log.txt")
-        probe = [sys.executable, "-m", f"{__package__}.probe", name, device, str(file)]
+        program = [sys.executable, "-m", f"{__package__}.package_rows", name, str(file)]
         options = {"cwd": folder, "env": variables, "timeout": timeout_s}
         try:
             with log.open("w") as out:
-                done = subprocess.run(probe, stdout=out, stderr=out, **options)
+                done = subprocess.run(program, stdout=out, stderr=out, **options)
         except subprocess.TimeoutExpired:
             return f"its import did not end within {timeout_s:.0f} s"
         if not file.exists():
@@ -92,3 +91,33 @@ def _probe(name: str, device: str, timeout_s: float) -> str:
         warned = re.search(r"Failed to import from .*", log.read_text(errors="replace"))
         problem = file.read_text() or (warned[0] if warned else "")
         return textwrap.shorten(problem, 240, placeholder=" ...")
+
+
+def try_import(name: str) -> None:
+    """Import one of `IMPORTED`; raise an error if it can't use the device."""
+    settings = load_settings()
+    settings.apply()
+    found = device = settings.device
+    if name == "torch":
+        importlib.import_module(name).ones(8, device=device).sum().item()
+    elif name == "unsloth":
+        on_cpu = getattr(import_unsloth(settings), "_IS_CPU_BACKEND", False)
+        found = "cpu" if on_cpu else "cuda"
+        require_packages(fast_inference=True, load_in_4bit=False)
+    else:
+        platform = importlib.import_module("vllm.platforms").current_platform
+        platform.import_kernels()
+        found = platform.device_type or "nothing here"
+    if found != device:
+        raise RuntimeError(f"runs on {found}, {device} is needed")
+
+
+if __name__ == "__main__":
+    problem = ""
+    try:
+        try_import(sys.argv[1])
+    except BaseException as error:
+        cause = error.__cause__ or error
+        problem = f"{type(cause).__name__}: {cause}"
+    Path(sys.argv[2]).write_text(problem)
+    os._exit(0)  # Skips the packages' exit handlers, which may hang.

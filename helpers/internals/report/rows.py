@@ -4,14 +4,13 @@ In go the rows, out comes one table. It knows nothing of what is checked.
 """
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from ...charts import Panel, show_table
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One row: the thing checked, what was found, and the command that fixes it."""
 
     name: str
@@ -41,7 +40,8 @@ class EnvironmentReport:
 
     def to_json(self) -> str:
         """Write the report for a program: `{"ok": ..., "rows": [...]}`."""
-        return json.dumps({"ok": self.ok} | asdict(self), indent=2)
+        rows = [row._asdict() for row in self.rows]
+        return json.dumps({"ok": self.ok, "rows": rows}, indent=2)
 
     def __repr__(self) -> str:
         return self._table().text
@@ -50,13 +50,10 @@ class EnvironmentReport:
         return self._table()._repr_html_()
 
     def _table(self) -> Panel:
-        statuses = [row.status for row in self.rows]
-        counts = {status: statuses.count(status) for status in ("failed", "warning")}
-        bad = ", ".join(
-            f"{count} {status}" for status, count in counts.items() if count
-        )
-        rows = []
-        for row in self.rows:
-            found = f"{row.detail}\n-> {row.fix}" if row.fix else row.detail
-            rows.append({"status": row.status, "check": row.name, "found": found})
-        return show_table(rows, caption=f"{len(rows)} checks: {bad or 'all ok'}.")
+        rows, statuses = [], [row.status for row in self.rows]
+        for name, detail, status, fix in self.rows:
+            found = f"{detail}\n-> {fix}" if fix else detail
+            rows.append({"status": status, "check": name, "found": found})
+        bad = [one for one in ("failed", "warning") if one in statuses]
+        counts = ", ".join(f"{statuses.count(one)} {one}" for one in bad)
+        return show_table(rows, caption=f"{len(rows)} checks: {counts or 'all ok'}.")
