@@ -6,9 +6,11 @@ and nothing raised. The user's home does not appear in it.
 """
 
 import os
+import platform
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import astuple, replace
 from pathlib import Path
 
 from dotenv import find_dotenv
@@ -16,9 +18,9 @@ from dotenv import find_dotenv
 from ...models import TINY_THINKER, MemoryEstimate, estimate_memory, find_model
 from ..engine.hub import find_folder
 from ..engine.plan import adapter_base, resolve_model_path, resolve_settings
-from ..machine.devices import list_gpus, main_memory
+from ..machine.devices import list_gpus, main_memory, read_driver, torch_cuda
 from ..machine.settings import Settings, SettingsError, load_settings
-from .machine_rows import check_disk, check_machine
+from ..machine.versions import find_version
 from .package_rows import check_packages
 from .rows import Check, EnvironmentReport
 
@@ -33,11 +35,52 @@ def check_environment(timeout_s: float = 180.0) -> EnvironmentReport:
     """
     row, settings = _check_settings()
     resolved = resolve_settings(settings)
-    machine, packages = check_machine(settings), check_packages(resolved, timeout_s)
-    rows = [*machine, *packages, row, *_check_model(resolved)]
+    rows = [*_check_machine(settings), *check_packages(resolved, timeout_s)]
+    rows += [row, *_check_model(resolved)]
     home = os.path.expanduser("~/")  # A report is pasted into bug reports.
-    shown = [[text.replace(home, "~/") for text in astuple(row)] for row in rows]
-    return EnvironmentReport(tuple(Check(*texts) for texts in shown))
+    shown = [[text.replace(home, "~/") for text in row] for row in rows]
+    return EnvironmentReport(list(map(Check._make, shown)))
+
+
+def _check_machine(settings: Settings) -> Iterator[Check]:
+    """Yield the rows on Python, the platform, the NVIDIA driver, GPUs and Jupyter."""
+    python, runs = platform.python_version(), (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Check("Python", python).unless(runs, "", "install 3.11, 3.12 or 3.13")
+    system, machine = platform.system(), platform.machine()
+    total, free = (mib / 1024 for mib in main_memory())
+    memory = f"{free:.1f} of {total:.1f} GiB of main memory free"
+    row = Check("Platform", f"{system} {machine}, {os.cpu_count()} cores, {memory}")
+    fits = (system, machine) == ("Linux", "x86_64")
+    fix = "on Windows use WSL 2, on a Mac a Linux x86-64 container"
+    yield row.unless(fits, "; Linux on x86-64 is needed", fix)
+    yield _check_driver(settings)
+    for gpu in list_gpus():
+        able, memory = gpu.compute_capability, f"{gpu.free_mib:,} of {gpu.total_mib:,}"
+        kind = "bfloat16" if able >= (8, 0) else "no bfloat16"
+        found = "{}, {} MiB free, compute capability {}.{}, {}"
+        row = Check(f"GPU {gpu.index}", found.format(gpu.name, memory, *able, kind))
+        fix = "use fast_inference=False on this GPU"
+        yield row.unless(able >= (7, 0), "; vLLM needs 7.0 or more", fix, "warning")
+    names = ("ipykernel", "ipywidgets", "jupyterlab")
+    found = ", ".join(f"{name} {find_version(name) or 'missing'}" for name in names)
+    yield Check("Jupyter", found).unless("missing" not in found, "", "make clean setup")
+
+
+def _check_driver(settings: Settings) -> Check:
+    driver, built_for = read_driver(), torch_cuda() or "0"
+    if driver.error:
+        fix = "set DEVICE=auto, or install the NVIDIA driver"
+        row = Check("NVIDIA driver", f"none ({driver.error}): runs on the CPU")
+        return row.unless(settings.device != "cuda", ", but DEVICE=cuda", fix)
+    detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
+    fits = int(built_for.split(".")[0]) <= driver.cuda[0]
+    problem = f"; PyTorch here is built for CUDA {built_for}"
+    row = Check("NVIDIA driver", detail).unless(fits, problem, "update the driver")
+    hidden = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"
+    problem = f"; of {len(list_gpus(visible=False))} GPUs none is shown ({hidden})"
+    fix = "unset CUDA_VISIBLE_DEVICES; if there are 0, nvidia-smi says why"
+    status = "failed" if settings.device == "cuda" else "warning"
+    return row.unless(list_gpus() or settings.device == "cpu", problem, fix, status)
 
 
 def _check_settings() -> tuple[Check, Settings]:
@@ -62,28 +105,25 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     """Yield the row on the model, and the one on the disk that it is stored on."""
     from huggingface_hub import constants  # Reads HF_HOME now: .env may set it.
 
-    name, length, need = settings.model_name, settings.max_seq_length, None
+    name, length = settings.model_name, settings.max_seq_length
     try:
         path = resolve_model_path(name, make=False)
         base, spec = adapter_base(path), find_model(path)
         folder = find_folder(base or path, Path(path) if base else None)
-        if spec:
-            need = estimate_memory(spec, length, 1, bool(settings.load_in_4bit))
+        need = spec and estimate_memory(spec, length, 1, settings.load_in_4bit)
     except Exception as error:  # Whatever the load would end with.
         fix = f"correct MODEL_NAME or MAX_SEQ_LENGTH; {_RUNS_ANYWHERE}"
         yield Check("Model", str(error), "failed", fix)
         return
     place = "on this machine" if folder else "not downloaded yet"
-    row = Check("Model", f"{name}, {place}").unless(
-        folder or not constants.HF_HUB_OFFLINE,
-        ", and HF_HUB_OFFLINE is set",
-        f"unset HF_HUB_OFFLINE; {_RUNS_ANYWHERE}",
-    )
+    offline, fix = constants.HF_HUB_OFFLINE, f"unset HF_HUB_OFFLINE; {_RUNS_ANYWHERE}"
+    row = Check("Model", f"{name}, {place}")
+    row = row.unless(folder or not offline, ", and HF_HUB_OFFLINE is set", fix)
     yield _check_memory(row, need, settings) if need else row
     need_gb = 1.0  # For compiled code, logs and notebooks.
     if spec and not folder:
         need_gb += spec.weight_bytes(load_in_4bit="4bit" in path) / 1e9
-    yield check_disk(Path(constants.HF_HUB_CACHE), need_gb)
+    yield _check_disk(Path(constants.HF_HUB_CACHE), need_gb)
 
 
 def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check:
@@ -95,4 +135,13 @@ def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check
         free, share = min(main_memory()[1], need.fixed_mib + cache), 1.0
     advice = need.advice(free, share)
     row = row.unless(need.fits(free * share), "", advice, "warning")
-    return replace(row, detail=f"{row.detail}; {advice}") if row.status == "ok" else row
+    return row._replace(detail=f"{row.detail}; {advice}") if row.status == "ok" else row
+
+
+def _check_disk(cache: Path, need_gb: float) -> Check:
+    """Make the row on the disk of the hub's cache, on which `need_gb` GB are needed."""
+    there = next(path for path in (cache, *cache.parents) if os.path.exists(path))
+    free_gb = shutil.disk_usage(there).free / 1e9
+    row = Check("Disk", f"{free_gb:,.0f} GB free for models ({cache})")
+    fix = "make room, or set HF_HOME to a folder on another disk"
+    return row.unless(free_gb >= need_gb, f", {need_gb:.0f} GB needed", fix)

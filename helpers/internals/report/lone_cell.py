@@ -16,9 +16,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.set_custom_exc((NameError,), _show_with_hint)
 
 
-def _show_with_hint(
-    shell: Any, kind: type, error: NameError, traceback: Any, tb_offset: Any = None
-) -> None:
+def _show_with_hint(shell: Any, kind: type, error: Any, tb: Any, **rest: Any) -> None:
     if type(error) is NameError:  # An UnboundLocalError is a bug in the cell.
         error.add_note(HINT)
-    shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+    shell.showtraceback((kind, error, tb), **rest)

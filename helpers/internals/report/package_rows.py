@@ -14,37 +14,24 @@ import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
 from pathlib import Path
 
 from ..engine.cpu import import_unsloth, require_packages
 from ..machine.devices import list_gpus, torch_cuda
 from ..machine.settings import VARIABLES, Settings, load_settings
-from ..machine.versions import (
-    ENGINES,
-    PATCHED_BY_UNSLOTH,
-    ROOT,
-    find_version,
-    pinned_version,
-)
+from ..machine.versions import ENGINES, ROOT, find_version, pinned_version
 from .rows import Check
 
 IMPORTED = ("torch", "unsloth", "vllm")  # `try_import` knows these.
 
 
 def check_packages(settings: Settings, timeout_s: float) -> Iterator[Check]:
-    """Yield a row for each engine, and one if something was imported too early."""
+    """Yield a row for each engine, by its name in `ENGINES`."""
     with ThreadPoolExecutor(len(IMPORTED)) as pool:
         found = pool.map(lambda one: probe(one, settings.device, timeout_s), IMPORTED)
     problems = dict(zip(IMPORTED, found, strict=True))
     for name in ENGINES:
         yield check_engine(name, settings, problems)
-    # Not by names: a package comes after its submodules once its import has ended.
-    before = takewhile(lambda one: one.split(".")[0] != "unsloth", list(sys.modules))
-    if early := sorted(set(PATCHED_BY_UNSLOTH) & set(before)):
-        detail = f"{', '.join(early)} imported before unsloth, which can't speed it up"
-        fix = 'restart the kernel; begin with "from helpers import FastLanguageModel"'
-        yield Check("Import order", detail, "warning", fix)
 
 
 def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> Check:
@@ -58,7 +45,7 @@ def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> 
     if found is None:
         return Check(ENGINES[name], "not installed", needed, rebuild)
     problem = problems.get(name)
-    row = Check(ENGINES[name], f"{found}{', loads' if problem == '' else ''}")
+    row = Check(ENGINES[name], f"{found}, loads" if problem == "" else f"{found}")
     row = row.unless(not problem, f" can't be used: {problem}", rebuild)
     if name == "torch":
         fits, fix = torch_cuda() or not list_gpus(), "make clean setup DEVICE=cuda"

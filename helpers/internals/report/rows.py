@@ -4,7 +4,6 @@ In go the rows, out comes one table. It knows nothing of what is checked.
 """
 
 import json
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ...charts import Panel, show_table
@@ -27,33 +26,21 @@ class Check(NamedTuple):
         return Check(self.name, self.detail + problem, status, fix)
 
 
-@dataclass(frozen=True)
-class EnvironmentReport:
-    """All rows; a table in a notebook, text in a terminal."""
+class EnvironmentReport(Panel):
+    """All `rows`, and `ok` if none failed; a table in a notebook, else text."""
 
-    rows: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """True if nothing failed; warnings do not count."""
-        return all(row.status != "failed" for row in self.rows)
+    def __init__(self, rows: list[Check]) -> None:
+        statuses, table = [row.status for row in rows], []
+        for name, detail, status, fix in rows:
+            found = f"{detail}\n-> {fix}" if fix else detail
+            table.append({"status": status, "check": name, "found": found})
+        bad = [one for one in ("failed", "warning") if one in statuses]
+        counts = ", ".join(f"{statuses.count(one)} {one}" for one in bad)
+        panel = show_table(table, caption=f"{len(rows)} checks: {counts or 'all ok'}.")
+        super().__init__(panel.html, panel.text)
+        self.rows, self.ok = rows, "failed" not in statuses
 
     def to_json(self) -> str:
         """Write the report for a program: `{"ok": ..., "rows": [...]}`."""
         rows = [row._asdict() for row in self.rows]
         return json.dumps({"ok": self.ok, "rows": rows}, indent=2)
-
-    def __repr__(self) -> str:
-        return self._table().text
-
-    def _repr_html_(self) -> str:
-        return self._table()._repr_html_()
-
-    def _table(self) -> Panel:
-        rows, statuses = [], [row.status for row in self.rows]
-        for name, detail, status, fix in self.rows:
-            found = f"{detail}\n-> {fix}" if fix else detail
-            rows.append({"status": status, "check": name, "found": found})
-        bad = [one for one in ("failed", "warning") if one in statuses]
-        counts = ", ".join(f"{statuses.count(one)} {one}" for one in bad)
-        return show_table(rows, caption=f"{len(rows)} checks: {counts or 'all ok'}.")

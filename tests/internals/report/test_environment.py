@@ -25,8 +25,8 @@ from helpers import models
 from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
 from helpers.internals.machine.devices import main_memory
 from helpers.internals.machine.settings import VARIABLES, Settings
-from helpers.internals.report import environment, machine_rows
-from helpers.internals.report.package_rows import check_engine
+from helpers.internals.report import environment
+from helpers.internals.report.package_rows import check_engine, probe
 from helpers.internals.report.rows import Check, EnvironmentReport
 from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 
@@ -138,14 +138,11 @@ def test_every_topic_has_its_row(real):
     assert len(set(names)) == len(names)
     assert {"Python", "Platform", "NVIDIA driver", "Transformers"} < set(names)
     assert {"Settings", "Model", "Disk", "Jupyter"} < set(names)
-    assert "Import order" not in names, "a row that has nothing to say"
 
 
 def test_no_token_and_no_home_in_any_output(real):
     assert ", token" in real.row("Settings").detail
-    whole = EnvironmentReport(
-        tuple(Check(**row) for row in json.loads(real.output)["rows"])
-    )
+    whole = EnvironmentReport([Check(**row) for row in json.loads(real.output)["rows"]])
     for text in (real.output, real.errors, str(whole), repr(whole), html(whole)):
         assert TOKEN not in text
         assert not re.search(rf"{re.escape(str(Path.home()))}(/|\b)", text), text
@@ -221,15 +218,6 @@ def test_a_version_that_was_not_run_with_the_others(report):
     assert row.detail == f"9.9; what was run with the others is {pinned}"
 
 
-def test_import_order(report):
-    early = report(program=(*REPORT, "60", "transformers", "vllm", "unsloth"))
-    row = early.row("Import order")
-    assert row.status == "warning" and "restart the kernel" in row.fix
-    assert "transformers, vllm imported before unsloth" in row.detail
-    right = report(program=(*REPORT, "60", "unsloth", "transformers", "vllm"))
-    assert "Import order" not in right.output
-
-
 @pytest.fixture
 def missing(monkeypatch) -> Callable[..., None]:
     """Take packages out of the metadata, as if they were not installed."""
@@ -272,7 +260,7 @@ def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
 
 
 def test_metadata_without_files(missing):
-    row = check_engine("vllm", CPU, {})
+    row = check_engine("vllm", CPU, {"vllm": probe("no_such_module", "cpu", 1.0)})
     assert "its files are gone" in row.detail
     assert (row.status, row.fix) == ("failed", "make clean setup DEVICE=cpu")
 
@@ -280,7 +268,7 @@ def test_metadata_without_files(missing):
 @pytest.mark.parametrize("names", [(), ("jupyterlab",), ("ipykernel", "ipywidgets")])
 def test_jupyter(missing, no_driver, names):
     missing(*names)
-    (row,) = (r for r in machine_rows.check_machine(CPU) if r.name == "Jupyter")
+    (row,) = (r for r in environment._check_machine(CPU) if r.name == "Jupyter")
     assert row.status == ("failed" if names else "ok")
     assert row.fix == ("make clean setup" if names else "")
     assert row.detail.count("missing") == len(names)
@@ -420,10 +408,10 @@ def test_an_adapter_needs_its_base(tmp_path):
 def test_disk_without_room_for_the_model(monkeypatch, tmp_path):
     cache = tmp_path / "not" / "yet"
     usage = SimpleNamespace(free=2_000_000_000)
-    monkeypatch.setattr(machine_rows.shutil, "disk_usage", lambda path: usage)
-    row = machine_rows.check_disk(cache, 3.0)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: usage)
+    row = environment._check_disk(cache, 3.0)
     assert row.status == "failed" and "2 GB free" in row.detail and "HF_HOME" in row.fix
-    assert machine_rows.check_disk(cache, 1.0).status == "ok"
+    assert environment._check_disk(cache, 1.0).status == "ok"
 
 
 @pytest.mark.parametrize("offline", ["1", "0"])
@@ -445,8 +433,8 @@ def test_a_model_that_can_not_be_downloaded(report, tmp_path, offline):
     [((3, 10), "failed"), ((3, 11), "ok"), ((3, 13), "ok"), ((3, 14), "failed")],
 )
 def test_python(monkeypatch, version, status):
-    monkeypatch.setattr(machine_rows.sys, "version_info", (*version, 1, "final", 0))
-    row = next(machine_rows.check_machine(CPU))
+    monkeypatch.setattr(environment.sys, "version_info", (*version, 1, "final", 0))
+    row = next(environment._check_machine(CPU))
     assert row.status == status
     assert ("3.12 or 3.13" in row.fix) == (status == "failed")
 
@@ -461,9 +449,9 @@ def test_python(monkeypatch, version, status):
     ],
 )
 def test_platform(monkeypatch, system, machine, status):
-    monkeypatch.setattr(machine_rows.platform, "system", lambda: system)
-    monkeypatch.setattr(machine_rows.platform, "machine", lambda: machine)
-    row = machine_rows._check_platform()
+    monkeypatch.setattr(environment.platform, "system", lambda: system)
+    monkeypatch.setattr(environment.platform, "machine", lambda: machine)
+    row = list(environment._check_machine(CPU))[1]
     total = main_memory()[0] / 1024
     assert row.status == status and f"of {total:.1f} GiB" in row.detail
     assert ("WSL 2" in row.fix) == (status == "failed")
@@ -511,7 +499,7 @@ def test_detect_device(gpu, torch_for, built_for, driver, count, device):
 
 def gpu_rows(settings: Settings) -> list[Check]:
     names = re.compile("NVIDIA driver|GPU")
-    return [r for r in machine_rows.check_machine(settings) if names.match(r.name)]
+    return [r for r in environment._check_machine(settings) if names.match(r.name)]
 
 
 def model_row(settings: Settings) -> Check:
