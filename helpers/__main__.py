@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from helpers.internals.report.environment import check_environment
+from helpers import check_environment
 
 
 def main() -> bool:
