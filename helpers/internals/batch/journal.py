@@ -14,7 +14,6 @@ import warnings
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import blake2b
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -23,17 +22,11 @@ from typing import IO, Any
 _ROWS = 1024  # of Parquet in memory at once
 # What a record has, and its type in Parquet. `started` is when its run of the job was,
 # `time` when its answer was finished, both in seconds since 1970.
-COLUMNS = {
-    "index": "int64",
-    **dict.fromkeys(("id", "thinking", "response"), "string"),
-    "complete": "bool",
-    "finish_reason": "string",
-    **dict.fromkeys(("prompt_tokens", "completion_tokens"), "int64"),
-    **dict.fromkeys(("thinking_tokens", "response_tokens"), "int64"),
-    "error": "string",
-    "tries": "int64",
-    **dict.fromkeys(("started", "time"), "double"),
-}
+COLUMNS = {"index": "int64", "id": "string", "thinking": "string", "response": "string"}
+COLUMNS |= {"complete": "bool", "finish_reason": "string", "prompt_tokens": "int64"}
+COLUMNS |= {"completion_tokens": "int64", "thinking_tokens": "int64"}
+COLUMNS |= {"response_tokens": "int64", "error": "string", "tries": "int64"}
+COLUMNS |= {"started": "double", "time": "double"}
 _NUMBERS = {"int64": int, "double": float}
 
 
@@ -42,8 +35,7 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
     """Hold `output` for this process, and for this job of `count` prompts.
 
     Warns where the disk has no locks. Raises `RuntimeError` while another process holds
-    the output, and `ValueError` where it holds what is not this job's, or ends neither
-    in .jsonl nor in .parquet.
+    the output, and `ValueError` for another job's records and another kind of file.
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{output}: the output ends in .jsonl or .parquet")
@@ -62,33 +54,28 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
         held = [str(p) for p in {output, path} if p.exists() and p.stat().st_size]
         if held:
             file.seek(0)
-            _compare(" and ".join(held), file.read(), job)
+            _check_owner(file.read(), job, " and ".join(held))
         else:
             file.truncate(0)
             json.dump(job, file)
             file.flush()
-            os.fsync(file.fileno())
         if held and not path.exists():  # Go on with a finished Parquet file.
             with _replacing(path) as copy:
-                copy.writelines(map(_line, read_records(output)))
+                copy.writelines(map(_line_of, read_records(output)))
         # Without a buffer: what could not be written must not be written later.
         with open(path, "ab", buffering=0) as records:
             yield Journal(output, records, count)
             os.fsync(records.fileno())
 
 
-def _compare(held: str, before: str, job: dict[str, Any]) -> None:
-    """Raise `ValueError` unless the files that are `held` belong to this job.
-
-    What only one of the two knows is not compared: Ray's workers know the precision.
-    """
+def _check_owner(stored: str, job: dict[str, Any], held: str) -> None:
+    """Raise `ValueError` unless what both jobs know is equal; Ray knows less."""
     try:
-        stored = dict(json.loads(before))
-    except (ValueError, TypeError):
-        stored = {}
-    keys = sorted(stored.keys() & job.keys())
-    differ = [f"{k} was {stored[k]}, is {job[k]}" for k in keys if stored[k] != job[k]]
-    if differ or not keys:
+        old = json.loads(stored)
+    except ValueError:
+        old = {}
+    differ = [f"{k} was {old[k]}, is {v}" for k, v in job.items() if old.get(k, v) != v]
+    if differ or old.keys().isdisjoint(job):
         raise ValueError(
             f"{held} holds the records of another job: {'; '.join(differ) or 'unknown'}"
             f". Give another output, or delete {held} to start again."
@@ -99,7 +86,7 @@ class Journal:
     """Records by the index of their prompt, one a line, each there whole or not at all.
 
     `offsets` has where the record of each prompt begins, or -1. What can't be read is
-    left out, and its prompts run again. Of two records for a prompt the later counts.
+    left out. Of two records for a prompt the later counts.
     """
 
     def __init__(self, output: Path, file: Any, count: int) -> None:
@@ -117,12 +104,11 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                record = read_record(line)
-                if record and record["index"] in range(len(self.offsets)):
-                    self._note(record["index"], line)
+                record = read_record(line) or {"index": -1}
+                known = record["index"] in range(len(self.offsets))
+                self._note(record["index"] if known else -1, line)
+                if known:
                     yield record
-                else:
-                    self._note(-1, line)
         self._file.truncate(self._end)
 
     def _note(self, index: int, line: bytes) -> None:
@@ -134,48 +120,44 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record, or raise `OSError` and leave the file as it was."""
-        line = left = _line(record)
+        line = left = _line_of(record)
         try:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
             self._file.truncate(self._end)
-            safe = f"{error.strerror}. {len(self):,} records are safe: make room and "
-            why = safe + "run the same call again, which goes on from there"
-            raise OSError(error.errno, why, str(self._path)) from error
+            error.filename = str(self._path)
+            error.strerror += f". {len(self):,} records are safe: make room, call again"
+            raise
         self._note(record["index"], line)
-
-    def _sorted_lines(self) -> Iterator[bytes]:
-        with open(self._path, "rb") as file:
-            for offset in self.offsets:
-                if offset >= 0:
-                    file.seek(offset)
-                    yield file.readline()
 
     def finish(self) -> None:
         """Leave the output with each record once, in the order of the prompts."""
+        if not self._in_order:
+            with _replacing(self._path) as copy, open(self._path, "rb") as file:
+                for offset in self.offsets:
+                    if offset >= 0:
+                        file.seek(offset)
+                        copy.write(file.readline())
         if self._path != self._output:
-            self._write_parquet()
+            _write_parquet(self._output, self._path)
             self._path.unlink()
-        elif not self._in_order:
-            with _replacing(self._path) as file:
-                file.writelines(self._sorted_lines())
 
-    def _write_parquet(self) -> None:
-        import pyarrow as pa
-        from pyarrow.parquet import ParquetWriter
 
-        # A column has one type. Ids of several become JSON, where 1 and "1" stay two.
-        ids = (json.loads(line)["id"] for line in self._sorted_lines())
-        kinds = {type(key) for key in ids if key is not None}
-        schema = pa.schema({**COLUMNS, "id": "int64" if kinds == {int} else "string"})
-        records = map(read_record, self._sorted_lines())
-        with _replacing(self._output) as file, ParquetWriter(file, schema) as writer:
-            while rows := list(islice(records, _ROWS)):
-                for row in rows:
-                    if row["id"] is not None and kinds not in ({int}, {str}):
-                        row["id"] = json.dumps(row["id"])
-                writer.write_table(pa.Table.from_pylist(rows, schema))
+def _write_parquet(output: Path, path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    # A column has one type. Ids of several become JSON, where 1 and "1" stay two.
+    kinds = {type(record["id"]) for record in read_records(path)} - {type(None)}
+    schema = pa.schema(COLUMNS | {"id": "int64" if kinds == {int} else "string"})
+    records = read_records(path)
+    with _replacing(output) as file, ParquetWriter(file, schema) as writer:
+        while rows := list(islice(records, _ROWS)):
+            for row in rows:
+                if row["id"] is not None and kinds not in ({int}, {str}):
+                    row["id"] = json.dumps(row["id"])
+            writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
 def as_record(result: Any, started: float = 0.0) -> dict[str, Any]:
@@ -196,12 +178,12 @@ def read_record(line: bytes) -> dict[str, Any] | None:
         for name, kind in COLUMNS.items():
             if kind in _NUMBERS:
                 record[name] = _NUMBERS[kind](record[name] or 0)
-        return record if found["index"] is not None else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return record | {"index": int(found["index"])}
+    except Exception:
         return None
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line_of(record: dict[str, Any]) -> bytes:
     # A lone surrogate, which UTF-8 can't hold, becomes a question mark.
     return json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
 
@@ -211,14 +193,11 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, that takes the place of `path` if all goes well."""
     path = path.resolve()  # Replace a link's target, not the link.
     temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())  # Or a power cut could leave an empty file.
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open(temporary, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # Or a power cut could leave an empty file.
+    os.replace(temporary, path)
 
 
 def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
@@ -228,19 +207,19 @@ def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
     with fsspec.open(str(output), "rb") as file:
         if str(output).endswith(".jsonl"):
             yield from filter(None, map(read_record, file))
-            return
-        from pyarrow.parquet import ParquetFile
+        else:
+            from pyarrow.parquet import ParquetFile
 
-        for batch in ParquetFile(file).iter_batches(_ROWS):
-            yield from batch.to_pylist()
+            for batch in ParquetFile(file).iter_batches(_ROWS):
+                yield from batch.to_pylist()
 
 
 @contextmanager
 def staged(output: str | PathLike) -> Iterator[Path]:
     """A local path to write to for `output`, which may be a URL that fsspec knows.
 
-    Object stores can't append, so that a job for one stays in the user's cache until it
-    is done, and goes there as a whole.
+    Object stores can't append: the file is written in the user's cache, and goes there
+    as a whole when it is done.
     """
     if "://" not in str(output):
         yield Path(output).expanduser()
@@ -249,8 +228,7 @@ def staged(output: str | PathLike) -> Iterator[Path]:
 
     files, there = fsspec.url_to_fs(str(output))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    key = blake2b(str(output).encode(), digest_size=8).hexdigest()
-    folder = cache / "fast-inference-notebooks" / key
+    folder = cache / "fast-inference-notebooks" / fsspec.utils.tokenize(str(output))
     local = folder / there.rpartition("/")[2]
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {f"{local}.job": f"{there}.job", str(local): there}

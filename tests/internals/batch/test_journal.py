@@ -175,7 +175,8 @@ def test_an_output_that_pandas_wrote_again_is_still_the_jobs(tmp_path: Path) -> 
     edited = record(1) | {"index": 1.0, "tries": 2.0, "mine": "x"}
     del edited["error"]
     write(output, [])
-    output.write_text("".join(json.dumps(r) + "\n" for r in (edited, {"mine": 1})))
+    lines = edited, {"mine": 1}, {"index": None}
+    output.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with journal_of(output, count=2) as journal:
         assert list(journal.load()) == [record(1, tries=2)]
         assert list(journal.offsets) == [-1, 0] and len(journal) == 1
