@@ -10,7 +10,7 @@ wanted, `id`, `sampling_params` and `chat_template_kwargs` of its own.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -31,21 +31,19 @@ from .internals.engine.errors import ends_everything
 from .internals.engine.sampling_params import Sampling
 from .internals.engine.stop import abort_all, engine_of, stoppable
 from .scaling import RayEngine, RayRunner
-from .thinking import ThinkingParser, unfinished_hint
+from .thinking import ThinkingParser, ThinkingResult
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
 
-@dataclass(frozen=True)
-class BatchResult:
-    """What became of one prompt.
+@dataclass(frozen=True, kw_only=True)
+class BatchResult(ThinkingResult):
+    """What became of one prompt: thinking and response, or an `error` with a remedy.
 
     `index` is its place in the list, `prompt` what stood there, `id` the prompt's own.
-    `response` is None while the thinking is unfinished (`complete` is False then), and
-    where there is an `error`, which says what to do. `finish_reason` is vLLM's: "stop",
-    or "length" where the tokens ran out. `tokens` counts all generated tokens, also the
-    markers. `tries` is how often the prompt was asked, see `retry_truncated`.
+    `tokens` counts all generated tokens, also the markers. `tries` is how often the
+    prompt was asked, see `retry_truncated`.
     """
 
     index: int
@@ -53,24 +51,10 @@ class BatchResult:
     id: Any = None
     thinking: str | None = field(default=None, repr=False)
     response: str | None = None
-    complete: bool = False
-    finish_reason: str | None = None
     prompt_tokens: int = 0
     tokens: int = 0
-    thinking_tokens: int = 0
-    response_tokens: int = 0
     error: str | None = None
     tries: int = 1
-
-    @property
-    def truncated(self) -> bool:
-        """True where tokens ran out, in the thinking or in the answer."""
-        return self.finish_reason == "length"
-
-    @property
-    def hint(self) -> str:
-        """Why the thinking has no end, and what to do; "" if it has one."""
-        return "" if self.complete else unfinished_hint(self.finish_reason)
 
 
 def run_batch(
@@ -99,10 +83,9 @@ def run_batch(
     which `chat_template_kwargs` go to, `{"enable_thinking": False}` say.
     `progress` shows a bar; by default it does not where the variable CI is set.
 
-    A prompt that can't be answered gets a result with an `error`. An interrupt leaves
-    an engine that works, and what was finished in the output, or in the exception's
-    `finished`. Raises `TypeError` for a wrong `model` or `prompts`, `ValueError` for
-    bad sampling or template, another kind of file and an output of another job,
+    An interrupt leaves an engine that works, and what was finished in the output, or in
+    the exception's `finished`. Raises `TypeError` for a wrong `model` or `prompts`,
+    `ValueError` for bad sampling or template and an output of another job or kind,
     `RuntimeError` for an engine or an output in use, `OSError`, `NotEnoughMemoryError`,
     and `EngineUnavailableError` where Ray is missing.
     """
@@ -137,9 +120,7 @@ class Batch:
     tokens. The arguments and what is raised are those of `run_batch`.
     """
 
-    # Prompts handed to the engine for each that it can work on: enough that it never
-    # waits, few enough that a long file is not held in memory.
-    IN_FLIGHT = 2
+    IN_FLIGHT = 2  # prompts handed to vLLM for each that it can work on at once
 
     def __init__(
         self,
@@ -164,12 +145,12 @@ class Batch:
         self._parser = ThinkingParser(self._tokenizer)
         name = (template or {}).get("chat_template")
         text = fingerprint.template_text(tokenizer or self._tokenizer, name)
-        self._chat_template = text if tokenizer or name else engine.chat_template
-        path = shape.model  # A relative one may lead to a model that is known.
-        path = str(Path(path).resolve()) if os.path.isdir(path) else path
+        text = text if tokenizer or name else engine.chat_template
+        self._chat_template, path = text, shape.model
+        if os.path.isdir(path):  # A relative path may lead to a model that is known.
+            path = str(Path(path).resolve())
         own = shape.get_diff_sampling_param()
         self._sampling = Sampling(path, sampling_params, own)
-        text = self._chat_template
         self.job = fingerprint.job_of(
             path,
             shape.revision,
@@ -183,9 +164,8 @@ class Batch:
     def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
         """Answer prompts, each as soon as it is finished, in the order of finishing.
 
-        Prompts are read as the engine needs them, so that they can come from a file of
-        any length. While the iterator is not exhausted or closed, Ctrl-C waits for the
-        engine's step to end, and nothing else can generate with the engine.
+        Prompts are read as the engine needs them. Until the iterator is exhausted or
+        closed, Ctrl-C waits for the engine's step, and nothing else can generate.
         """
         with stoppable(self._core):
             yield from self._answer(iter(prompts))
@@ -256,11 +236,10 @@ class Batch:
         self, failed: list[Prompt], error: Exception
     ) -> Iterator[BatchResult]:
         """Ask prompts in halves after vLLM raised without saying which one is bad."""
-        if ends_everything(error):
-            raise error
+        result = _failed(failed[0], error)  # Raises what ends everything.
         abort_all(self._core)
         if len(failed) == 1:
-            yield _failed(failed[0], error)
+            yield result
             return
         half = len(failed) // 2
         yield from self._answer(iter(failed[:half]))
@@ -272,30 +251,22 @@ class Batch:
         if reason in ("abort", "error"):
             why = "vLLM gave this up: run it again, or correct its structured_outputs."
             return _failed(prompt, ValueError(why))
-        parsed = self._parser.parse(
-            token_ids, prompt_token_ids=output.prompt_token_ids, finish_reason=reason
-        )
-        texts = list(parsed)
+        parsed = self._parser.parse(token_ids, output.prompt_token_ids, reason)
         if isinstance(completion.stop_reason, str):
             # vLLM's own text ends before a stop string. The tokens that complete it may
             # begin before it and end after it.
             text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
             after = text[len(completion.text) :].rstrip()
-            part = 0 if texts[1] is None else 1
-            texts[part] = texts[part].removesuffix(after).rstrip()
-        return BatchResult(
-            prompt.index,
-            prompt.given,
-            prompt.id,
-            *texts,
-            complete=parsed.complete,
-            finish_reason=reason,
-            prompt_tokens=len(output.prompt_token_ids),
-            tokens=len(token_ids),
-            thinking_tokens=parsed.thinking_tokens,
-            response_tokens=parsed.response_tokens,
-            tries=prompt.tries,
-        )
+            part = "response" if parsed.complete else "thinking"
+            ended = getattr(parsed, part).removesuffix(after).rstrip()
+            parsed = replace(parsed, **{part: ended})
+        read, written = len(output.prompt_token_ids), len(token_ids)
+        return _result_of(prompt, prompt_tokens=read, tokens=written, **vars(parsed))
+
+
+def _result_of(prompt: Prompt, **found: Any) -> BatchResult:
+    about = {"index": prompt.index, "prompt": prompt.given, "id": prompt.id}
+    return BatchResult(**about, tries=prompt.tries, **found)
 
 
 def _failed(prompt: Prompt, error: Exception) -> BatchResult:
@@ -303,5 +274,4 @@ def _failed(prompt: Prompt, error: Exception) -> BatchResult:
     if ends_everything(error):
         raise error
     name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    shared = prompt.index, prompt.given, prompt.id
-    return BatchResult(*shared, error=f"{name}{error}", tries=prompt.tries)
+    return _result_of(prompt, error=f"{name}{error}", finish_reason="error")

@@ -25,6 +25,7 @@ from helpers.internals.batch.collect import answer_into
 from helpers.internals.batch.prompts import Prompt, PromptSource
 from helpers.models import TINY_THINKER
 from helpers.sampling import preset
+from helpers.thinking import ThinkingResult
 
 MIB = 2**20
 
@@ -87,8 +88,9 @@ def measure_memory(prompts: int, folder: Path) -> dict[str, Any]:
             for prompt in prompts:
                 if prompt.index % 1000 == 0:
                     most = max(most, process.memory_info().rss)
-                ends = "", "1", True, "stop", 9, 9, 5, 3
-                yield BatchResult(prompt.index, prompt.given, prompt.id, *ends)
+                ends = ThinkingResult("", "1", 5, 3, "stop")
+                about = {"index": prompt.index, "prompt": prompt.given, "id": prompt.id}
+                yield BatchResult(**vars(ends), **about, prompt_tokens=9, tokens=9)
 
     start = time.perf_counter()
     answer_into(output, AtOnce(), PromptSource(source), retries=0, shown=False)

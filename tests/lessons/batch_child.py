@@ -41,6 +41,10 @@ NAMES = ("temperature", "top_p", "top_k", "max_tokens", "seed")
 result = {}
 
 
+def as_dict(row):
+    return dataclasses.asdict(row) | {"complete": row.complete}
+
+
 def run(name, *args, **kwargs):
     printed = io.StringIO()
     del seen[:]
@@ -48,7 +52,7 @@ def run(name, *args, **kwargs):
         warnings.simplefilter("always")
         rows = run_batch(*args, **kwargs)
     result[name] = {
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": list(map(as_dict, rows)),
         "truncated": [row.truncated for row in rows],
         "printed": printed.getvalue(),
         "ids": [ids for ids, _ in seen],
@@ -235,7 +239,7 @@ step = core.step
 try:
     run("interrupted", model, good * 3, greedy, progress=False)
 except KeyboardInterrupt as error:
-    result["finished"] = [dataclasses.asdict(row) for row in error.finished]
+    result["finished"] = list(map(as_dict, error.finished))
 setattr(owner, name, real)
 result["left"] = core.get_num_unfinished_requests()
 result["same_step"] = core.step == step

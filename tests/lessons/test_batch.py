@@ -255,6 +255,7 @@ def test_one_prompt_is_not_taken_for_a_list_of_them() -> None:
 
 
 def test_the_repr_is_short() -> None:
-    cut = BatchResult(2, "word " * 9999, "a", "Well " * 9999, finish_reason="length")
+    long = {"prompt": "word " * 9999, "thinking": "Well " * 9999}
+    cut = BatchResult(index=2, id="a", finish_reason="length", **long)
     assert "id='a'" in repr(cut) and "'length'" in repr(cut) and len(repr(cut)) < 300
     assert cut.hint == unfinished_hint("length")

@@ -155,10 +155,11 @@ def test_what_was_stopped_says_so() -> None:
 
 
 def test_what_a_batch_returns_is_shown_done_cut_off_or_failed() -> None:
-    done = BatchResult(0, "?", thinking="5 + 7", response="12", complete=True)
-    short = BatchResult(1, "?", None, "1", "It is", True, finish_reason="length")
-    open_ended = BatchResult(2, "?", thinking="5 +", finish_reason="length")
-    failed = BatchResult(3, "", error="an empty prompt.")
+    at = {"index": 0, "prompt": "?"}
+    done = BatchResult(**at, thinking="5 + 7", response="12")
+    short = BatchResult(**at, id="1", response="It is", finish_reason="length")
+    open_ended = BatchResult(**at, thinking="5 +", finish_reason="length")
+    failed = BatchResult(**at, error="an empty prompt.", finish_reason="error")
     text = repr(show_thinking([done, short, open_ended, failed]))
     cards = [card.split("Answer:\n")[1] for card in text.split("\n\n")]
     assert cards[0] == "12"
