@@ -7,20 +7,20 @@ worker that dies. Each worker loads the model and runs the loop of `run_batch`.
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from os import PathLike
 from typing import Any
 
 from .internals.batch.fingerprint import job_of
 from .internals.batch.prompts import Prompt
 from .internals.engine.exceptions import EngineUnavailableError, ModelLoadError
-from .internals.engine.plan import detect_device, resolve_model_path
+from .internals.engine.plan import resolve_model_path
 from .internals.engine.quiet import quiet
 from .internals.engine.sampling_params import Sampling
 from .internals.machine.settings import load_settings
@@ -33,15 +33,11 @@ class RayEngine:
     `workers` engines work at the same time; by default one for each GPU of the cluster,
     or one. `address` is that of a running cluster, "auto" for the one that this machine
     belongs to; without it Ray starts here and ends with the batch, unless it runs
-    already. `gpus_per_worker` above 1 spreads a model over several GPUs of one host
-    (tensor parallel). `cpus_per_worker` are the cores that Ray sets aside for each.
-
-    `batch_size` prompts go to a worker at a time. A large number keeps it busy; a small
-    one shows progress earlier, and is what a worker that dies has to do again.
-
-    `max_seq_length` is in tokens, prompt and completion together; `load` holds further
-    arguments of `FastLanguageModel.from_pretrained`, or of `vllm.LLM` where a model is
-    spread over GPUs.
+    already. `gpus_per_worker` above 1 spreads a model over several GPUs of one host.
+    `cpus_per_worker` are the cores that Ray sets aside for each. `batch_size` prompts
+    go to a worker at a time, and are done again where one dies. `max_seq_length` is in
+    tokens, prompt and completion together. `load` holds further arguments of
+    `FastLanguageModel.from_pretrained`, or of `vllm.LLM` for a model over several GPUs.
     """
 
     workers: int | None = None
@@ -55,17 +51,9 @@ class RayEngine:
     def __post_init__(self) -> None:
         """Refuse numbers with which no prompt is ever answered."""
         for name in ("workers", "batch_size", "gpus_per_worker", "max_seq_length"):
-            least, value = 2 if name == "max_seq_length" else 1, getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {least} or more.")
-
-
-# Ray reads these at its start; they switch off usage reports and progress messages.
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DATA_LOG_LEVEL": "CRITICAL",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is 1 or more, not {value}.")
 
 
 class RayRunner:
@@ -77,22 +65,17 @@ class RayRunner:
     """
 
     def __init__(
-        self,
-        make_batch: Callable[..., Any],
-        load: Callable[..., Any],
-        model: str | PathLike,
-        engine: RayEngine,
-        sampling_params: Any = None,
-        template: Mapping[str, Any] | None = None,
-        *shared: Any,
+        self, make_batch: Any, load: Any, model: Any, engine: RayEngine, *shared: Any
     ) -> None:
         if not isinstance(model, str | PathLike):
             raise TypeError(
                 "each of Ray's workers loads the model itself: pass its name or path, "
                 f"not a {type(model).__name__}"
             )
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
+        # Ray reads these at its start: no usage reports, no messages of progress.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             import ray.data  # noqa: F401
         except ImportError as error:
@@ -102,18 +85,17 @@ class RayRunner:
             ) from error
         load_settings().apply()
         path, self.room = resolve_model_path(model), engine.max_seq_length
-        # Checked here, so that bad parameters fail before any model is loaded.
-        sampling = Sampling(path, sampling_params)
+        sampling_params, template, *_ = shared
         self.job = job_of(
             path,
-            sampling_params=sampling.resolved,
+            # Bad ones fail here, before any model is loaded.
+            sampling_params=Sampling(path, sampling_params).resolved,
             chat_template_kwargs=template,
             context=self.room,
             load=engine.load,
         )
         self._engine = engine
-        given = sampling_params, template, *shared
-        self._made_with = make_batch, load, model, engine, *given
+        self._made_with = make_batch, load, model, engine, *shared
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
         """Answer prompts, each as soon as its worker is done with its batch.
@@ -121,31 +103,32 @@ class RayRunner:
         Prompts wait in Ray's object store, which goes on to disk where they are many.
         Raises `ModelLoadError` where a worker can't load the model.
         """
+        import pyarrow as pa
         import ray
-        from ray.exceptions import ActorDiedError
+        from ray.data import ActorPoolStrategy, from_arrow_refs
 
-        engine = self._engine
+        engine, blocks = self._engine, []
+        rows = ({"prompt": pickle.dumps(prompt)} for prompt in prompts)
         with _cluster(engine.address):
-            blocks = [ray.put(table) for table in _tables(prompts, engine.batch_size)]
+            while block := list(islice(rows, engine.batch_size)):
+                blocks.append(ray.put(pa.Table.from_pylist(block)))
             if not blocks:
                 return
             gpus = int(ray.cluster_resources().get("GPU", 0))
             workers = engine.workers or max(1, gpus // engine.gpus_per_worker)
-            results = ray.data.from_arrow_refs(blocks).map_batches(
+            pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)
+            results = from_arrow_refs(blocks).map_batches(
                 Worker,
                 fn_constructor_args=self._made_with,
                 batch_size=engine.batch_size,
-                batch_format="numpy",
-                compute=ray.data.ActorPoolStrategy(
-                    size=workers, max_tasks_in_flight_per_actor=2
-                ),
+                compute=pool,
                 num_cpus=engine.cpus_per_worker,
                 num_gpus=engine.gpus_per_worker if gpus else 0,
             )
             try:
                 for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
                     yield from map(pickle.loads, batch["result"])
-            except ActorDiedError as error:
+            except ray.exceptions.ActorDiedError as error:
                 if "creation task" not in str(error):
                     raise
                 why = str(error).splitlines()[-1]
@@ -159,40 +142,25 @@ class Worker:
     """One engine, in a process that Ray runs."""
 
     def __init__(
-        self, make_batch: Any, load: Any, model: str, engine: RayEngine, *given: Any
+        self, make_batch: Any, load: Any, model: str, engine: RayEngine, *shared: Any
     ) -> None:
-        over_gpus = engine.gpus_per_worker > 1 and detect_device() == "cuda"
+        options = {"max_seq_length": engine.max_seq_length}
+        if engine.gpus_per_worker > 1:  # Unsloth's engine keeps to one.
+            from vllm import LLM
+
+            load, model = LLM, resolve_model_path(model)
+            options = {"max_model_len": engine.max_seq_length}
+            options["tensor_parallel_size"] = engine.gpus_per_worker
         # Unsloth writes modules as it is imported. Workers of one host that write the
         # same ones would read each other's half-written files.
         with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
             os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
-            if over_gpus:  # Unsloth's engine keeps to one.
-                from vllm import LLM
-
-                loaded = LLM(
-                    resolve_model_path(model),
-                    max_model_len=engine.max_seq_length,
-                    tensor_parallel_size=engine.gpus_per_worker,
-                    **engine.load,
-                )
-            else:
-                length = engine.max_seq_length
-                loaded = load(model, max_seq_length=length, **engine.load)
-        self._batch = make_batch(loaded, *given)
+            self._batch = make_batch(load(model, **options, **engine.load), *shared)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         prompts = map(pickle.loads, batch["prompt"])
         with contextlib.closing(self._batch.run(prompts)) as results:
             return {"result": [pickle.dumps(result) for result in results]}
-
-
-def _tables(prompts: Iterable[Prompt], size: int) -> Iterator[Any]:
-    """Yield tables of `size` prompts, each prompt pickled."""
-    import pyarrow as pa
-
-    rows = ({"prompt": pickle.dumps(prompt)} for prompt in prompts)
-    while table := list(itertools.islice(rows, size)):
-        yield pa.Table.from_pylist(table)
 
 
 @contextlib.contextmanager
@@ -203,19 +171,11 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    options = {"include_dashboard": False, "log_to_driver": False}
-    # Ray gives its processes 30 seconds to start; a busy machine may need more.
-    for is_last in (False, False, True):
-        try:
-            with quiet(load_settings()):
-                # Without an address Ray would join whatever cluster it finds here.
-                ray.init(address or "local", logging_level=logging.ERROR, **options)
-            break
-        except Exception as error:  # Ray has no exception type for this.
-            ray.shutdown()
-            if is_last or "timed out during startup" not in str(error):
-                raise
+    silent = {"include_dashboard": False, "log_to_driver": False}
     try:
+        with quiet(load_settings()):
+            # Without an address Ray would join whatever cluster it finds here.
+            ray.init(address or "local", logging_level=logging.ERROR, **silent)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         yield

@@ -8,6 +8,7 @@ from child import run_child
 
 from helpers.batch import run_batch
 from helpers.internals.engine.exceptions import EngineUnavailableError
+from helpers.scaling import RayEngine
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +62,12 @@ def test_a_model_that_is_loaded_already_is_refused() -> None:
         run_batch(object(), ["hello"], engine="ray")
     with pytest.raises(ValueError, match="'vllm', 'ray' or"):
         run_batch(object(), ["hello"], engine="spark")
+
+
+@pytest.mark.parametrize(
+    "name", ["workers", "batch_size", "gpus_per_worker", "max_seq_length"]
+)
+def test_an_engine_that_would_never_answer_is_refused(name: str) -> None:
+    """With a `batch_size` of 0 Ray would be started again and again."""
+    with pytest.raises(ValueError, match=f"{name} is 1 or more, not 0"):
+        RayEngine(**{name: 0})
