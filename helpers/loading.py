@@ -30,7 +30,7 @@ from .internals.engine.stop import finishing, interruptible
 from .internals.engine.weights import check_tensors, warn_of_stretching
 from .internals.machine.settings import load_settings
 from .kernel import make_room
-from .models import TINY_THINKER, is_embedded, whole_name
+from .models import TINY_THINKER, whole_name
 
 if TYPE_CHECKING:
     from unsloth import FastLanguageModel
@@ -93,7 +93,7 @@ def _from_pretrained(
         refuse_for_cpu_engine(plan.path)
         arguments = take_engine_arguments(kwargs, unsloth_class.from_pretrained)
     kwargs["fast_inference"] = fast_inference and has_gpu
-    if on_cpu_engine or (not has_gpu and is_embedded(plan.path)):
+    if on_cpu_engine or (not has_gpu and plan.spec and plan.spec.is_embedded):
         dtype = dtype or "float32"  # As in the files: the same tokens on every CPU.
     which = {name: kwargs.get(name) for name in ("revision", "cache_dir", "token")}
     share = fast_inference * kwargs.get("gpu_memory_utilization", 0.5)

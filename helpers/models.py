@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 MIB = 1024 * 1024
 
 TINY_THINKER, SMOLLM2 = "tiny-thinker", "smollm2"
+GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 # Made by internals.engine.smollm2; outside of the project, so that it stays.
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 SMOLLM2_DIRECTORY = _CACHE / "fast-inference-notebooks/smollm2-0.1.2"
 _EMBEDDED = {TINY_THINKER: TINY_THINKER_DIRECTORY, SMOLLM2: SMOLLM2_DIRECTORY}
-
 
 # NF4: 4 bits a weight, and one 32-bit scale per block of 64 (QLoRA, arXiv:2305.14314);
 # vLLM undoes the second quantisation, that of the scales, as it loads.
@@ -30,28 +30,39 @@ NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 # A CUDA context, activations and vLLM's captured graphs: 1,000 to 1,310 MiB on an H100
 # (models of 3 and 4 billion parameters in 16 and 4 bits, tests/gpu/test_gpu.py).
 GPU_OVERHEAD_MIB = 1100
+CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.
 # The largest share of a GPU's free memory that is safe to give to one engine.
 MOST_OF_A_GPU = 0.9
-CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.
 
 
 class UnknownModelError(ValueError):
     """A model name that is not in `MODELS`; the message names the nearest ones."""
 
 
-@dataclass(frozen=True, kw_only=True)
+class Shape(NamedTuple):
+    """The numbers of an architecture that decide how much memory it takes."""
+
+    parameters: int
+    kept: int  # Those that a "4-bit" checkpoint keeps whole: first, the embedding.
+    layers: int
+    kv_width: int = 8 * 128  # Heads of keys or values, times the width of one.
+    value_bytes: int = 2
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One supported model: its architecture and its authors' advice on sampling."""
 
     name: str
-    parameters: int
-    kept_parameters: int  # Those that a "4-bit" checkpoint keeps: first, the embedding.
-    layers: int
-    kv_width: int = 8 * 128  # Heads of keys or values, times the width of one.
-    bytes_per_value: int = 2
+    shape: Shape
     context_length: int
     sampling: Mapping[str, float]
     thinking_sampling: Mapping[str, float] | None = None  # If thinking is a choice.
+
+    @property
+    def is_embedded(self) -> bool:
+        """True for tiny-thinker and smollm2, whose weights have 32 bits."""
+        return self.name in _EMBEDDED
 
     @property
     def path(self) -> str:
@@ -66,13 +77,13 @@ class ModelSpec:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache for one token: a key and a value in every layer."""
-        return 2 * self.layers * self.kv_width * self.bytes_per_value
+        return 2 * self.shape.layers * self.shape.kv_width * self.shape.value_bytes
 
     def weight_bytes(self, load_in_4bit: bool) -> int:
         """Count the bytes of the weights, of which some are quantised in 4 bits."""
-        whole = self.kept_parameters if load_in_4bit else self.parameters
-        quantised = (self.parameters - whole) * NF4_BYTES_PER_WEIGHT
-        return round(whole * self.bytes_per_value + quantised)
+        whole = self.shape.kept if load_in_4bit else self.shape.parameters
+        quantised = (self.shape.parameters - whole) * NF4_BYTES_PER_WEIGHT
+        return round(whole * self.shape.value_bytes + quantised)
 
 
 def fixed(**values: Any) -> Mapping[str, Any]:
@@ -80,70 +91,39 @@ def fixed(**values: Any) -> Mapping[str, Any]:
     return MappingProxyType(values)
 
 
-# The model cards and config.json of Qwen/Qwen3-4B and Qwen/Qwen3-4B-Thinking-2507.
+# From the cards and config.json on huggingface.co, and tools/tiny_thinker/train.py.
+_TINY = Shape(1_148_544, 1280 * 128, layers=4, kv_width=2 * 64, value_bytes=4)
+_SMOLLM2 = Shape(134_515_008, 49_152 * 576, layers=30, kv_width=3 * 64, value_bytes=4)
+# 360 million is an estimate, of the layers that Unsloth finds sensitive.
+_QWEN3_4B = Shape(4_022_468_096, 151_936 * 2560 + 360_000_000, layers=36)
+# 420 million are the vision encoder and its projector.
+_MINISTRAL_3B = Shape(3_849_090_048, 131_072 * 3072 + 420_083_712, layers=26)
+_LLAMA_3B = Shape(3_212_749_824, 128_256 * 3072, layers=28)
 QWEN3_THINKING_SAMPLING = fixed(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
-_QWEN3_4B = fixed(
-    parameters=4_022_468_096,
-    # The second part is an estimate, of the layers that Unsloth finds sensitive.
-    kept_parameters=151_936 * 2560 + 360_000_000,
-    layers=36,
-)
 _SPECS = (
+    ModelSpec(TINY_THINKER, _TINY, 4096, QWEN3_THINKING_SAMPLING),
+    ModelSpec(SMOLLM2, _SMOLLM2, 8192, fixed(temperature=0.2, top_p=0.9)),
+    ModelSpec(GPU_MODEL, _QWEN3_4B, 262_144, QWEN3_THINKING_SAMPLING),
     ModelSpec(
-        # tools/tiny_thinker/train.py; a test holds these against the model's files.
-        name=TINY_THINKER,
-        parameters=1_148_544,
-        kept_parameters=1280 * 128,
-        layers=4,
-        kv_width=2 * 64,
-        bytes_per_value=4,
-        context_length=4096,
-        sampling=QWEN3_THINKING_SAMPLING,
+        "unsloth/Ministral-3-3B-Reasoning-2512",
+        _MINISTRAL_3B,
+        262_144,
+        fixed(temperature=0.7, top_p=0.95),  # From vLLM's recipes.
     ),
     ModelSpec(
-        # huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json and card.
-        name=SMOLLM2,
-        parameters=134_515_008,
-        kept_parameters=49_152 * 576,
-        layers=30,
-        kv_width=3 * 64,
-        bytes_per_value=4,
-        context_length=8192,
-        sampling=fixed(temperature=0.2, top_p=0.9),
+        "unsloth/Qwen3-4B-unsloth-bnb-4bit",
+        _QWEN3_4B,
+        32_768,
+        fixed(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0),
+        QWEN3_THINKING_SAMPLING,
     ),
     ModelSpec(
-        name="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
-        context_length=262_144,
-        sampling=QWEN3_THINKING_SAMPLING,
-        **_QWEN3_4B,
-    ),
-    ModelSpec(
-        # huggingface.co/mistralai/Ministral-3-3B-Reasoning-2512, config.json.
-        name="unsloth/Ministral-3-3B-Reasoning-2512",
-        parameters=3_849_090_048,
-        kept_parameters=131_072 * 3072 + 420_083_712,  # Vision encoder, projector.
-        layers=26,
-        context_length=262_144,
-        sampling=fixed(temperature=0.7, top_p=0.95),  # From vLLM's recipes.
-    ),
-    ModelSpec(
-        name="unsloth/Qwen3-4B-unsloth-bnb-4bit",
-        context_length=32_768,
-        sampling=fixed(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0),
-        thinking_sampling=QWEN3_THINKING_SAMPLING,
-        **_QWEN3_4B,
-    ),
-    ModelSpec(
-        # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, its two config files.
-        name="unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
-        parameters=3_212_749_824,
-        kept_parameters=128_256 * 3072,
-        layers=28,
-        context_length=131_072,
-        sampling=fixed(temperature=0.6, top_p=0.9),
+        "unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
+        _LLAMA_3B,
+        131_072,
+        fixed(temperature=0.6, top_p=0.9),
     ),
 )
-
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({s.name: s for s in _SPECS})
 _BY_SHORT_NAME = {s.name.lower().split("/")[-1]: s for s in _SPECS}
 
@@ -157,19 +137,17 @@ def get_model(name: str) -> ModelSpec:
     for short, spec in _BY_SHORT_NAME.items():
         if wanted in (short, spec.name.lower()):
             return spec
-    near = " or ".join(nearest_models(wanted))
-    hint = f" Did you mean {near}?" if near else ""
-    raise UnknownModelError(
-        f"no supported model is called {name!r}.{hint} Supported: {', '.join(MODELS)}."
-    )
+    problem = f"no supported model is called {name!r}.{did_you_mean(wanted)}"
+    raise UnknownModelError(f"{problem} Supported: {', '.join(MODELS)}.")
 
 
-def nearest_models(name: str) -> list[str]:
-    """Return up to two supported names that look like `name`, the nearest first."""
+def did_you_mean(name: str) -> str:
+    """Ask for up to two supported names that look like `name`; "" if none does."""
     wanted = name.lower().split("/")[-1]
-    parts = [short for short in _BY_SHORT_NAME if wanted and wanted in short]
+    parts = [short for short in _BY_SHORT_NAME if wanted in short]
     near = difflib.get_close_matches(wanted, _BY_SHORT_NAME, n=2, cutoff=0.4)
-    return [_BY_SHORT_NAME[short].name for short in dict.fromkeys([*parts, *near])][:2]
+    names = [_BY_SHORT_NAME[one].name for one in dict.fromkeys([*parts, *near])]
+    return f" Did you mean {' or '.join(names[:2])}?" if names else ""
 
 
 def whole_name(path: str) -> str:
@@ -189,11 +167,6 @@ def find_model(path: str) -> ModelSpec | None:
     return next((s for s in _SPECS if path in (s.path, s.path_16bit)), None)
 
 
-def is_embedded(path: str) -> bool:
-    """Tell whether a path is the folder of tiny-thinker or smollm2, in 32 bits."""
-    return path in map(str, _EMBEDDED.values())
-
-
 @dataclass(frozen=True)
 class MemoryEstimate:
     """What a load will need, in MiB, and the settings that it was computed for."""
@@ -202,7 +175,6 @@ class MemoryEstimate:
     max_seq_length: int
     concurrency: int
     load_in_4bit: bool
-
     weights_mib: int
     request_mib: float  # The KV cache of one sequence of full length.
     overhead_mib: int
@@ -231,10 +203,9 @@ class MemoryEstimate:
         return self.held_at_once(available_mib) > 0
 
     def advice(self, free_mib: float, gpu_memory_utilization: float = 1.0) -> str:
-        """Say how many requests fit at once, or which value to change.
+        """Say how many requests fit at once, or the change that costs the least.
 
-        `free_mib` are MiB of free memory, of which the engine takes the share
-        `gpu_memory_utilization`. The value named is the one that costs the least.
+        The engine takes the share `gpu_memory_utilization` of `free_mib` MiB.
         """
         share = free_mib * gpu_memory_utilization
         if count := self.held_at_once(share):
@@ -249,8 +220,8 @@ class MemoryEstimate:
         elif four.fits(share):
             change = f"LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
         elif not self.load_in_4bit:
-            change = four.advice(free_mib, gpu_memory_utilization)
-            change = f"With LOAD_IN_4BIT=true: {change}"
+            advice = four.advice(free_mib, gpu_memory_utilization)
+            change = f"With LOAD_IN_4BIT=true: {advice}"
         elif room >= 512:
             change = f"Lower MAX_SEQ_LENGTH to {int(room) // 256 * 256}."
         else:
@@ -259,11 +230,10 @@ class MemoryEstimate:
         return f"Does not fit: {need}. {change}"
 
     def __str__(self) -> str:
-        return (
-            f"{self.model.name}: {self.total_mib:,} MiB (weights {self.weights_mib:,}, "
-            f"KV cache {self.kv_cache_mib:,} for {self.concurrency} x "
-            f"{self.max_seq_length:,} tokens, other {self.overhead_mib:,})"
-        )
+        tokens = f"{self.concurrency} x {self.max_seq_length:,} tokens"
+        cache = f"KV cache {self.kv_cache_mib:,} for {tokens}"
+        parts = f"weights {self.weights_mib:,}, {cache}, other {self.overhead_mib:,}"
+        return f"{self.model.name}: {self.total_mib:,} MiB ({parts})"
 
 
 def estimate_memory(
@@ -286,6 +256,6 @@ def estimate_memory(
         )
     weights = math.ceil(spec.weight_bytes(load_in_4bit) / MIB)
     request = spec.kv_bytes_per_token * max_seq_length / MIB
-    overhead = CPU_OVERHEAD_MIB if is_embedded(spec.path) else GPU_OVERHEAD_MIB
+    overhead = CPU_OVERHEAD_MIB if spec.is_embedded else GPU_OVERHEAD_MIB
     asked = (spec, max_seq_length, concurrency, load_in_4bit)
     return MemoryEstimate(*asked, weights, request, overhead)

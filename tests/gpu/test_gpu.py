@@ -177,15 +177,13 @@ def test_shutdown_gives_the_memory_back(place, reader, monkeypatch):
 def _estimate(shape: str, path: Path, load: dict[str, Any]) -> Any:
     config = json.loads((path / "config.json").read_text())
     spec, layers = SHAPES[shape], config["num_hidden_layers"]
+    whole = spec.shape
     fixed = config["vocab_size"] * config["hidden_size"]
-    per_layer = (spec.parameters - fixed) / spec.layers
+    per_layer = (whole.parameters - fixed) / whole.layers
     # Quantised while loading: no layer is kept in 16-bit.
-    spec = replace(
-        spec,
-        layers=layers,
-        parameters=round(fixed + per_layer * layers),
-        kept_parameters=fixed,
-    )
+    parameters = round(fixed + per_layer * layers)
+    small = whole._replace(layers=layers, parameters=parameters, kept=fixed)
+    spec = replace(spec, shape=small)
     return estimate_memory(
         spec, load["max_seq_length"], load["max_num_seqs"], load["load_in_4bit"]
     )

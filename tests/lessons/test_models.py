@@ -9,10 +9,9 @@ from helpers.models import (
     NF4_BYTES_PER_WEIGHT,
     TINY_THINKER_DIRECTORY,
     UnknownModelError,
+    did_you_mean,
     estimate_memory,
     get_model,
-    is_embedded,
-    nearest_models,
 )
 
 QWEN_THINKING = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
@@ -26,9 +25,7 @@ HUB_PATHS = [
 
 def test_the_supported_models_are_two_embedded_ones_and_four_of_the_hub() -> None:
     assert list(MODELS) == ["tiny-thinker", "smollm2", *HUB_PATHS]
-    assert [spec.name for spec in MODELS.values() if is_embedded(spec.path)] == [
-        *MODELS
-    ][:2]
+    assert [spec.is_embedded for spec in MODELS.values()] == [True] * 2 + [False] * 4
     assert all(MODELS[path].path == path for path in HUB_PATHS)
 
 
@@ -46,11 +43,11 @@ def test_the_table_agrees_with_the_files_of_the_embedded_model() -> None:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     tensors = [value for key, value in header.items() if key != "__metadata__"]
     end = max(tensor["data_offsets"][1] for tensor in tensors)
-    assert spec.parameters * spec.bytes_per_value == end
-    assert spec.layers == config["num_hidden_layers"]
-    assert spec.kv_width == config["num_key_value_heads"] * config["head_dim"]
+    assert spec.shape.parameters * spec.shape.value_bytes == end
+    assert spec.shape.layers == config["num_hidden_layers"]
+    assert spec.shape.kv_width == config["num_key_value_heads"] * config["head_dim"]
     assert spec.context_length == config["max_position_embeddings"]
-    assert spec.kept_parameters == config["vocab_size"] * config["hidden_size"]
+    assert spec.shape.kept == config["vocab_size"] * config["hidden_size"]
 
 
 @pytest.mark.parametrize(
@@ -67,11 +64,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_known_one() -> None:
 
 
 def test_part_of_a_name_is_enough_for_a_guess() -> None:
-    assert nearest_models("ministral") == ["unsloth/Ministral-3-3B-Reasoning-2512"]
+    model = "unsloth/Ministral-3-3B-Reasoning-2512"
+    assert did_you_mean("ministral") == f" Did you mean {model}?"
 
 
 def test_a_name_like_nothing_gets_no_guess() -> None:
-    assert nearest_models("zzzz") == []
+    assert did_you_mean("zzzz") == ""
     with pytest.raises(UnknownModelError, match="Supported: tiny-thinker, "):
         get_model("zzzz")
 
@@ -154,10 +152,10 @@ def vision_parameters(config: dict) -> int:
 def test_the_parameters_are_those_of_the_published_config(name: str) -> None:
     config, spec = PUBLISHED[name], MODELS[name]
     vision = vision_parameters(config)
-    assert spec.parameters == text_parameters(config) + vision
+    assert spec.shape.parameters == text_parameters(config) + vision
     embedding = config["vocab_size"] * config["hidden_size"]
-    assert spec.kept_parameters >= embedding + vision
-    assert spec.weight_bytes(load_in_4bit=False) == 2 * spec.parameters
+    assert spec.shape.kept >= embedding + vision
+    assert spec.weight_bytes(load_in_4bit=False) == 2 * spec.shape.parameters
 
 
 def test_a_4bit_weight_takes_what_bitsandbytes_makes_of_it() -> None:
@@ -188,7 +186,8 @@ def test_the_estimates_are_near_what_was_measured_on_a_gpu(
 ) -> None:
     config = PUBLISHED[name]
     embedding = config["vocab_size"] * config["hidden_size"]
-    spec = replace(MODELS[name], kept_parameters=embedding)
+    spec = MODELS[name]
+    spec = replace(spec, shape=spec.shape._replace(kept=embedding))
     estimate = estimate_memory(spec, length, concurrency, in_4bit).total_mib
     assert 0.97 <= estimate / used <= 1.07
 

@@ -14,8 +14,8 @@ from ...models import (
     TINY_THINKER,
     MemoryEstimate,
     ModelSpec,
+    did_you_mean,
     estimate_memory,
-    nearest_models,
 )
 from ..machine.devices import current_gpu, free_memory_mib
 from ..machine.settings import AUTO, Settings
@@ -135,8 +135,7 @@ def _hub_error(path: str, chain: list[BaseException]) -> ModelLoadError | None:
             "set HF_TOKEN to a token of that account."
         )
     if isinstance(found, hub.RepositoryNotFoundError | hub.RevisionNotFoundError):
-        near = " or ".join(nearest_models(path))
-        hint = f" Did you mean {near}?" if near else ""
+        hint = did_you_mean(path)
         return ModelNotFoundError(f"{path} can't be loaded: {found}{hint}")
     return not_cached(path, found) if found else None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...models import (
+    GPU_MODEL,
     MODELS,
     MOST_OF_A_GPU,
     SMOLLM2,
@@ -25,8 +26,6 @@ from .errors import LoadPlan
 from .exceptions import ModelLoadError, ModelNotFoundError
 from .smollm2 import make_smollm2
 from .weights import adapter_config
-
-GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 
 
 def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:

@@ -59,11 +59,11 @@ def test_it_is_loaded_in_the_precision_of_its_files(smollm2: dict) -> None:
 
 def test_the_table_agrees_with_the_files(smollm2: dict) -> None:
     spec, config = MODELS[SMOLLM2], smollm2["config"]
-    assert spec.parameters == smollm2["parameters"]
-    assert spec.layers == config["num_hidden_layers"]
-    assert spec.kv_width == config["num_key_value_heads"] * config["head_dim"]
+    assert spec.shape.parameters == smollm2["parameters"]
+    assert spec.shape.layers == config["num_hidden_layers"]
+    assert spec.shape.kv_width == config["num_key_value_heads"] * config["head_dim"]
     assert spec.context_length == config["max_position_embeddings"]
-    assert spec.kept_parameters == config["vocab_size"] * config["hidden_size"]
+    assert spec.shape.kept == config["vocab_size"] * config["hidden_size"]
     weights = (SMOLLM2_DIRECTORY / "model.safetensors").stat().st_size
     estimate = estimate_memory(SMOLLM2, 2048, load_in_4bit=False)
     assert estimate.weights_mib == pytest.approx(weights / 2**20, abs=1)
