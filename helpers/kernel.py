@@ -9,7 +9,6 @@ whose load needs the memory, removes that file.
 import json
 import logging
 import os
-import secrets
 import sys
 import threading
 import time
@@ -23,20 +22,11 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from .internals.machine.devices import free_memory_mib
 
-REPLY_SECONDS = 1.0  # for the cell's reply to reach whoever runs the notebook
-REQUEST_SECONDS = 3.0  # for one answer of a Jupyter server on this machine
 CHILD_SECONDS = 5.0  # for child processes to end, before they are forced
-EXIT_SECONDS = 3.0  # for an orderly exit, before it is forced
 IDLE_SECONDS = 600.0  # that a kernel stays for its reader after the last cell
-LEAVE_SECONDS = 20.0  # for a waiting kernel to end once its file is gone
-ALONE_SECONDS = 1.0  # of rest before a cell that is not part of Run All
 _NOTE = "waits-in-last-cell-"  # begins the name of a waiting kernel's file
-_last_actions: list[Callable[[], None]] = []
-
-
-def at_shutdown(action: Callable[[], None]) -> None:
-    """Have `action` called before the kernel ends; its errors are ignored."""
-    _last_actions.append(action)
+# What is called before the kernel ends; errors are ignored.
+at_shutdown: list[Callable[[], object]] = []
 
 
 def shutdown_kernel() -> None:
@@ -45,10 +35,8 @@ def shutdown_kernel() -> None:
     Where nobody can answer (nbmake, nbconvert, papermill) the kernel ends at once. For
     a reader it stays for the exercises. It ends ten minutes after the last cell, at
     once when this cell is run again by itself, or when a load in another notebook needs
-    the memory.
-
-    A Jupyter server that only a password opens, or that listens on a Unix socket, can't
-    be asked to end the kernel: it starts an empty one again.
+    the memory. A Jupyter server that only a password opens, or that listens on a Unix
+    socket, can't be asked to end the kernel: it starts an empty one again.
     """
     kernelapp = sys.modules.get("ipykernel.kernelapp")
     if not (kernelapp and kernelapp.IPKernelApp.initialized()):
@@ -58,17 +46,9 @@ def shutdown_kernel() -> None:
     # Runners say with each cell that nobody would answer a question, front ends don't.
     if app.kernel.get_parent()["content"].get("allow_stdin"):
         _Waiting.current = _Waiting.current or _Waiting(app)
-        if not _Waiting.current.is_run_again():
-            _Waiting.current.announce()
+        if _Waiting.current.goes_on():
             return
-    print(_free_memory())
-
-    def end_after_reply() -> None:
-        app.shell.events.unregister("post_execute", end_after_reply)
-        threading.Thread(target=_end_kernel, args=[app], daemon=True).start()
-
-    # post_execute and not post_run_cell, which silent cells and widgets' callbacks lack
-    app.shell.events.register("post_execute", end_after_reply)
+    print(_end_all(app))
 
 
 def make_room(needed_mib: float) -> None:
@@ -85,7 +65,7 @@ def make_room(needed_mib: float) -> None:
             if process.create_time() <= note.stat().st_mtime:  # Else a later process.
                 waiting[process] = note.read_text(encoding="utf-8")
         note.unlink(missing_ok=True)  # This asks the kernel to end.
-    for process in psutil.wait_procs(waiting, LEAVE_SECONDS)[0]:
+    for process in psutil.wait_procs(waiting, timeout=20)[0]:
         print(f"Ended the kernel of {waiting[process]}: its memory is needed here.")
 
 
@@ -95,35 +75,32 @@ class _Waiting:
     current: "_Waiting | None" = None
 
     def __init__(self, app: Any) -> None:
-        from tornado.ioloop import PeriodicCallback
-
         self._app = app
         self._note = Path(jupyter_runtime_dir(), f"{_NOTE}{os.getpid()}")
-        self._cells, self._rest, self._since = 0, 0.0, float("inf")
+        self._announced, self._rest, self._since = -1, 0.0, float("inf")
         app.shell.events.register("pre_execute", self._begin_cell)
         app.shell.events.register("post_execute", self._end_cell)
-        self._clock = PeriodicCallback(self._end_in_time, callback_time=500)  # ms
-        self._clock.start()
-        at_shutdown(self._leave)
+        at_shutdown.append(self._leave)
+        self._end_in_time()
 
-    def is_run_again(self) -> bool:
-        """Tell whether this cell was run a second time, and not as part of Run All."""
-        return self._cells == 1 or self._rest > ALONE_SECONDS
-
-    def announce(self) -> None:
-        """Say on the page what ends the kernel."""
+    def goes_on(self) -> bool:
+        """Say on the page what ends the kernel; return False if this cell does now."""
         from IPython.display import display
 
-        self._cells = 0
+        this_cell = self._app.shell.execution_count
+        # After a second of rest it is not part of Run All.
+        if this_cell == self._announced + 1 or self._rest > 1.0:
+            return False
+        self._announced = this_cell
         text = (
             f"The kernel stays for the exercises. It ends "
             f"{IDLE_SECONDS / 60:g} minutes after the last cell that you run, or when "
             "another notebook needs the memory. This cell, run again, ends it at once."
         )
         self._output = display({"text/plain": text}, raw=True, display_id=True)
+        return True
 
     def _begin_cell(self) -> None:
-        self._cells += 1
         self._rest, self._since = time.monotonic() - self._since, float("inf")
         self._note.unlink(missing_ok=True)
 
@@ -137,23 +114,25 @@ class _Waiting:
         rest = time.monotonic() - self._since  # Negative while a cell runs.
         asked = rest >= 0 and not self._note.exists()
         if asked or rest > IDLE_SECONDS:
-            text = "Another notebook needs the memory.\n" * asked + _free_memory()
+            text = "Another notebook needs the memory.\n" * asked + _end_all(self._app)
             self._output.update({"text/plain": text}, raw=True)
-            threading.Thread(target=_end_kernel, args=[self._app], daemon=True).start()
+        else:
+            self._app.kernel.io_loop.call_later(0.5, self._end_in_time)
 
     def _leave(self) -> None:
-        self._clock.stop()
         self._app.shell.events.unregister("post_execute", self._end_cell)
         self._note.unlink(missing_ok=True)
 
 
-def _free_memory() -> str:
-    """End all that this kernel started; return the text for the reader."""
-    for action in _last_actions:
+def _end_all(app: Any) -> str:
+    """End all that this kernel started, then it; return the text for the reader."""
+    for action in at_shutdown:
         with suppress(Exception):
             action()
     logging.disable(logging.CRITICAL)  # or vLLM reports the death of its engine
     ended = _end_children(CHILD_SECONDS)
+    thread = threading.Thread(target=_end_kernel, args=[app], daemon=True)
+    app.kernel.io_loop.add_callback(thread.start)  # The loop waits for the cell's end.
     return (
         f"Ended {ended} child process{'' if ended == 1 else 'es'}. The kernel ends "
         "now; its memory is free again.\n"
@@ -180,36 +159,32 @@ def _end_children(wait: float) -> int:
 
 def _end_kernel(app: Any) -> None:
     """End the kernel: by its server, else by itself, else by force."""
-    time.sleep(REPLY_SECONDS)
+    time.sleep(1.0)  # The cell's reply reaches whoever runs the notebook.
     if not _shut_down_by_server(Path(app.abs_connection_file)):
         app.kernel.io_loop.add_callback(app.kernel.do_shutdown, False)
-    time.sleep(EXIT_SECONDS)
+    time.sleep(3.0)  # An exit in order has ended the process by then.
     _end_children(wait=0.0)  # A cell that was queued behind may have started some.
     os._exit(0)
 
 
 def _shut_down_by_server(connection_file: Path) -> bool:
-    """Ask the Jupyter servers of this folder to end the kernel; False if none does.
-
-    A server that does not own the kernel answers 404 (REST API, api/kernels).
-    """
+    """Ask the Jupyter servers of this folder to end the kernel; False if none does."""
     import httpx
 
     kernel_id = connection_file.stem.removeprefix("kernel-")
-    xsrf = secrets.token_hex(16)  # What a page sends, for a server without a token.
+    # For a server without a token: any two that agree.
+    headers = {"Cookie": "_xsrf=00", "X-XSRFToken": "00"}
+    # Past any proxy; a certificate is made for a name, not an address.
+    options = {"trust_env": False, "verify": False, "timeout": 3.0}
     for path in connection_file.parent.glob("jpserver-*.json"):
         try:
             server = json.loads(path.read_text(encoding="utf-8"))
-            headers = {"Authorization": f"token {server['token'] or 'none'}"}
-            headers |= {"Cookie": f"_xsrf={xsrf}", "X-XSRFToken": xsrf}
+            headers["Authorization"] = f"token {server['token'] or 'none'}"
             url = f"{server['url']}api/kernels/{kernel_id}"
-            # Past any proxy; a certificate is made for a name, not an address.
-            with httpx.Client(trust_env=False, verify=False) as client:
-                answer = client.delete(url, headers=headers, timeout=REQUEST_SECONDS)
+            if httpx.delete(url, headers=headers, **options).is_success:
+                return True
         except httpx.ReadTimeout:
             return True  # It may be waiting for this very process to end.
         except Exception:
             continue  # A server that is gone, or a file that is none of a server.
-        if answer.is_success:
-            return True
     return False

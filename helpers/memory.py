@@ -7,17 +7,15 @@ samples from a thread; out comes a chart, or a live view on the page.
 
 import threading
 import time
-from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from .charts import Chart, Panel, new_axes, svg_line
 from .internals.engine.release import MemoryReport, free_unused_memory
 from .internals.machine.devices import (
     GPU_MEMORY,
-    current_gpu,
-    list_gpus,
+    measure_gpu_memory,
     measure_memory,
     measure_resident_memory,
     memory_kind,
@@ -25,36 +23,18 @@ from .internals.machine.devices import (
 from .kernel import at_shutdown
 
 
-def measure_gpu_memory(index: int | None = None) -> int:
-    """Measure the MiB in use, by all processes, on the GPU that this process uses.
-
-    `index` names another one as `nvidia-smi` counts them, whatever is visible. Returns
-    0 without a GPU; raises `LookupError` for an `index` that the machine does not have.
-    """
-    if index is None:
-        gpu = current_gpu()
-        return gpu.used_mib if gpu else 0
-    gpus = list_gpus(visible=False)
-    parts = [gpu.used_mib for gpu in gpus if gpu.index == index]
-    if not parts:
-        known = ", ".join(sorted({str(gpu.index) for gpu in gpus})) or "none"
-        raise LookupError(f"There is no GPU {index}. GPUs here: {known}.")
-    return sum(parts)  # the sum of its MIG slices, if any
-
-
 def cleanup_memory() -> MemoryReport:
     """Collect garbage and hand cached memory back to the GPU or the system.
 
-    What a variable still refers to stays: `del` it first. Imports no torch, and
-    starts no CUDA context (some 500 MiB) where none runs.
+    An object that a variable still refers to stays: `del` the variable first. No CUDA
+    context (some 500 MiB) is started where none runs.
     """
     kind, before = memory_kind(), measure_memory()
     free_unused_memory()
     return MemoryReport(kind, before, measure_memory())
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Memory in MiB at a time in seconds since the start; a mark has a label."""
 
     seconds: float
@@ -65,46 +45,42 @@ class Sample:
 class MemoryMonitor:
     """Sample memory from a thread while something runs.
 
-    Use it as a context manager, or over several cells with `start()` and `stop()`.
-    `kind` is GPU_MEMORY, that of all processes on the GPU, or RESIDENT_MEMORY, that of
+    Use the monitor once, as a context manager or over several cells with `start()` and
+    `stop()`. `kind` is GPU_MEMORY, of all processes on the GPU, or RESIDENT_MEMORY, of
     this process and its children (default: the first if there is a GPU). An allocation
     shorter than `interval_s` (seconds) can pass unseen, except at a `mark`. With
-    `live=True` the samples are on the page until the chart takes their place, at
-    `stop()` or at the end of the kernel.
+    `live=True` the page shows the samples, and from the end on the chart.
     """
 
     def __init__(
         self, interval_s: float = 0.2, kind: str | None = None, *, live: bool = False
     ) -> None:
-        self.interval_s = interval_s
+        self.interval_s, self.live = interval_s, live
         self.kind = memory_kind() if kind is None else kind
         self.title = self.kind[0].upper() + self.kind[1:]
-        self.live = live
         self.samples: list[Sample] = []
         self._page: Any = None  # The handle of the live view.
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._started = 0.0
 
     def start(self) -> "MemoryMonitor":
-        """Begin; a monitor records once. Raises `RuntimeError` the second time."""
-        if self._thread is not None:
+        """Begin to sample. Raises `RuntimeError` the second time."""
+        if self.samples:
             raise RuntimeError("This monitor has run already: make a new one.")
         self._started = time.perf_counter()
         self._sample("start")
+        self._thread.start()
         if self.live:
             from IPython.display import display
 
             self._page = display(self._live_view(), display_id=True)
-            at_shutdown(self.stop)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+            at_shutdown.append(self.stop)
         return self
 
     def stop(self) -> None:
         """Take the last sample and end the thread; stopping twice does nothing."""
-        if self._thread is None or self._stopping.is_set():
+        if not self.samples or self._stopping.is_set():
             return
         self._stopping.set()
         self._thread.join()
@@ -121,7 +97,7 @@ class MemoryMonitor:
 
     def mark(self, label: str) -> int:
         """Sample now under this name; return the MiB in use."""
-        if self._thread is None or self._stopping.is_set():
+        if not self.samples or self._stopping.is_set():
             raise RuntimeError("The monitor is not running: start it first.")
         return self._sample(label)
 
@@ -142,10 +118,9 @@ class MemoryMonitor:
     def plot(self) -> Chart:
         """Draw memory over time, with a line at each mark; its text has the steps."""
         axes = new_axes(8, 3)
-        times = [sample.seconds for sample in self.samples]
-        mib = [sample.mib for sample in self.samples]
-        axes.fill_between(times, mib, alpha=0.25, linewidth=0)
-        axes.plot(times, mib)
+        seconds, mib, _ = zip(*self.samples, strict=True)
+        axes.fill_between(seconds, mib, alpha=0.25, linewidth=0)
+        axes.plot(seconds, mib)
         for place, mark in enumerate(self.marks):
             axes.axvline(mark.seconds, color="0.5", linestyle=":", linewidth=1)
             if mark.label not in ("start", "stop"):  # Four heights, as marks are close.
@@ -174,10 +149,10 @@ class MemoryMonitor:
 
     def _live_view(self) -> Panel:
         """Draw the samples so far as a line, with numbered marks and their steps."""
-        samples = [(one.seconds, one.mib) for one in list(self.samples)]
-        seconds, mib = samples[-1]
+        points = [(one.seconds, one.mib) for one in list(self.samples)]
+        seconds, mib = points[-1]
         words = f"{self.title}: {mib:,} MiB after {seconds:.0f} s"
-        line = svg_line(samples, [mark.seconds for mark in self.marks[1:]], words)
+        line = svg_line(points, [mark.seconds for mark in self.marks[1:]], words)
         peak = f'<p style="margin:0"><b>{words}</b>, {self.peak:,} at most</p>'
         return Panel(peak + line + self._html_steps(), words)
 

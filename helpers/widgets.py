@@ -248,7 +248,7 @@ class DistributionExplorer:
             handle.update(Panel(f"{last.html}<p><em>{_ENDED}</em></p>", last.text))
 
         if handle:  # None outside a notebook.
-            at_shutdown(leave_panel)
+            at_shutdown.append(leave_panel)
 
 
 def _make_slider(name: str, value: float) -> ipywidgets.Widget:

@@ -10,7 +10,7 @@ from helpers.internals.machine.devices import MIB
 
 @dataclass
 class Card:
-    """A card or a MIG slice, and its own handle; memory is in MiB.
+    """A card, and its own handle; memory is in MiB.
 
     `errors` holds the code of NVML's error by the name of the function that gives it.
     """
@@ -21,7 +21,6 @@ class Card:
     name: str = "Double"
     capability: tuple[int, int] = (8, 9)
     in_mig_mode: bool = False
-    slices: list["Card"] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
 
 
@@ -44,16 +43,10 @@ class Nvml:
             "nvmlDeviceGetCudaComputeCapability": lambda card: card.capability,
             "nvmlDeviceGetMemoryInfo": self.memory,
             "nvmlDeviceGetMaxMigDeviceCount": lambda card: 7 * card.in_mig_mode,
-            "nvmlDeviceGetMigDeviceHandleByIndex": self.slice,
         }
 
     def memory(self, card: Card, version: int | None = None) -> SimpleNamespace:
         return SimpleNamespace(total=card.total * MIB, used=card.used * MIB)
-
-    def slice(self, card: Card, place: int) -> Card:
-        if place >= len(card.slices):
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return card.slices[place]
 
     def answer(self, name: str, *arguments, **options):
         if not self.open:

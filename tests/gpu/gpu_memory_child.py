@@ -37,7 +37,7 @@ for load in json.loads(sys.argv[1]):
     record["cleanup"] = measure_gpu_memory() - before
     record["outlives del"] = engine() is not None
     if record["outlives del"]:
-        report = release_model(engine(), before_load_mib=before, namespace=globals())
+        report = release_model(engine(), before_load_mib=before)
         record["alive"], record["holders"] = report.alive_parameters, report.holders
         record["report"] = str(report)
     record["end"] = measure_gpu_memory() - before

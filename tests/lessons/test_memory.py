@@ -19,13 +19,6 @@ from helpers.memory import (
 )
 
 
-def test_index_names_any_gpu_of_the_machine(nvml, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
-    assert [measure_gpu_memory(index) for index in (0, 1, 2)] == [1000, 2000, 3000]
-    with pytest.raises(LookupError, match=r"no GPU 3\. GPUs here: 0, 1, 2"):
-        measure_gpu_memory(3)
-
-
 def test_a_gpu_that_torch_can_not_use_is_not_measured(nvml, monkeypatch):
     cuda = SimpleNamespace(is_available=lambda: False, is_initialized=lambda: False)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))

@@ -10,17 +10,15 @@ import gc
 import inspect
 import os
 import sys
-import types
-import weakref
-from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
+from weakref import ref
 
 from ..machine.devices import measure_memory, memory_kind
 from .stop import abort_all, engine_of, parts_of
 
-# A smaller difference is due to CUDA's caches and rounding.
-TOLERANCE_MIB = 64
+TOLERANCE_MIB = 64  # A smaller difference is due to CUDA's caches and rounding.
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,25 +43,18 @@ class MemoryReport:
         return self.before_mib - self.after_mib
 
     def __repr__(self) -> str:
-        text = (
-            f"Freed {self.freed_mib} MiB of {self.kind} "
-            f"({self.before_mib} -> {self.after_mib} MiB)"
-        )
+        change = f"({self.before_mib} -> {self.after_mib} MiB)"
+        text = f"Freed {self.freed_mib} MiB of {self.kind} {change}"
         if self.parameters:
             gone = self.parameters - self.alive_parameters
             text += f"; {gone} of {self.parameters} parameters are gone"
-        text += "."
         if self.holders:
-            text += (
-                f"\nStill held by {', '.join(self.holders)}: delete that and call "
-                "cleanup_memory(), or shutdown_kernel()."
-            )
+            text += f".\nStill held by {', '.join(self.holders)}: delete that and call "
+            text += "cleanup_memory(), or shutdown_kernel()"
         if self.kept_mib > TOLERANCE_MIB:
-            text += (
-                f"\n{self.kept_mib} MiB more than before the load are in use: by the "
-                "libraries, their caches, or another process."
-            )
-        return text
+            text += f".\n{self.kept_mib} MiB more than before the load are in use: by "
+            text += "the libraries, their caches, or another process"
+        return f"{text}."
 
 
 def free_unused_memory() -> None:
@@ -73,7 +64,7 @@ def free_unused_memory() -> None:
         if not gc.collect():
             break
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if torch and torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.ipc_collect()
@@ -81,56 +72,34 @@ def free_unused_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def release_model(
-    model: Any,
-    *,
-    before_load_mib: int | None = None,
-    namespace: MutableMapping[str, Any] | None = None,
-) -> MemoryReport:
+def release_model(model: Any, *, before_load_mib: int | None = None) -> MemoryReport:
     """Give a model's memory back without ending the kernel, and say what was freed.
 
     `model` is what `from_pretrained` returned, or a `vllm.LLM`. Running requests are
-    aborted and the engine is shut down. Variables of `namespace` that refer to either
-    are deleted (default: the notebook's; in a script pass `globals()`), with IPython's
-    output history and the last traceback. `before_load_mib` is `measure_memory()` from
-    before the load, for the comparison. A CUDA context and the libraries' own caches
-    stay until the process ends: `kernel.shutdown_kernel()`.
+    aborted and the engine is shut down. The variables of the notebook or script that
+    refer to either are deleted, with IPython's outputs and the last traceback.
+    `before_load_mib` is `measure_memory()` from before the load, for the comparison. A
+    CUDA context and the libraries' own caches stay until the process ends.
     """
     kind, before = memory_kind(), measure_memory()
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
-    if namespace is None:
-        namespace = shell.user_ns if shell else {}
-    parts, parameters = _let_go(model, namespace, shell)
+    parts, parameters = _let_go(model)
     del model  # Nothing in this frame may hold what is to be freed.
     free_unused_memory()
     _clear_finished_frames(parts)
     free_unused_memory()
-    alive, holders = len(_alive(parameters)), _holders(parts, parameters, namespace)
+    alive = len(_still_alive(parameters))
+    holders = _find_holders(_still_alive(parts) or _still_alive(parameters)[:1])
     after = measure_memory()
     kept = 0 if before_load_mib is None else after - before_load_mib
     return MemoryReport(kind, before, after, len(parameters), alive, holders, kept)
 
 
-References = list[weakref.ref]
-
-
-def _weakly(things: Iterable[Any]) -> References:
-    return [weakref.ref(thing) for thing in things if hasattr(thing, "__weakref__")]
-
-
-def _alive(references: References) -> list[Any]:
+def _still_alive(references: list[ref]) -> list[Any]:
     return [thing for weak in references if (thing := weak()) is not None]
 
 
-def _let_go(
-    model: Any, namespace: MutableMapping[str, Any], shell: Any
-) -> tuple[References, References]:
-    """Shut the engine down and delete references to the model.
-
-    Return weak references to the model's parts and to their parameters, to check later
-    what survived.
-    """
+def _let_go(model: Any) -> tuple[list[ref], list[ref]]:
+    """End the engine, forget the model; return weak references (parts, parameters)."""
     engine, owners = engine_of(model), parts_of(model)
     networks = [part for part in owners if hasattr(part, "parameters")]
     if engine is not None:
@@ -138,8 +107,8 @@ def _let_go(
         with contextlib.suppress(Exception):  # Only for the report.
             if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
                 engine.apply_model(networks.append)
-    parameters = {id(one): one for network in networks for one in network.parameters()}
-    for parameter in parameters.values():
+    parameters = {one for network in networks for one in network.parameters()}
+    for parameter in parameters:
         # Unsloth keeps launches of kernels with a 4-bit weight on a GPU. They hold
         # views of it, and a view holds its base where the collector can't see it.
         kept = getattr(getattr(parameter, "quant_state", None), "__dict__", {})
@@ -148,29 +117,25 @@ def _let_go(
     if engine is not None:
         abort_all(engine.llm_engine)
         engine.llm_engine.engine_core.shutdown()
-        _clear_libraries()
+        # vLLM's hooks in Dynamo: each of them holds a whole compiled model.
+        convert_frame = sys.modules.get("torch._dynamo.convert_frame")
+        getattr(convert_frame, "_bytecode_hooks", {}).clear()
+        # vLLM's handle of a pool for CUDA graphs, which is gone with the engine: the
+        # next capture would end in an assertion of CUDA's allocator.
+        if platforms := sys.modules.get("vllm.platforms"):
+            type(platforms.current_platform)._global_graph_pool = None
     for owner in owners:
         for name in ("vllm_engine", "fast_generate", "fast_generate_batches"):
             vars(owner).pop(name, None)
-    _forget(owners, namespace, shell)
-    return _weakly([*owners, *networks]), _weakly(parameters.values())
+    _forget_variables(owners)
+    return list(map(ref, [*owners, *networks])), list(map(ref, parameters))
 
 
-def _clear_libraries() -> None:
-    """Clear what libraries keep of an engine, in attributes that are private."""
-    # vLLM's hooks in Dynamo: each of them holds a whole compiled model.
-    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
-    getattr(convert_frame, "_bytecode_hooks", {}).clear()
-    # vLLM's handle of a pool for CUDA graphs. The pool itself is gone with the engine:
-    # the next capture would end in an assertion of CUDA's allocator.
-    if platforms := sys.modules.get("vllm.platforms"):
-        type(platforms.current_platform)._global_graph_pool = None
-
-
-def _forget(owners: list[Any], namespace: MutableMapping[str, Any], shell: Any) -> None:
+def _forget_variables(owners: list[Any]) -> None:
     """Delete the variables, outputs and tracebacks that refer to one of `owners`."""
-    mappings, keepers = [namespace], []
-    if shell:
+    mappings, keepers = [vars(sys.modules["__main__"])], []
+    ipython = sys.modules.get("IPython")
+    if shell := ipython and ipython.get_ipython():
         mappings += [*shell.all_ns_refs, shell.user_ns.get("Out", {})]
         keepers = [shell.displayhook, shell.last_execution_result]
     for mapping in mappings:
@@ -191,41 +156,36 @@ def _refers(value: Any, owners: list[Any]) -> bool:
     return any(target is owner for owner in owners)
 
 
-def _clear_finished_frames(parts: References) -> None:
+def _clear_finished_frames(parts: list[ref]) -> None:
     """Drop the variables of calls that have ended and still hold a part of the model.
 
     Whatever keeps an exception keeps the variables of every call on its way, and
     libraries keep some from a first load. A generator may still go on: it stays.
     """
     resumable = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-    for frame in gc.get_referrers(*_alive(parts)):
-        is_frame = isinstance(frame, types.FrameType)
-        if is_frame and not frame.f_code.co_flags & resumable:
+    for frame in gc.get_referrers(*_still_alive(parts)):
+        if type(frame) is FrameType and not frame.f_code.co_flags & resumable:
             with contextlib.suppress(RuntimeError):  # It is running.
                 frame.clear()
 
 
-def _holders(
-    parts: References, parameters: References, namespace: MutableMapping[str, Any]
-) -> tuple[str, ...]:
-    """Name what holds the parts of the model that are alive, or its first parameter."""
-    alive, found = _alive(parts) or _alive(parameters)[:1], []
-    variables = {id(value): name for name, value in namespace.items()}
-    for target in alive:
-        for holder in gc.get_referrers(target):
-            if holder is namespace:
-                found.append(f"the variable {variables[id(target)]}")
-                continue
-            if type(holder) is dict:  # Perhaps the attributes of an object or a module.
-                owners = gc.get_referrers(holder)
-                owned = (one for one in owners if getattr(one, "__dict__", 0) is holder)
-                holder = next(owned, holder)
-            kind, name = type(holder), getattr(holder, "__name__", "")
-            if id(holder) in variables:
-                name = f"{variables[id(holder)]} (a {kind.__name__})"
-                found.append(f"the variable {name}")
-            elif holder is not alive and kind is not types.FrameType:
-                found.append(f"an object of {kind.__module__}.{kind.__name__} {name}")
+def _find_holders(alive: list[Any]) -> tuple[str, ...]:
+    """Name what refers to one of these parts of a model."""
+    variables = vars(sys.modules["__main__"])
+    names = {id(value): name for name, value in variables.items()}
+    found = [f"the variable {names[id(one)]}" for one in alive if id(one) in names]
+    for holder in gc.get_referrers(*alive):
+        if holder is alive or holder is variables or type(holder) is FrameType:
+            continue
+        if type(holder) is dict:  # Perhaps the attributes of an object or a module.
+            owners = gc.get_referrers(holder)
+            owned = (one for one in owners if getattr(one, "__dict__", 0) is holder)
+            holder = next(owned, holder)
+        kind, name = type(holder), getattr(holder, "__name__", "")
+        if id(holder) in names:
+            found.append(f"the variable {names[id(holder)]} (a {kind.__name__})")
+        else:
+            found.append(f"an object of {kind.__module__}.{kind.__name__} {name}")
     if alive and not found:  # The collector can't see running functions.
         found = ["a local variable of a function that is still running"]
     return tuple(dict.fromkeys(name.rstrip() for name in found))

@@ -1,8 +1,7 @@
-"""The facts about GPUs and main memory, from NVML and psutil.
+"""The facts about GPUs and main memory, from NVML and psutil, in MiB.
 
-Nothing goes in but the environment's CUDA_VISIBLE_DEVICES; out come GPUs, the driver
-and free memory, in MiB. It imports no torch and starts no CUDA. It knows nothing of
-models and settings.
+Nothing goes in but the environment's CUDA_VISIBLE_DEVICES. It imports no torch, starts
+no CUDA, and knows nothing of models and settings.
 """
 
 import contextlib
@@ -10,11 +9,11 @@ import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pynvml
@@ -26,7 +25,7 @@ RESIDENT_MEMORY = "resident memory"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU, or one MIG slice of a card; `index` is the card's in `nvidia-smi`."""
+    """One GPU; `index` is its number in `nvidia-smi`."""
 
     index: int
     uuid: str
@@ -41,14 +40,6 @@ class Gpu:
         return self.total_mib - self.used_mib
 
 
-class Driver(NamedTuple):
-    """The NVIDIA driver, the newest CUDA that it runs, or why it can't be used."""
-
-    version: str = ""
-    cuda: tuple[int, int] = (0, 0)
-    error: str = ""
-
-
 @contextlib.contextmanager
 def _nvml() -> Iterator[None]:
     pynvml.nvmlInit()  # NVML counts: each init needs a shutdown.
@@ -58,15 +49,14 @@ def _nvml() -> Iterator[None]:
         pynvml.nvmlShutdown()
 
 
-def read_driver() -> Driver:
-    """Read the driver's version, and its CUDA as (major, minor)."""
+def read_driver() -> tuple[str, tuple[int, int], str]:
+    """Read the driver's version and its CUDA as (major, minor), or its error."""
     try:
         with _nvml():
-            cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-            version = pynvml.nvmlSystemGetDriverVersion()
+            cuda = divmod(pynvml.nvmlSystemGetCudaDriverVersion_v2() // 10, 100)
+            return pynvml.nvmlSystemGetDriverVersion(), cuda, ""
     except pynvml.NVMLError as error:
-        return Driver(error=str(error))
-    return Driver(version, divmod(cuda // 10, 100))
+        return "", (0, 0), str(error)
 
 
 def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
@@ -74,59 +64,44 @@ def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
 
     `CUDA_VISIBLE_DEVICES` may name them by their index in `nvidia-smi` (where cards of
     different kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`) or by their whole
-    UUID. A card in MIG mode is listed by its slices, one that is lost not at all.
+    UUID. A card that is lost is left out; so is, with a warning, one in MIG mode.
     """
     gpus: list[Gpu] = []
     with contextlib.suppress(pynvml.NVMLError), _nvml():
         for index in range(pynvml.nvmlDeviceGetCount()):
             with contextlib.suppress(pynvml.NVMLError):
                 gpus += _read_card(index)
-    return tuple(_visible_gpus(gpus) if visible else gpus)
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not visible or variable is None:
+        return tuple(gpus)
+    # CUDA's list ends at the first entry that names no GPU; one named twice hides all.
+    known = {name: gpu for gpu in gpus for name in (str(gpu.index), gpu.uuid)}
+    names = takewhile(known.__contains__, map(str.strip, variable.split(",")))
+    shown = tuple(known[name] for name in names)
+    return shown if len(set(shown)) == len(shown) else ()
 
 
 def _read_card(index: int) -> list[Gpu]:
-    """Describe what CUDA can use of a card: its MIG slices, or itself."""
     card = pynvml.nvmlDeviceGetHandleByIndex(index)
-    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card))
-    slices = []
     with contextlib.suppress(pynvml.NVMLError):  # Most cards have no MIG mode.
-        for place in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-            with contextlib.suppress(pynvml.NVMLError):  # Out of a container's reach.
-                slices.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
-    gpus = []
-    for handle in slices or [card]:
-        uuid = pynvml.nvmlDeviceGetUUID(handle)
-        name = pynvml.nvmlDeviceGetName(handle)
-        # Like nvidia-smi, version 2 does not count what the driver reserves.
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-        total, used = memory.total // MIB, memory.used // MIB
-        gpus.append(Gpu(index, uuid, name, total, used, capability))
-    return gpus
-
-
-def _visible_gpus(gpus: list[Gpu]) -> list[Gpu]:
-    """Choose as CUDA does by `CUDA_VISIBLE_DEVICES` (CUDA C++ Programming Guide, 5.2).
-
-    The list ends at the first entry that names no GPU; one named twice hides all. Of
-    MIG slices CUDA shows one alone (MIG User Guide, "CUDA Device Enumeration").
-    """
-    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if variable is not None:
-        names = map(str.strip, variable.split(","))
-        named = ([g for g in gpus if name in (str(g.index), g.uuid)] for name in names)
-        gpus = list(chain.from_iterable(takewhile(bool, named)))
-    if len(set(gpus)) < len(gpus):
-        return []
-    return [gpu for gpu in gpus if gpu.uuid.startswith("MIG-")][:1] or gpus
+        if pynvml.nvmlDeviceGetMaxMigDeviceCount(card):
+            warnings.warn(f"GPU {index} is left out: it is in MIG mode.", stacklevel=3)
+            return []
+    # Like nvidia-smi, version 2 does not count what the driver reserves.
+    memory = pynvml.nvmlDeviceGetMemoryInfo(card, version=pynvml.nvmlMemory_v2)
+    total, used = memory.total // MIB, memory.used // MIB
+    uuid, name = pynvml.nvmlDeviceGetUUID(card), pynvml.nvmlDeviceGetName(card)
+    capability = tuple(pynvml.nvmlDeviceGetCudaComputeCapability(card))
+    return [Gpu(index, uuid, name, total, used, capability)]
 
 
 def current_gpu() -> Gpu | None:
     """Find the GPU that holds this process's models; None if torch can use none."""
     torch = sys.modules.get("torch")
-    if torch is not None and not torch.cuda.is_available():
+    if torch and not torch.cuda.is_available():
         return None
     gpus = list_gpus()
-    if torch is not None and torch.cuda.is_initialized():
+    if torch and torch.cuda.is_initialized():
         # Only CUDA itself knows its order where cards of different kinds are mixed.
         current = torch.cuda.get_device_properties(torch.cuda.current_device())
         gpus = [gpu for gpu in gpus if gpu.uuid.endswith(str(current.uuid))] or gpus
@@ -134,10 +109,10 @@ def current_gpu() -> Gpu | None:
 
 
 def main_memory(root: Path = Path("/")) -> tuple[int, int]:
-    """Return main memory in MiB: all that this process may use, and what is free.
+    """Return main memory in MiB, all and free: the machine's or its control group's.
 
-    That is the machine's, or what control groups, such as a container's, leave of it:
-    past their limit the process is killed. `root` has them in version 2 (cgroups(7)).
+    A process past the limit of its group, such as a container's, is killed. `root` has
+    the groups' files, in version 2 (cgroups(7)).
     """
     machine = psutil.virtual_memory()
     limits = [(machine.total, machine.available)]
@@ -163,10 +138,15 @@ def free_memory_mib() -> int:
     return gpu.free_mib if gpu else main_memory()[1]
 
 
+def measure_gpu_memory() -> int:
+    """Measure the MiB in use, by all processes, on the current GPU; 0 without one."""
+    gpu = current_gpu()
+    return gpu.used_mib if gpu else 0
+
+
 def measure_resident_memory() -> int:
     """Measure the main memory (RSS) of this process and its children, in MiB."""
-    this = psutil.Process()
-    total = 0
+    this, total = psutil.Process(), 0
     for process in (this, *this.children(recursive=True)):
         with contextlib.suppress(psutil.Error):  # Ended meanwhile.
             total += process.memory_info().rss
@@ -186,8 +166,8 @@ def measure_memory() -> int:
 
 def runs_cuda() -> bool:
     """Return True if PyTorch is built for CUDA and the driver can run that build."""
-    built_for = torch_cuda()  # Only the major version has to fit.
-    return bool(built_for) and read_driver().cuda[0] >= int(built_for.split(".")[0])
+    built_for, (_, cuda, _) = torch_cuda(), read_driver()
+    return bool(built_for) and cuda[0] >= int(built_for.split(".")[0])  # The major one.
 
 
 def torch_cuda() -> str | None:

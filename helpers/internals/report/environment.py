@@ -67,13 +67,13 @@ def _check_machine(settings: Settings) -> Iterator[Check]:
 
 
 def _check_driver(settings: Settings) -> Check:
-    driver, built_for = read_driver(), torch_cuda() or "0"
-    if driver.error:
+    (version, cuda, error), built_for = read_driver(), torch_cuda() or "0"
+    if error:
         fix = "set DEVICE=auto, or install the NVIDIA driver"
-        row = Check("NVIDIA driver", f"none ({driver.error}): runs on the CPU")
+        row = Check("NVIDIA driver", f"none ({error}): runs on the CPU")
         return row.unless(settings.device != "cuda", ", but DEVICE=cuda", fix)
-    detail = "{}, for CUDA up to {}.{}".format(driver.version, *driver.cuda)
-    fits = int(built_for.split(".")[0]) <= driver.cuda[0]
+    detail = "{}, for CUDA up to {}.{}".format(version, *cuda)
+    fits = int(built_for.split(".")[0]) <= cuda[0]
     problem = f"; PyTorch here is built for CUDA {built_for}"
     row = Check("NVIDIA driver", detail).unless(fits, problem, "update the driver")
     hidden = f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}"

@@ -68,7 +68,7 @@ for cycle in range(2):
     type(current_platform)._global_graph_pool = "the pool of this engine"
     engine, generate_bound = model.vllm_engine, model.fast_generate
     kept = {"engine": engine} if cycle else {}
-    report = release_model(model, namespace=globals())
+    report = release_model(model)
     cycles.append(
         {
             "hooks": [hooks, len(HOOKS)],

@@ -1,4 +1,6 @@
 import functools
+import sys
+import types
 
 import nbformat
 import pytest
@@ -8,23 +10,32 @@ from nbclient import NotebookClient
 from helpers.internals.engine.release import MemoryReport, release_model
 
 
-def test_release_of_a_transformers_model_names_what_holds_it():
+@pytest.fixture
+def namespace(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The variables of an empty notebook or script."""
+    main = types.ModuleType("__main__")
+    vars(main).clear()
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    return vars(main)
+
+
+def test_release_of_a_transformers_model_names_what_holds_it(namespace):
     torch = pytest.importorskip("torch")
-    namespace = {"model": torch.nn.Linear(8, 8), "other": 1}
-    report = release_model(namespace["model"], namespace=namespace)
+    namespace |= {"model": torch.nn.Linear(8, 8), "other": 1}
+    report = release_model(namespace["model"])
     assert namespace == {"other": 1}
     assert (report.parameters, report.alive_parameters) == (2, 0)
     assert report.holders == ()
 
-    namespace = {"model": torch.nn.Linear(8, 8)}
+    namespace["model"] = torch.nn.Linear(8, 8)
     namespace["keep"] = [namespace["model"]]
-    report = release_model(namespace["model"], namespace=namespace)
+    report = release_model(namespace["model"])
     assert (report.parameters, report.alive_parameters) == (2, 2)
     assert report.holders == ("the variable keep (a list)",)
     assert "Still held by the variable keep (a list)" in str(report)
 
 
-def test_release_names_an_object_that_holds_the_model():
+def test_release_names_an_object_that_holds_the_model(namespace):
     torch = pytest.importorskip("torch")
 
     class Holder:
@@ -32,8 +43,8 @@ def test_release_names_an_object_that_holds_the_model():
 
     holder = Holder()
     vars(holder)["model"] = torch.nn.Linear(8, 8)
-    namespace = {"state": [holder]}
-    report = release_model(holder.model, namespace=namespace)
+    namespace["state"] = [holder]
+    report = release_model(holder.model)
     assert report.holders == (f"an object of {__name__}.Holder",)
 
 
@@ -48,17 +59,17 @@ def test_release_forgets_a_model_that_a_notebook_has_shown():
     assert cells[1].outputs[0].text == "()\n"
 
 
-def test_release_deletes_a_wrapped_method_of_the_model():
+def test_release_deletes_a_wrapped_method_of_the_model(namespace):
     torch = pytest.importorskip("torch")
     model = torch.nn.Linear(8, 8)
     generate = functools.wraps(model.forward)(lambda: None)
-    namespace = {"model": model, "generate": generate}
+    namespace |= {"model": model, "generate": generate}
     del model, generate
-    report = release_model(namespace["model"], namespace=namespace)
+    report = release_model(namespace["model"])
     assert namespace == {} and report.alive_parameters == 0
 
 
-def test_release_empties_a_traceback_that_holds_the_model():
+def test_release_empties_a_traceback_that_holds_the_model(namespace):
     torch = pytest.importorskip("torch")
 
     def fail():
@@ -66,15 +77,14 @@ def test_release_empties_a_traceback_that_holds_the_model():
         namespace["model"] = model
         raise ValueError
 
-    namespace = {}
     with pytest.raises(ValueError) as caught:
         fail()
-    report = release_model(namespace["model"], namespace=namespace)
+    report = release_model(namespace["model"])
     assert (report.alive_parameters, report.holders) == (0, ())
     assert caught.tb is not None  # Kept, without the variables.
 
 
-def test_release_drops_the_launches_that_hold_views_of_4bit_weights():
+def test_release_drops_the_launches_that_hold_views_of_4bit_weights(namespace):
     pytest.importorskip("torch")
     from bitsandbytes.nn import Linear4bit
 
@@ -83,13 +93,13 @@ def test_release_drops_the_launches_that_hold_views_of_4bit_weights():
     # What unsloth.kernels.utils keeps with each weight that a GPU has used.
     launch = functools.partial(print, weight, weight.view(-1))
     weight.quant_state._unsloth_gemv_plan = [launch]
-    namespace = {"model": model}
+    namespace["model"] = model
     del model, weight, launch
-    report = release_model(namespace["model"], namespace=namespace)
+    report = release_model(namespace["model"])
     assert (report.parameters, report.alive_parameters) == (1, 0), report
 
 
-def test_release_names_a_generator_that_holds_the_model():
+def test_release_names_a_generator_that_holds_the_model(namespace):
     torch = pytest.importorskip("torch")
 
     def layers():
@@ -98,18 +108,17 @@ def test_release_names_a_generator_that_holds_the_model():
         yield 1
         yield model
 
-    namespace = {}
     generator = layers()
     next(generator)
-    report = release_model(namespace["model"], namespace=namespace)
+    report = release_model(namespace["model"])
     assert report.holders == ("an object of builtins.generator layers",)
     assert isinstance(next(generator), torch.nn.Linear)  # It can go on.
 
 
-def test_release_names_a_function_that_holds_the_model():
+def test_release_names_a_function_that_holds_the_model(namespace):
     torch = pytest.importorskip("torch")
     model = torch.nn.Linear(8, 8)
-    report = release_model(model, namespace={})
+    report = release_model(model)
     assert report.holders == ("a local variable of a function that is still running",)
     assert report.alive_parameters == 2
 

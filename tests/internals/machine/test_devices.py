@@ -7,7 +7,6 @@ import psutil
 import pynvml
 import pytest
 from child import find_child
-from nvml_double import Card
 
 from helpers.internals.machine.devices import (
     MIB,
@@ -24,8 +23,6 @@ FIRST, SECOND, THIRD = (
     "GPU-aaaa2222-0000-0000-0000-000000000000",
     "GPU-bbbb3333-0000-0000-0000-000000000000",
 )
-MIG = "MIG-cccc4444-0000-0000-0000-000000000000"
-OTHER_MIG = "MIG-dddd5555-0000-0000-0000-000000000000"
 GIB = 1024 * MIB
 CHILD = find_child("control_group")
 
@@ -43,6 +40,7 @@ CHILD = find_child("control_group")
         ("1,9,0", [2000]),  # The list ends at the first that names no GPU.
         ("1,-1,0", [2000]),
         ("1,1", []),
+        (f"1,{SECOND}", []),
         (SECOND, [2000]),
         (f"{THIRD},{FIRST}", [3000, 1000]),
         ("GPU-none", []),
@@ -66,44 +64,10 @@ def test_gpu_fields(nvml):
     assert free_memory_mib() == 23_000
 
 
-@pytest.fixture
-def mig(nvml):
-    """The first card in MIG mode with two slices; as a container sees it."""
-    card = nvml.cards[0]
-    card.in_mig_mode = True
-    card.slices = [Card(MIG, 10, 9_728, "Double 1g.10gb"), Card(OTHER_MIG, 20, 19_000)]
-    no_permission = pynvml.NVML_ERROR_NO_PERMISSION
-    card.errors = {"nvmlDeviceGetMemoryInfo": no_permission}
-    return nvml
-
-
-@pytest.mark.parametrize(
-    ("variable", "used"),
-    [
-        (None, [10]),  # CUDA shows one slice, and then nothing else.
-        ("0", [10]),
-        (MIG, [10]),
-        (OTHER_MIG, [20]),
-        (f"{OTHER_MIG},{MIG}", [20]),
-        ("1", [2000]),
-        ("1,0", [10]),
-        ("MIG-none", []),
-        (f"{MIG},{MIG}", []),
-    ],
-)
-def test_slices_of_a_card(mig, monkeypatch, variable, used):
-    if variable is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert [gpu.used_mib for gpu in list_gpus()] == used
-
-
-def test_fields_of_a_slice(mig):
-    (gpu,) = list_gpus()
-    assert (gpu.index, gpu.uuid, gpu.name) == (0, MIG, "Double 1g.10gb")
-    assert gpu.total_mib == 9_728
-    assert gpu.compute_capability == (8, 9)  # Its card's.
-    assert [gpu.index for gpu in list_gpus(visible=False)] == [0, 0, 1, 2]
-    assert measure_gpu_memory(0) == 30
+def test_a_card_in_mig_mode_is_left_out_aloud(nvml):
+    nvml.cards[0].in_mig_mode = True
+    with pytest.warns(UserWarning, match="GPU 0 is left out: it is in MIG mode"):
+        assert [gpu.index for gpu in list_gpus()] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -112,31 +76,25 @@ def test_fields_of_a_slice(mig):
 def test_a_lost_card_leaves_the_others(nvml, monkeypatch, function):
     nvml.cards[1].errors[function] = pynvml.NVML_ERROR_GPU_IS_LOST
     assert [gpu.index for gpu in list_gpus()] == [0, 2]
-    assert measure_gpu_memory(2) == 3000
-    with pytest.raises(LookupError, match=r"no GPU 1\. GPUs here: 0, 2"):
-        measure_gpu_memory(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,1,0")
     assert [gpu.index for gpu in list_gpus()] == [2]
 
 
-@pytest.mark.parametrize(("prefix", "uuid"), [("GPU-", SECOND), ("MIG-", MIG)])
-def test_the_gpu_that_torch_uses_is_the_current_one(mig, monkeypatch, prefix, uuid):
-    if prefix == "GPU-":
-        mig.cards[0] = Card(FIRST)
+def test_the_gpu_that_torch_uses_is_the_current_one(nvml, monkeypatch):
     cuda = SimpleNamespace(
         is_available=lambda: True,
         is_initialized=lambda: True,
         current_device=lambda: 0,
-        get_device_properties=lambda device: SimpleNamespace(uuid=uuid[4:]),
+        get_device_properties=lambda device: SimpleNamespace(uuid=SECOND[4:]),
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
-    assert current_gpu().uuid == uuid
+    assert current_gpu().uuid == SECOND
 
 
 def test_driver(nvml):
     assert read_driver() == ("580.10", (13, 0), "")
     nvml.cards.clear()
-    assert read_driver().error == ""
+    assert read_driver()[2] == ""
     assert list_gpus() == () and measure_gpu_memory() == 0
 
 
@@ -145,8 +103,6 @@ def test_no_driver(no_driver):
     assert list_gpus() == ()
     assert measure_gpu_memory() == 0
     assert memory_kind() == "resident memory"
-    with pytest.raises(LookupError, match="GPUs here: none"):
-        measure_gpu_memory(0)
 
 
 # --- Main memory ----------------------------------------------------------------------
