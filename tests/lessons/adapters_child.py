@@ -79,7 +79,7 @@ try:
     FastLanguageModel.from_pretrained(adapters[0], fast_inference=True)
 except Exception as error:
     refused = str(error)
-report = release_model(model, namespace=globals())
+report = release_model(model)
 print(
     json.dumps(
         {
