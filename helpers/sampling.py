@@ -1,8 +1,7 @@
 """Sampling: presets, and the distribution that sampling parameters leave.
 
 A preset has one definition, for vLLM's engine and for `generate`. The values that a
-model's own authors recommend are in `helpers.models.MODELS[...].sampling`. `reshape`
-computes what vLLM's sampler computes.
+model's own authors recommend are in `helpers.models.MODELS[...].sampling`.
 """
 
 from collections.abc import Mapping
@@ -15,28 +14,19 @@ if TYPE_CHECKING:
     from numpy import ndarray
     from vllm import SamplingParams
 
-
 PRESETS: Mapping[str, Mapping[str, float | int]] = fixed(
-    # Factual answers: little randomness.
-    conservative=fixed(temperature=0.3, top_p=0.9, max_tokens=512),
-    # General use.
+    conservative=fixed(temperature=0.3, top_p=0.9, max_tokens=512),  # For facts.
     balanced=fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=1024),
-    # Diverse outputs.
     creative=fixed(temperature=0.9, top_p=0.95, top_k=50, max_tokens=2048),
-    # Balanced, with room for the thinking before the answer.
+    # As balanced, with room for the thinking before the answer.
     thinking=fixed(temperature=0.6, top_p=0.95, top_k=20, max_tokens=2048),
 )
 
 # Names in vLLM, and those of the same parameters in transformers' GenerationConfig.
-_SAME = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-_GENERATE: Mapping[str, str] = fixed(
-    max_tokens="max_new_tokens",
-    min_tokens="min_new_tokens",
-    n="num_return_sequences",
-    **{name: name for name in _SAME},
+_RENAMED = fixed(
+    max_tokens="max_new_tokens", min_tokens="min_new_tokens", n="num_return_sequences"
 )
-# vLLM has these off by default; `generate` must be told, or it takes the values of the
-# model's generation_config.json.
+# Off in vLLM unless given; `generate` would take them from generation_config.json.
 _OFF = fixed(top_k=0, top_p=1.0, min_p=0.0)
 # The values that leave the distribution as the model gave it.
 NEUTRAL: Mapping[str, float] = fixed(temperature=1.0, **_OFF)
@@ -49,8 +39,7 @@ def preset(
     """Make vLLM `SamplingParams` of a preset, or keyword arguments of `generate`.
 
     `overrides` are named as in `SamplingParams` (`max_tokens` in tokens, `seed`, ...)
-    and win over the preset. With `for_generate=True` no engine is imported, and
-    `temperature=0` gives greedy decoding, as it does in vLLM.
+    and win over the preset. With `for_generate=True` no engine is imported.
 
     Raises `ValueError` for an unknown name, `TypeError` for an override that the chosen
     side does not know, and what `SamplingParams` raises for a value out of its range.
@@ -63,22 +52,19 @@ def preset(
 
 
 def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
-    if "seed" in values:
+    known = {*_RENAMED, *NEUTRAL, "repetition_penalty"}
+    if unknown := ", ".join(values.keys() - known):
         raise TypeError(
-            "generate has no seed= argument: call transformers.set_seed(...) before it"
-        )
-    if unknown := sorted(set(values) - set(_GENERATE)):
-        raise TypeError(
-            f"generate has nothing for {', '.join(unknown)}; it takes "
-            f"{', '.join(_GENERATE)}"
+            f"generate has nothing for {unknown}; it takes {', '.join(sorted(known))}, "
+            "and its seed is that of transformers.set_seed(...) before the call"
         )
     sample = values["temperature"] != 0
     if sample:
         values = {**_OFF, **values}
         values["top_k"] = max(values["top_k"], 0)  # vLLM also takes -1 for off.
     else:
-        values = {k: v for k, v in values.items() if k not in ("temperature", *_OFF)}
-    return {"do_sample": sample, **{_GENERATE[k]: v for k, v in values.items()}}
+        values = {k: v for k, v in values.items() if k not in NEUTRAL}
+    return {"do_sample": sample, **{_RENAMED.get(k, k): v for k, v in values.items()}}
 
 
 def reshape(
@@ -92,9 +78,9 @@ def reshape(
     """Compute the probabilities from which vLLM draws the next token; they sum to 1.
 
     `logprobs` are the model's own, natural logarithms; they and the result have the
-    shape (vocabulary,). The order is that of vllm/v1/sample/sampler.py: temperature,
-    min_p, top_k, top_p. (transformers applies min_p last.) A `temperature` of 0 is
-    greedy and ignores the rest; `top_k` of 0 or -1 is off.
+    shape (vocabulary,). The order is that of vLLM's sampler: temperature, min_p, top_k,
+    top_p. (transformers applies min_p last.) A `temperature` of 0 is greedy and ignores
+    the rest; `top_k` of 0 or -1 is off.
 
     Raises `ValueError` for a parameter out of its range.
     """
@@ -107,16 +93,12 @@ def reshape(
         )
     logits = np.asarray(logprobs, dtype=np.float64)
     if temperature < _GREEDY_BELOW:
-        greedy = np.zeros_like(logits)
-        greedy[logits.argmax()] = 1.0
-        return greedy
+        return np.eye(1, logits.size, logits.argmax())[0]  # 1 for the likeliest.
     logits = logits / temperature
     probabilities = _softmax(logits)
-    if min_p > 0:
-        logits = np.where(probabilities < min_p * probabilities.max(), -np.inf, logits)
+    logits[probabilities < min_p * probabilities.max()] = -np.inf
     if 0 < top_k < logits.size:
-        smallest = np.partition(logits, -top_k)[-top_k]
-        logits = np.where(logits < smallest, -np.inf, logits)  # Ties all stay.
+        logits[logits < np.partition(logits, -top_k)[-top_k]] = -np.inf  # Ties stay.
     if top_p < 1:
         order = np.argsort(logits, kind="stable")
         below = np.cumsum(_softmax(logits)[order]) <= 1 - top_p
@@ -137,14 +119,12 @@ def entropy(probabilities: "ndarray") -> float:
     import numpy as np
 
     some = probabilities[probabilities > 0]
-    return float(-(some * np.log2(some)).sum()) + 0.0  # Not -0.0 for certainty.
+    return float(abs(some @ np.log2(some)))
 
 
 def describe(probabilities: "ndarray") -> str:
     """Say how many tokens can be drawn, how likely the first is, and the entropy."""
     count = int((probabilities > 0).sum())
-    can = "token" if count == 1 else "tokens"
-    return (
-        f"{count:,} {can} can be drawn, the likeliest with {probabilities.max():.1%}; "
-        f"{entropy(probabilities):.2f} bits"
-    )
+    tokens = f"{count:,} token{'s' * (count != 1)} can be drawn"
+    likeliest, bits = probabilities.max(), entropy(probabilities)
+    return f"{tokens}, the likeliest with {likeliest:.1%}; {bits:.2f} bits"

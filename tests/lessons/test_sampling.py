@@ -222,6 +222,8 @@ def test_a_bad_value_of_the_models_own_is_named(name: str, value: float) -> None
 
 
 def test_no_limit_is_not_shared_between_prompts() -> None:
-    """vLLM writes the room of one prompt into parameters that it need not copy."""
-    params = Sampling("me/mine", {"max_tokens": None}).for_prompt(None, thinks=True)
-    assert params.max_tokens is None and not params.skip_clone
+    """vLLM writes the room of one prompt into its parameters, which are its own."""
+    sampling = Sampling("me/mine", {"max_tokens": None})
+    first, second = (sampling.for_prompt(None, thinks=True) for _ in range(2))
+    first.max_tokens = 5
+    assert second.max_tokens is None
