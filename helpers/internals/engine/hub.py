@@ -5,18 +5,16 @@ It knows nothing of what the name stands for: `plan` does.
 """
 
 import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from ...models import whole_name
 from .exceptions import ModelLoadError
-from .weights import check_files, is_whole
+from .weights import check_files, require_files
 
 
-def find_folder(
-    path: str, adapter: Path | None = None, **which: str | None
-) -> Path | None:
+def find_folder(path: str, adapter: Path | None = None, **which: Any) -> Path | None:
     """Find a folder on this machine that has all weights of a model, or None.
 
     Unsloth may load another repository in the place of the one that is named: a
@@ -25,14 +23,14 @@ def find_folder(
     """
     whole = whole_name(path)
     names = (path, whole, f"{whole}-unsloth-bnb-4bit", f"{whole}-bnb-4bit")
-    found = (find_snapshot(name, **which) for name in names)
-    folder = next(filter(None, found), None)
+    folders = (find_snapshot(name, **which) for name in names)
+    folder = next(filter(None, folders), None)
     for part in filter(None, (adapter, folder)):
         check_files(part)
     return folder
 
 
-def find_snapshot(repository: str, **which: str | None) -> Path | None:
+def find_snapshot(repository: str, **which: Any) -> Path | None:
     """Find the folder of one repository; None if a file is missing.
 
     `repository` may be a directory; `which` are the Hub's `revision` and `cache_dir`.
@@ -41,42 +39,27 @@ def find_snapshot(repository: str, **which: str | None) -> Path | None:
 
     if Path(repository).is_dir():
         return Path(repository)
-    # No such repository in the cache, or a name that is none.
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    # Not in the cache, not a name of a repository, or a download that broke off.
+    with contextlib.suppress(FileNotFoundError, ValueError, ModelLoadError):
         folder = Path(snapshot_download(repository, local_files_only=True, **which))
-        return folder if is_whole(folder) else None
+        require_files(folder)
+        return folder
     return None
 
 
-@contextlib.contextmanager
-def hub_switched_off() -> Iterator[None]:
-    """Keep all libraries from sending requests to the Hub while the block runs."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+def hub_switched_off() -> contextlib.AbstractContextManager[bool]:
+    """Keep all libraries from sending requests to the Hub while a block runs."""
+    return mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def ask_hub(
-    repository: str, revision: str | None = None, token: str | bool | None = None
-) -> None:
+def ask_hub(repository: str, revision: Any = None, token: Any = None) -> None:
     """Send one request to the Hub; raise its error if the model is not available.
 
-    The libraries that load models ask for one file after the other, several times each
-    and with longer and longer pauses, before they say anything.
+    The libraries that load models try each file several times before they raise it.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    if os.environ.get("UNSLOTH_USE_MODELSCOPE", "0") not in ("", "0"):
-        raise ModelLoadError(
-            "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub: `modelscope "
-            f"download {repository} --local_dir FOLDER`, then MODEL_NAME=FOLDER."
-        )
     url = hf_hub_url(repository, "config.json", revision=revision)
     with contextlib.suppress(EntryNotFoundError):  # An adapter has none.
         get_hf_file_metadata(url, token=token, timeout=4.0)  # seconds

@@ -6,7 +6,6 @@ to do. It knows nothing of the Hub.
 
 import contextlib
 import json
-import math
 import re
 import warnings
 from pathlib import Path
@@ -15,120 +14,98 @@ from typing import Any
 from ...models import cached_name
 from .exceptions import ModelLoadError, ModelNotFoundError
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-# Every model's repository has one of these.
-_TOKENIZERS = ["tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json"]
-_TOKENIZERS += ["vocab.txt", "spiece.model"]
-_QUANTISED_NAME = re.compile(r"4bit|fp8|awq|gptq|int[48]|w[48]a", re.IGNORECASE)
-_READ = (".index.json", "config.json", "tokenizer.json")
+# Every model's repository has one of these files, and an adapter's the first.
+_TOKENIZER = re.compile(r"(adapter_config|tokenizer|tekken|vocab|spiece)\.\w+")
 # Parts that a text model of a larger checkpoint may leave: towers, draft layers.
 _OTHER_PARTS = re.compile(r"vision|visual|audio|multi_modal|mtp|inv_freq")
-
-
-def weight_files(folder: Path) -> set[Path]:
-    """Return the files that hold a folder's weights, whether they exist or not."""
-    for suffix in (".safetensors", ".bin"):
-        for index in sorted(folder.glob(f"*{suffix}.index.json")):
-            names = read_json(index).get("weight_map", {}).values()
-            return {folder / name for name in names}
-        if found := {*folder.glob(f"*{suffix}")}:
-            return found
-    return set()
+_SMALL = 8e9  # Bytes of weights in which NaN is looked for, at 20 GB/s and the disk's.
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object; raise `ModelLoadError` that names the file if it is none."""
     try:
-        found = json.loads(file.read_bytes().decode())
-    except ValueError as error:
+        return {**json.loads(file.read_bytes().decode())}
+    except (ValueError, TypeError) as error:
         raise ModelLoadError(
-            f"{file} can't be read as JSON ({error}). Copy or download it again; a "
-            "file that an editor saved must be UTF-8 without a byte order mark."
+            f"{file} can't be read as JSON with names ({error}). Copy or download it "
+            "again (a pointer of Git LFS: git lfs pull); an editor must save it as "
+            "UTF-8 without a byte order mark."
         ) from error
-    if not isinstance(found, dict):
-        raise ModelLoadError(f"{file} holds no JSON object: copy or download it again.")
-    return found
 
 
-def check_files(folder: Path) -> None:
-    """Raise `ModelLoadError` for the first file of a model that is not whole."""
-    if not (weights := weight_files(folder)):
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a folder's config.json says; {} if there is none."""
+    file = folder / "config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def require_files(folder: Path) -> list[Path]:
+    """List the weights and JSON files of a model; raise if a part of it is missing."""
+    for suffix in (".safetensors", ".bin"):
+        weights = {*folder.glob(f"*{suffix}")}
+        for index in folder.glob(f"*{suffix}.index.json"):
+            named = read_json(index).get("weight_map", {}).values()
+            weights |= {folder / name for name in named}
+        if weights:
+            break
+    else:
         raise ModelNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin).")
-    needed = (*_TOKENIZERS, "adapter_config.json")
-    if not any((folder / name).exists() for name in needed):
+    if not any(_TOKENIZER.fullmatch(file.name) for file in folder.iterdir()):
         raise ModelNotFoundError(
             f"{folder} holds no tokenizer: put the model's there, "
             f"tokenizer.save_pretrained({str(folder)!r})."
         )
-    _refuse_two_sets(folder)
-    for file in sorted({*weights, *folder.iterdir()}):
-        if problem := _problem_of(file):
-            raise ModelLoadError(f"{file} {problem}")
+    files = weights | {*folder.glob("*.json"), *folder.glob("*.model")}
+    if lost := {file.name for file in files if not file.exists()}:
+        raise ModelLoadError(
+            f"{folder}: {_shorten(lost)} is missing, or is a link to a file that is "
+            "not there. Copy or download it; if an index (*.index.json) of another "
+            "save names it, delete the index."
+        )
+    return sorted(files)
+
+
+def check_files(folder: Path) -> None:
+    """Raise `ModelLoadError` for the first file of a model that is not whole."""
+    from safetensors import SafetensorError, safe_open
+
+    files, single = require_files(folder), "model.safetensors"
+    tensors = [file for file in files if file.suffix == ".safetensors"]
+    names = {file.name for file in tensors} - {single}
+    names = {name for name in names if not name.startswith(("consolidated", "adapt"))}
+    # Of two sets transformers would load the single file, and vLLM others or all.
+    if names and folder / single in files:
+        raise ModelLoadError(
+            f"{folder} holds two sets of weights, {single} and {_shorten(names)}: move "
+            "one of them away, with its index."
+        )
+    for file in files:
+        if file.name.endswith((".index.json", "config.json", "tokenizer.json")):
+            read_json(file)
+    for file in tensors:
+        try:
+            safe_open(file, "numpy").__enter__()
+        except SafetensorError as error:
+            way = "Copy or download it again (a pointer of Git LFS: git lfs pull)."
+            if name := cached_name(str(file)):
+                way = f"`hf download {name} {file.name} --force-download` mends it."
+            raise ModelLoadError(f"{file} is cut short. {way}") from error
 
 
 def warn_of_stretching(folder: Path, name: str, max_seq_length: int) -> None:
     """Warn where Unsloth would scale a model's positions on a GPU without a word."""
-    most = read_json(folder / "config.json").get("max_position_embeddings")
-    if max_seq_length > (most or math.inf):
-        warnings.warn(
-            f"{name} knows {most:,} tokens. For max_seq_length="
-            f"{max_seq_length:,} Unsloth stretches its positions, and short answers "
-            f"get worse, too: give at most {most}.",
-            stacklevel=2,
-        )
+    most = read_config(folder).get("max_position_embeddings") or max_seq_length
+    if max_seq_length > most:
+        text = f"{name} knows {most:,} tokens. For max_seq_length={max_seq_length:,} "
+        text += "Unsloth stretches its positions, and short answers get worse, too: "
+        warnings.warn(f"{text}give at most {most}.", stacklevel=2)
 
 
-def _refuse_two_sets(folder: Path) -> None:
-    """Raise where transformers would load one file, and vLLM others or all of them."""
-    single = folder / "model.safetensors"
-    others = {one.name for one in folder.glob("*.safetensors")} - {single.name}
-    others = {name for name in others if not name.startswith(("consolidated", "adapt"))}
-    if single.exists() and others:
-        raise ModelLoadError(
-            f"{folder} holds two sets of weights, {single.name} and "
-            f"{_shorten(others)}: move one of them away, with its index."
-        )
-
-
-def _problem_of(file: Path) -> str:
-    """Name the damage to one file of a model, and the way out; "" for a whole one."""
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix not in (".safetensors", ".bin", ".json", ".model"):
-        return ""
-    if file.is_symlink() and not file.exists():
-        return "is a link to a file that is not there."
-    if not file.exists():
-        return (
-            "is missing, though the index beside it (*.index.json) names it. Copy or "
-            "download it; if the index is left from another save, delete the index."
-        )
-    with file.open("rb") as stream:
-        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            return (
-                "is a pointer of Git LFS, not the file itself. `git lfs install && git "
-                f"lfs pull` in {file.parent} fetches it."
-            )
-    if file.name.endswith(_READ):
-        read_json(file)
-    if file.suffix == ".safetensors":
-        try:
-            safe_open(file, "numpy").__enter__()
-        except SafetensorError:
-            name, way = cached_name(str(file)), "Copy or download it again."
-            if name:
-                way = f"`hf download {name} {file.name} --force-download` mends it."
-            return f"is cut short. {way}"
-    return ""
-
-
-def adapter_config(path: str) -> dict | None:
+def adapter_config(path: str) -> dict[str, Any] | None:
     """Return what a folder says of the adapter in it; None for any other path."""
     file = Path(path, "adapter_config.json")
-    if not file.is_file():
-        return None
-    config = read_json(file)
-    if not config.get("base_model_name_or_path"):
+    config = read_json(file) if file.is_file() else None
+    if config is not None and not config.get("base_model_name_or_path"):
         raise ModelLoadError(
             f"{file} names no model: write the one that the adapter was trained on "
             'as "base_model_name_or_path".'
@@ -137,29 +114,14 @@ def adapter_config(path: str) -> dict | None:
 
 
 def is_quantised(folder: Path) -> bool:
-    """Return True if a model has quantised weights, by its config or its name."""
-    file = folder / "config.json"
-    if file.is_file():
-        return "quantization_config" in read_json(file)
-    return bool(_QUANTISED_NAME.search(folder.name))
-
-
-def is_whole(folder: Path) -> bool:
-    """Return True if a download went through: the tokenizer comes last in it."""
-    try:
-        weights = weight_files(folder)
-    except ModelLoadError:
-        return False
-    last = _TOKENIZERS if (folder / "config.json").exists() else ["adapter_config.json"]
-    return (
-        bool(weights)
-        and all(file.exists() for file in weights)
-        and any((folder / name).exists() for name in last)
-    )
+    """Return True if a model has quantised weights, by its config or else its name."""
+    if config := read_config(folder):
+        return "quantization_config" in config
+    return bool(re.search(r"(?i)4bit|fp8|awq|gptq|int[48]|w[48]a", folder.name))
 
 
 def check_tensors(folder: Path, adapter: Path | None = None) -> None:
-    """Raise `ModelLoadError` for tensors that are missing, or that nothing uses.
+    """Raise `ModelLoadError` for tensors that are missing, unused or no numbers.
 
     transformers fills what is missing with random numbers, and no engine stops. Here
     it compares the names alone, on the device "meta"; it knows what is rightly absent,
@@ -175,13 +137,9 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
         )
         quantised = config.__dict__.pop("quantization_config", None)
         name = (config.architectures or ["AutoModelForCausalLM"])[0]
-        kind = getattr(transformers, name)
-        model, found[folder] = kind.from_pretrained(
-            folder,
-            config=config,
-            device_map="meta",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
+        options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, found[folder] = getattr(transformers, name).from_pretrained(
+            folder, config=config, device_map="meta", **options
         )
         if quantised:
             _drop_renamed(found[folder])
@@ -191,18 +149,17 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
             loaded = model.load_adapter(adapter, "default", torch_device="cpu")
             found[adapter] = loaded._asdict()
     for where, keys in found.items():
-        missing = {*keys["missing_keys"]}
-        missing |= {key for key, *_ in keys.get("mismatched_keys", ())}
-        unused = {
-            key for key in keys["unexpected_keys"] if not _OTHER_PARTS.search(key)
-        }
+        wrong_shape = {key for key, *_ in keys.get("mismatched_keys", ())}
+        missing = {*keys["missing_keys"]} | wrong_shape
+        unused = {k for k in keys["unexpected_keys"] if not _OTHER_PARTS.search(k)}
         if missing or unused:
             raise ModelLoadError(
                 f"the weights in {where} do not fit the model. Missing: "
-                f"{_shorten(missing)}; not used: {_shorten(unused)}. Save or download "
-                "them again; names that begin with _orig_mod. or base_model. are of a "
-                "compiled or adapted model, whose inner model is to be saved."
+                f"{_shorten(missing)}; not used: {_shorten(unused)}. Save them again: "
+                "from inside a compiled or adapted model (_orig_mod., base_model.)."
             )
+    for where in filter(None, (folder, adapter)):
+        _check_values(where)
 
 
 def _drop_renamed(keys: dict[str, Any]) -> None:
@@ -211,6 +168,30 @@ def _drop_renamed(keys: dict[str, Any]) -> None:
     layers = {".".join(parts[:n]) for parts in unused for n in range(1, len(parts))}
     missing = {k for k in keys["missing_keys"] if k.rpartition(".")[0] not in layers}
     keys.update(missing_keys=missing, unexpected_keys=(), mismatched_keys=())
+
+
+def _check_values(folder: Path) -> None:
+    """Raise for integers where nothing is quantised, and for NaN in a small model."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    is_small = sum(file.stat().st_size for file in files) < _SMALL
+    quantised = "quantization_config" in read_config(folder)
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                kind = tensors.get_slice(name).get_dtype()
+                if kind in ("F32", "F16", "BF16"):
+                    wrong = is_small and tensors.get_tensor(name).sum().isnan()
+                else:
+                    wrong = (
+                        kind[0] in "IU" and name.endswith(".weight") and not quantised
+                    )
+                if wrong:
+                    raise ModelLoadError(
+                        f"{name} in {file} holds NaN, or integers in a model that "
+                        f"is not quantised ({kind}): save or download it again."
+                    )
 
 
 def _shorten(names: set[str]) -> str:

@@ -6,7 +6,6 @@ import huggingface_hub.constants
 import pytest
 from hub_server import fill_cache
 
-from helpers.internals.engine import hub
 from helpers.internals.engine.cpu import refuse_for_cpu_engine
 from helpers.internals.engine.exceptions import ModelLoadError, ModelNotFoundError
 from helpers.internals.engine.hub import find_folder
@@ -243,9 +242,3 @@ def test_an_adapter_names_its_model(tmp_path: Path) -> None:
     assert adapter_base(str(tmp_path)) == str(TINY_THINKER_DIRECTORY)
     assert adapter_base(str(TINY_THINKER_DIRECTORY)) is None
     assert adapter_base("some/model") is None
-
-
-def test_modelscope_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")
-    with pytest.raises(ModelLoadError, match="modelscope download a/b"):
-        hub.ask_hub("a/b")

@@ -41,6 +41,11 @@ def test_a_tensor_that_nothing_uses_is_named(said: dict) -> None:
     assert "not used: model.layers.9.another.weight" in said["with_another"]
 
 
+@pytest.mark.parametrize("case", ["with_integers", "with_nan"])
+def test_integers_for_floats_and_nan_are_named(said: dict, case: str) -> None:
+    assert said[case].startswith(f"ModelLoadError: {PROJECTION} in ")
+
+
 @pytest.mark.parametrize(
     "method", ["bitsandbytes", "gptq", "fp8", "compressed-tensors"]
 )
@@ -55,6 +60,7 @@ def test_quantised_layers_fit_by_other_names_unless_one_is_missing(
 def test_the_tensors_of_an_adapter_are_compared_too(said: dict) -> None:
     assert "1.mlp.up_proj.lora_B.default.weight" in said["adapter-without_lora_b"]
     assert "and 51 more" in said["adapter-without_prefix"]
+    assert "holds NaN" in said["adapter-with_nan_in_lora"]
 
 
 def test_a_context_that_unsloth_would_stretch_on_a_gpu_warns(recwarn) -> None:

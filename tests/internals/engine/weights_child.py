@@ -32,6 +32,10 @@ def without_prefix(weights: Weights) -> Weights:
     return {key.removeprefix("base_model.model."): one for key, one in weights.items()}
 
 
+def with_nan_in_lora(weights: Weights) -> Weights:
+    return {key: one.log() for key, one in weights.items()}
+
+
 def compiled(weights: Weights) -> Weights:
     return {f"_orig_mod.{key}": one for key, one in weights.items()}
 
@@ -46,6 +50,14 @@ def with_tied_head(weights: Weights) -> Weights:
 
 def of_another_width(weights: Weights) -> Weights:
     return weights | {PROJECTION: weights[PROJECTION][1:].clone()}
+
+
+def with_integers(weights: Weights) -> Weights:
+    return weights | {PROJECTION: weights[PROJECTION].char()}
+
+
+def with_nan(weights: Weights) -> Weights:
+    return weights | {PROJECTION: weights[PROJECTION].log()}
 
 
 def renamed(*suffixes: str) -> Callable[[Weights], Weights]:
@@ -90,7 +102,7 @@ def said(check: Callable[..., Any], *arguments: Any, **options: Any) -> str:
 
 found: dict[str, Any] = {}
 changes = (dict, without_projection, compiled, with_another, of_another_width)
-for change in (*changes, with_tied_head):
+for change in (*changes, with_tied_head, with_integers, with_nan):
     folder = copy(TINY_THINKER_DIRECTORY, change.__name__, change)
     found[change.__name__] = said(check_tensors, folder)
 bad = str(Path(sys.argv[1], "without_projection"))
@@ -119,7 +131,7 @@ found["quantised"] = {
 adapter = Path(sys.argv[1], "adapter")
 model, _ = load(str(TINY_THINKER_DIRECTORY), 512, load_in_4bit=False)
 FastLanguageModel.get_peft_model(model, r=8).save_pretrained(adapter)
-for change in (dict, without_lora_b, without_prefix):
+for change in (dict, without_lora_b, without_prefix, with_nan_in_lora):
     folder = copy(adapter, f"adapter-{change.__name__}", change)
     found[f"adapter-{change.__name__}"] = said(
         load, str(folder), 512, load_in_4bit=False
