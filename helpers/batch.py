@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .internals.batch import fingerprint
@@ -132,10 +131,7 @@ class Batch:
     ) -> None:
         engine = engine_of(model)
         if engine is None:
-            raise TypeError(
-                f"run_batch needs vLLM's engine, and {type(model).__name__} has none: "
-                "load the model with fast_inference=True, or pass a vllm.LLM"
-            )
+            raise TypeError("run_batch needs vLLM: load with fast_inference=True")
         self._engine, self._core, self._retries = engine, engine.llm_engine, retries
         self._states = self._core.output_processor.request_states
         config = self._core.vllm_config
@@ -147,10 +143,9 @@ class Batch:
         text = fingerprint.template_text(tokenizer or self._tokenizer, name)
         text = text if tokenizer or name else engine.chat_template
         self._chat_template, path = text, shape.model
-        if os.path.isdir(path):  # A relative path may lead to a model that is known.
-            path = str(Path(path).resolve())
-        own = shape.get_diff_sampling_param()
-        self._sampling = Sampling(path, sampling_params, own)
+        self._sampling = Sampling(
+            path, sampling_params, shape.get_diff_sampling_param()
+        )
         self.job = fingerprint.job_of(
             path,
             shape.revision,
@@ -186,20 +181,25 @@ class Batch:
                 return
             try:
                 outputs = self._core.step()
-            except Exception as error:
-                yield from self._find_culprit(list(running.values()), error)
+            except Exception as error:  # It does not say which prompt is bad.
+                asked = list(running.values())
                 running.clear()
-                continue
-            for output in outputs:
-                if not output.finished or output.request_id not in running:
-                    continue
-                prompt = running.pop(output.request_id)
-                result = self._result(prompt, output)
-                budget = larger_budget(as_record(result), self.room, self._retries)
-                if budget:
-                    again.append(with_budget(prompt, prompt.tries, budget))
+                result = _failed(asked[0], error)  # Raises what ends everything.
+                abort_all(self._core)
+                if half := len(asked) // 2:
+                    yield from self._answer(iter(asked[:half]))
+                    yield from self._answer(iter(asked[half:]))
                 else:
                     yield result
+                continue
+            for output in outputs:
+                if output.finished and (prompt := running.pop(output.request_id, None)):
+                    result = self._result(prompt, output)
+                    budget = larger_budget(as_record(result), self.room, self._retries)
+                    if budget:
+                        again.append(with_budget(prompt, prompt.tries, budget))
+                    else:
+                        yield result
 
     def _enqueue(self, prompt: Prompt) -> str:
         """Hand a prompt to vLLM, which formats it; return its output's request_id."""
@@ -232,25 +232,12 @@ class Batch:
             raise
         return state.external_req_id
 
-    def _find_culprit(
-        self, failed: list[Prompt], error: Exception
-    ) -> Iterator[BatchResult]:
-        """Ask prompts in halves after vLLM raised without saying which one is bad."""
-        result = _failed(failed[0], error)  # Raises what ends everything.
-        abort_all(self._core)
-        if len(failed) == 1:
-            yield result
-            return
-        half = len(failed) // 2
-        yield from self._answer(iter(failed[:half]))
-        yield from self._answer(iter(failed[half:]))
-
     def _result(self, prompt: Prompt, output: Any) -> BatchResult:
         (completion,) = output.outputs
         token_ids, reason = completion.token_ids, completion.finish_reason
         if reason in ("abort", "error"):
             why = "vLLM gave this up: run it again, or correct its structured_outputs."
-            return _failed(prompt, ValueError(why))
+            return _result_of(prompt, error=why, finish_reason=reason)
         parsed = self._parser.parse(token_ids, output.prompt_token_ids, reason)
         if isinstance(completion.stop_reason, str):
             # vLLM's own text ends before a stop string. The tokens that complete it may

@@ -20,8 +20,9 @@ TINY_THINKER, SMOLLM2 = "tiny-thinker", "smollm2"
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 # Made by internals.engine.smollm2; outside of the project, so that it stays.
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-SMOLLM2_DIRECTORY = _CACHE / "fast-inference-notebooks/smollm2-0.1.2"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+CACHE /= "fast-inference-notebooks"
+SMOLLM2_DIRECTORY = CACHE / "smollm2-0.1.2"
 _EMBEDDED = {TINY_THINKER: TINY_THINKER_DIRECTORY, SMOLLM2: SMOLLM2_DIRECTORY}
 
 # NF4: 4 bits a weight, and one 32-bit scale per block of 64 (QLoRA, arXiv:2305.14314);

@@ -19,7 +19,7 @@ from typing import Any
 
 from .internals.batch.fingerprint import job_of
 from .internals.batch.prompts import Prompt
-from .internals.engine.exceptions import EngineUnavailableError, ModelLoadError
+from .internals.engine.exceptions import EngineUnavailableError
 from .internals.engine.plan import resolve_model_path
 from .internals.engine.quiet import quiet
 from .internals.engine.sampling_params import Sampling
@@ -68,10 +68,7 @@ class RayRunner:
         self, make_batch: Any, load: Any, model: Any, engine: RayEngine, *shared: Any
     ) -> None:
         if not isinstance(model, str | PathLike):
-            raise TypeError(
-                "each of Ray's workers loads the model itself: pass its name or path, "
-                f"not a {type(model).__name__}"
-            )
+            raise TypeError("Ray's workers load the model: pass its name or path")
         # Ray reads these at its start: no usage reports, no messages of progress.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
@@ -79,10 +76,8 @@ class RayRunner:
         try:
             import ray.data  # noqa: F401
         except ImportError as error:
-            raise EngineUnavailableError(
-                f'engine="ray" needs Ray Data ({error}): `pip install "ray[data]"`, '
-                "here and on every host of the cluster."
-            ) from error
+            why = f'engine="ray" needs `pip install "ray[data]"` on every host: {error}'
+            raise EngineUnavailableError(why) from error
         load_settings().apply()
         path, self.room = resolve_model_path(model), engine.max_seq_length
         sampling_params, template, *_ = shared
@@ -101,7 +96,7 @@ class RayRunner:
         """Answer prompts, each as soon as its worker is done with its batch.
 
         Prompts wait in Ray's object store, which goes on to disk where they are many.
-        Raises `ModelLoadError` where a worker can't load the model.
+        Raises Ray's `ActorDiedError` where a worker can't load the model.
         """
         import pyarrow as pa
         import ray
@@ -125,17 +120,8 @@ class RayRunner:
                 num_cpus=engine.cpus_per_worker,
                 num_gpus=engine.gpus_per_worker if gpus else 0,
             )
-            try:
-                for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
-                    yield from map(pickle.loads, batch["result"])
-            except ray.exceptions.ActorDiedError as error:
-                if "creation task" not in str(error):
-                    raise
-                why = str(error).splitlines()[-1]
-                raise ModelLoadError(
-                    f"a worker of Ray can't load the model: {why}. Load it with one "
-                    "engine first, where the whole error shows."
-                ) from error
+            for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+                yield from map(pickle.loads, batch["result"])
 
 
 class Worker:

@@ -19,6 +19,8 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
+from ...models import CACHE
+
 _ROWS = 1024  # of Parquet in memory at once
 # What a record has, and its type in Parquet. `started` is when its run of the job was,
 # `time` when its answer was finished, both in seconds since 1970.
@@ -46,8 +48,7 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            why = f"another process writes to {output}: end it, or give another output"
-            raise RuntimeError(why) from None
+            raise RuntimeError(f"another process writes to {output}: end it") from None
         except OSError as error:  # Lustre and some network disks have no locks.
             why = f"{output} can't be locked ({error}): let one process only write it"
             warnings.warn(why, stacklevel=4)
@@ -70,10 +71,7 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
 
 def _check_owner(stored: str, job: dict[str, Any], held: str) -> None:
     """Raise `ValueError` unless what both jobs know is equal; Ray knows less."""
-    try:
-        old = json.loads(stored)
-    except ValueError:
-        old = {}
+    old = json.loads(stored or "{}")
     differ = [f"{k} was {old[k]}, is {v}" for k, v in job.items() if old.get(k, v) != v]
     if differ or old.keys().isdisjoint(job):
         raise ValueError(
@@ -203,15 +201,14 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
     """Read the records of a JSONL or Parquet file or URL, without torn ones."""
     import fsspec
+    from pyarrow.parquet import ParquetFile
 
     with fsspec.open(str(output), "rb") as file:
         if str(output).endswith(".jsonl"):
             yield from filter(None, map(read_record, file))
-        else:
-            from pyarrow.parquet import ParquetFile
-
-            for batch in ParquetFile(file).iter_batches(_ROWS):
-                yield from batch.to_pylist()
+            return
+        for batch in ParquetFile(file).iter_batches(_ROWS):
+            yield from batch.to_pylist()
 
 
 @contextmanager
@@ -227,14 +224,12 @@ def staged(output: str | PathLike) -> Iterator[Path]:
     import fsspec
 
     files, there = fsspec.url_to_fs(str(output))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    folder = cache / "fast-inference-notebooks" / fsspec.utils.tokenize(str(output))
-    local = folder / there.rpartition("/")[2]
-    folder.mkdir(parents=True, exist_ok=True)
+    local = CACHE / fsspec.utils.tokenize(str(output)) / there.rpartition("/")[2]
+    local.parent.mkdir(parents=True, exist_ok=True)
     pairs = {f"{local}.job": f"{there}.job", str(local): there}
     if not local.exists() and files.exists(there):
         for here, away in pairs.items():
             files.get(away, here)
     yield local
     files.put(list(pairs), list(pairs.values()))
-    shutil.rmtree(folder)
+    shutil.rmtree(local.parent)

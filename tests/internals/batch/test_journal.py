@@ -20,6 +20,7 @@ from helpers.internals.batch.journal import (
     staged,
 )
 
+CACHE = "helpers.internals.batch.journal.CACHE"
 JOB = {"model": "tiny-thinker", "sampling_params": {"temperature": 0.6}}
 
 
@@ -231,7 +232,7 @@ def test_half_a_download_is_not_taken_for_the_records(
 ) -> None:
     import fsspec
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(CACHE, tmp_path / "cache")
     url = "memory://half/a.jsonl"  # Without the .job that belongs to it.
     with fsspec.open(url, "w") as file:
         file.write("{}")
@@ -264,7 +265,7 @@ def test_an_output_has_one_process(tmp_path: Path) -> None:
 def test_a_url_gets_the_file_when_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(CACHE, tmp_path / "cache")
     url = "memory://answers/a.jsonl"
     with pytest.raises(KeyboardInterrupt), staged(url) as output:
         write(output, [0, 1])
@@ -273,7 +274,7 @@ def test_a_url_gets_the_file_when_it_is_done(
         assert [r["index"] for r in journal.load()] == [0, 1]
         journal.finish()
     assert list(read_records(url)) == [record(0), record(1)]
-    assert not any((tmp_path / "fast-inference-notebooks").iterdir())
+    assert not any((tmp_path / "cache").iterdir())
     with (
         pytest.raises(ValueError, match="another job"),
         staged(url) as output,
