@@ -224,7 +224,7 @@ class Batch:
             )
             state = next(reversed(self._states.values()))
             text = state.prompt or self._tokenizer.decode(state.prompt_token_ids)
-            check_formatted(prompt.messages, text)
+            check_formatted(prompt.messages, text, kwargs.get("tools"))
         except Exception:
             # A failed request stays in vLLM's bookkeeping until it is aborted.
             late = list(islice(self._states, before, None))

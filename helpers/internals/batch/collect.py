@@ -5,9 +5,10 @@ Out come the results in the prompts' order, or a file with a record for each. A 
 shows prompts, new tokens per second, and how many were cut short.
 """
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,13 @@ from .prompts import Prompt, larger_budget, with_budget
 
 def answer_in_memory(batch: Any, source: Any, shown: bool) -> list[Any]:
     """Answer all prompts; an exception on the way has what was `finished`."""
-    finished: dict[int, Any] = {}
+    finished: list[Any] = []
     try:
-        with contextlib.closing(batch.run(source)) as results:
-            for result in _with_bar(results, len(source), 0, shown):
-                finished[result.index] = result
+        _answer(batch, source, finished.append, shown, total=len(source))
     except BaseException as error:
-        error.finished = [finished[index] for index in sorted(finished)]
+        error.finished = sorted(finished, key=attrgetter("index"))
         raise
-    return [finished[index] for index in sorted(finished)]
+    return sorted(finished, key=attrgetter("index"))
 
 
 def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) -> None:
@@ -45,28 +44,28 @@ def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) 
                 elif journal.offsets[prompt.index] < 0:
                     yield prompt
 
-        done = len(journal) - len(again)
-        if done < len(source):
-            with contextlib.closing(batch.run(still_open())) as results:
-                for result in _with_bar(results, len(source), done, shown):
-                    journal.append(as_record(result, started))
+        def keep(result: Any) -> None:
+            journal.append(as_record(result, started))
+
+        bar = {"total": len(source), "initial": len(journal) - len(again)}
+        if bar["initial"] < bar["total"]:
+            _answer(batch, still_open(), keep, shown, **bar)
         journal.finish()
 
 
-def _with_bar(
-    results: Iterable[Any], count: int, done: int, shown: bool
-) -> Iterator[Any]:
-    if not shown:
-        yield from results
-        return
+def _answer(
+    batch: Any, prompts: Iterable[Prompt], keep: Callable, shown: bool, **bar: int
+) -> None:
+    """Answer prompts, and show a bar of new tokens per second."""
     from tqdm import tqdm
 
     tokens = truncated = 0
-    with tqdm(total=count, initial=done, desc="batch", unit=" prompts") as bar:
+    bar = tqdm(**bar, desc="batch", unit=" prompts", disable=not shown)
+    with bar, closing(batch.run(prompts)) as results:
         for result in results:
+            keep(result)
             tokens, truncated = tokens + result.tokens, truncated + result.truncated
             speed = tokens / max(bar.format_dict["elapsed"], 1e-9)
             now = f"{speed:,.0f} tokens/s, {truncated} truncated"
             bar.set_postfix_str(now, refresh=False)
             bar.update()
-            yield result

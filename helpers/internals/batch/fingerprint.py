@@ -1,18 +1,20 @@
 """What decides a job's answers, as plain values that two runs can compare.
 
 In go a model's path, a chat template, prompts; out come names, commits and digests.
-Everything counts by its value: an array by its numbers, a function by the JSON schema
-that transformers makes of it. What has no value to compare is refused.
+Everything counts by its value: an array by its numbers, a function by its JSON schema.
+What has no value to compare is refused.
 """
 
-import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from hashlib import blake2b
+from inspect import getdoc, isroutine
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from ...models import cached_name, find_model
 from ..engine.sampling_params import plain_values
@@ -34,45 +36,36 @@ def _by_value(value: Any) -> Any:
         return plain_values(value)
     if is_dataclass(value):  # their structured_outputs
         return {k: v for k, v in vars(value).items() if not k.startswith("_")}
-    if callable(value):  # tools=[function]
-        return _tool_schema(value)
-    raise TypeError(
-        f"a {type(value).__name__} can't be compared by its value: pass text, numbers, "
-        "lists or dicts"
-    )
+    if getattr(value, "__doc__", None) and isroutine(value):  # tools=[function]
+        schema = TypeAdapter(value).json_schema()
+        about = {"name": value.__name__, "description": getdoc(value)}
+        return {"type": "function", "function": about | {"parameters": schema}}
+    kind = f"a {type(value).__name__} can't be compared by its value"
+    raise TypeError(f"{kind}: pass text, numbers, lists or dicts")
 
 
-def _tool_schema(function: Any) -> dict[str, Any]:
-    """Return transformers' JSON schema, or without words on arguments pydantic's."""
-    from pydantic import TypeAdapter
-    from transformers.utils import chat_template_utils as tools
-
-    try:
-        return tools.get_json_schema(function)
-    except tools.DocstringParsingException:
-        if not function.__doc__:
-            raise
-    own = {"name": function.__name__, "description": inspect.getdoc(function)}
-    own["parameters"] = TypeAdapter(function).json_schema()
-    return {"type": "function", "function": own}
-
-
-_IN_ORDER = json.JSONEncoder(default=_by_value, ensure_ascii=False)
-_SORTED = json.JSONEncoder(default=_by_value, ensure_ascii=False, sort_keys=True)
-
-
-def encode_value(value: Any) -> bytes:
-    """Return bytes that are the same for equal values.
-
-    Raises `TypeError`, `ValueError`, or what transformers raises for a function, where
-    there is no value to compare, as in text with half of a character.
-    """
-    return _SORTED.encode(value).encode()
+def _encode(value: Any, **options: Any) -> bytes:
+    return json.dumps(value, default=_by_value, ensure_ascii=False, **options).encode()
 
 
 def plain_value(value: Any) -> Any:
-    """Copy a value into dicts, lists, texts and numbers. Raises as `encode_value`."""
-    return json.loads(_IN_ORDER.encode(value).encode())
+    """Copy a value into dicts, lists, texts and numbers.
+
+    Raises `TypeError`, `ValueError` or pydantic's errors where there is no value to
+    compare, as in text with half of a character.
+    """
+    return json.loads(_encode(value))
+
+
+def digest_of(values: Iterable[Any]) -> tuple[int, str]:
+    """Return the number of values, and a digest that is the same for equal ones."""
+    count, digest = 0, blake2b(digest_size=8)
+    for count, value in enumerate(values, start=1):
+        try:
+            digest.update(_encode(value, sort_keys=True) + b"\n")
+        except Exception as error:  # It is refused in these words.
+            digest.update(str(error).encode())
+    return count, digest.hexdigest()
 
 
 def short_digest(*parts: bytes) -> str:
@@ -86,7 +79,7 @@ def job_of(path: str, revision: str | None = None, **known: Any) -> dict[str, An
     Files from the hub count by their commit. In a folder weights count by size and
     time; tokenizer, chat template and configuration by their content.
     """
-    spec, folder = find_model(path), Path(path)
+    spec, folder, marks = find_model(path), Path(path), []
     name = spec.name if spec else cached_name(path) or path
     if not folder.exists() and not _COMMIT.search(path):
         from huggingface_hub import try_to_load_from_cache
@@ -97,8 +90,7 @@ def job_of(path: str, revision: str | None = None, **known: Any) -> dict[str, An
         return plain_value({"model": name, "files": commit[1], **known})
     if folder.is_dir() and not spec:
         name = str(folder.resolve())
-    marks = []
-    for file in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+    for file in sorted(folder.glob("*")) or [folder]:
         if file.suffix in _TEXTS and file.is_file():
             marks.append(file.name.encode() + file.read_bytes())
         elif file.suffix in _WEIGHTS and file.exists():
@@ -112,10 +104,8 @@ def template_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
         return plain_value(dict(given or {}))
     except Exception as error:
-        raise ValueError(
-            "chat_template_kwargs are a dict of plain values and of functions with "
-            f"types and a docstring, such as {{'enable_thinking': False}}: {error}"
-        ) from error
+        why = "chat_template_kwargs are a dict, such as {'enable_thinking': False}"
+        raise ValueError(f"{why}: {error}") from error
 
 
 def template_text(tokenizer: Any, name: str | None = None) -> str | None:

@@ -9,39 +9,28 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from itertools import islice
+from functools import partial
+from itertools import chain, islice, repeat
 from os import PathLike
 from typing import Any
 
 from ..engine.sampling_params import plain_values
-from .fingerprint import encode_value, plain_value
+from .fingerprint import digest_of, plain_value, template_arguments
 
 # At the end of a path, or before the query of a URL.
 _KIND = re.compile(r"\.(?:(?:jsonl|ndjson)(?:\.(?:gz|xz|bz2))?|parquet)(?=$|\?\S*$)")
-_ROWS = 1024  # of Parquet in memory at once
-# The keys of a prompt that is a dict, and the columns of Parquet.
-_KEYS = ("id", "messages", "prompt", "sampling_params", "chat_template_kwargs")
-_SHAPES = (
-    "a prompt is a string, a list of chat messages, or a dict with messages or prompt "
-    "and, if wanted, id, sampling_params and chat_template_kwargs"
+_KEYS = "id", "messages", "prompt", "sampling_params", "chat_template_kwargs"
+_SHAPES = f"a prompt is a text, a list of messages or a dict of {', '.join(_KEYS)}"
+# Fields of a request to OpenAI's API that do not affect the answer, some only without
+# tools, and what clients write in others where they ask for nothing special.
+_IGNORED = (
+    "model|user|metadata|store|service_tier|stream_options|tool_choice|function_call|"
+    "parallel_tool_calls|safety_identifier|prompt_cache_key|prompt_cache_retention"
 )
-# Fields of a request to OpenAI's API, or vLLM's extensions of it: those that
-# SamplingParams has too, those that do not affect the answer (some only without tools),
-# and what clients write in others where nothing special is asked for.
-_SAMPLING = (
-    *("temperature", "top_p", "top_k", "min_p", "seed", "stop", "n", "min_tokens"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
-    *("stop_token_ids", "ignore_eos", "thinking_token_budget"),
-)
-_IGNORED = {
-    *("model", "user", "metadata", "store", "service_tier", "stream_options"),
-    *("prompt_cache_key", "prompt_cache_retention", "safety_identifier"),
-    *("tool_choice", "function_call", "parallel_tool_calls"),
-}
-_DEFAULTS = {"response_format": {"type": "text"}, "modalities": ["text"]}
+_DEFAULTS = {"stream": False, "logprobs": False, "top_logprobs": 0}
+_DEFAULTS |= {"response_format": {"type": "text"}, "modalities": ["text"]}
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Prompt:
 
 
 def larger_budget(record: Mapping[str, Any], room: int, retries: int) -> int:
-    """Return twice the tokens of a record whose thinking ran out of them, else 0.
+    """Return twice a record's tokens if its thinking ran out of them, else 0.
 
     0 also after `retries` further tries, and where the model's `room` is used up.
     """
@@ -87,29 +76,18 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
         row = given if isinstance(given, Mapping) else {"messages": given}
         is_request = "body" in row
         key = _checked_id(row.get("custom_id" if is_request else "id"))
-        row = plain_value(row)
-        row = _from_openai(row) if is_request else row
+        row = _from_openai(plain_value(row)) if is_request else plain_value(row)
         if unknown := [name for name in row if name not in _KEYS]:
             raise ValueError(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
-        own = _parsed(row.get("chat_template_kwargs") or {}, dict)
-        if not isinstance(own, dict):
-            raise ValueError(
-                "chat_template_kwargs are a dict, such as {'enable_thinking': False}."
-            )
-        sampling, kwargs = _parsed(row.get("sampling_params"), dict), template | own
-        binds = is_request and "structured_outputs" in (sampling or {})
-        if binds and kwargs.get("enable_thinking", True):
-            raise ValueError(
-                "response_format would bind the thinking as well: switch that off with "
-                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
-            )
-        return Prompt(index, given, _messages(row), key, sampling, kwargs)
+        sampling = _parsed(row.get("sampling_params"), dict)
+        own = template_arguments(_parsed(row.get("chat_template_kwargs"), dict))
+        return Prompt(index, given, _messages(row), key, sampling, {**template, **own})
     except Exception as error:
         return Prompt(index, given, id=key, refused=str(error))
 
 
 def _checked_id(key: Any) -> str | int | None:
-    key = key.item() if hasattr(key, "item") else key  # NumPy's
+    key = plain_value(key)
     if key != key:  # pandas has NaN where an id is missing,
         return None
     if isinstance(key, float) and key.is_integer():  # and floats beside it.
@@ -121,198 +99,147 @@ def _checked_id(key: Any) -> str | int | None:
 
 def _parsed(value: Any, kind: type) -> Any:
     """Return what JSON text stands for, where it stands for a `kind`; else `value`."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
-        return value
     try:
-        found = json.loads(value)
+        found = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
     return found if isinstance(found, kind) else value
+
+
+def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the prompt of a request; SamplingParams refuse what they do not have."""
+    body, url = _parsed(row["body"], dict), row.get("url") or "chat/completions"
+    if "chat/completions" not in url:
+        raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
+    if not isinstance(body, dict) or "messages" not in body:
+        raise ValueError("a request needs a body, a JSON object with messages.")
+    found = {k: body.pop(k, None) for k in ("messages", "chat_template_kwargs")}
+    if "max_completion_tokens" in body:  # OpenAI's newer name of max_tokens.
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    kept = {k: v for k, v in body.items() if not re.fullmatch(_IGNORED, k)}
+    kept = {k: v for k, v in kept.items() if v not in (None, [], {}, _DEFAULTS.get(k))}
+    return found | {"sampling_params": kept or None}
+
+
+def _is_chat(value: Any) -> bool:
+    is_list = isinstance(value, list)
+    return is_list and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
     if len(given) != 1:
         raise ValueError("give the dict either messages or prompt.")
-    chat, found = given[0], _parsed(given[0], list)
-    if isinstance(chat, str):
-        # A chat as JSON text, as many exports have it, or a question.
-        roles = [isinstance(m, dict) and "role" in m for m in found]
-        is_chat = found != chat and all(roles)
-        chat = found if is_chat else [{"role": "user", "content": chat}]
+    chat, parsed = given[0], _parsed(given[0], list)
+    if isinstance(chat, str):  # A question, or a chat as many exports have it.
+        chat = parsed if _is_chat(parsed) else [{"role": "user", "content": chat}]
     if not isinstance(chat, list):
         raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")
-    messages = [_message(message) for message in chat]
-    if messages and messages[-1]["role"] == "assistant" and not _says(messages[-1]):
-        messages.pop()  # An empty turn is one to be written, not one to go on with.
-    if not any(map(_says, messages)):
+    for message in chat:
+        match message:
+            case {"role": str(), "content": str() | list()} | {"role": "assistant"}:
+                calls = [call["function"] for call in message.get("tool_calls") or ()]
+            case _:
+                why = f'has "role" and "content", unlike {str(message)[:60]!r}'
+                raise ValueError(f"each chat message {why}.")
+        for call in calls:  # vLLM drops arguments that are bad.
+            call["arguments"] = _parsed(call.get("arguments") or {}, dict)
+            if not isinstance(call["arguments"], dict):
+                raise ValueError(f"arguments of a call are not a JSON object: {call}.")
+    if chat and chat[-1]["role"] == "assistant" and not _said(chat[-1]):
+        chat.pop()  # An empty turn is one to be written, not one to go on with.
+    parts = chain.from_iterable(message.get("content") or () for message in chat)
+    others = (isinstance(part, dict) and "text" not in part for part in parts)
+    if not any(map(_said, chat)) and not any(others):
         raise ValueError("the prompt is empty: write a question, or leave it out.")
-    return messages
-
-
-def _message(message: Any) -> dict[str, Any]:
-    """Check a message, and read its calls' arguments; vLLM drops those that are bad."""
-    match message:
-        case {"role": str(), "content": str() | list()}:
-            pass
-        case {"role": "assistant"} | {"role": str(), "tool_calls": [_, *_]}:
-            message.setdefault("content", None)
-        case _:
-            raise ValueError(
-                'each chat message is a dict with "role" and "content"; one is '
-                f"{str(message)[:60]!r}."
-            )
-    for call in message.get("tool_calls") or ():
-        function = call["function"]
-        function["arguments"] = _parsed(function.get("arguments") or {}, dict)
-        if not isinstance(function["arguments"], dict):
-            raise ValueError(f"the arguments of a call are not a JSON object: {call}.")
-    return message
-
-
-def _says(message: Mapping[str, Any]) -> bool:
-    return bool(message.get("tool_calls") or any(map(str.strip, texts_of(message))))
-
-
-def texts_of(message: Mapping[str, Any]) -> list[str]:
-    """Return the texts of a message: its content, or each part that is text."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return [content]
-    texts = [p.get("text", "x") if isinstance(p, dict) else p for p in content]
-    return [text if isinstance(text, str) else "" for text in texts]
-
-
-def check_formatted(messages: list[dict[str, Any]], text: str) -> None:
-    """Raise `ValueError` for a message that the chat template left out of `text`.
-
-    What is said twice has to be there twice. Of an assistant's message the last line is
-    looked for, since templates leave out earlier thinking, and the tools it calls.
-    Warns of a message with the marker that begins the text.
-    """
-    mark = re.match(r"<[^<>]+>|\[\w+\]", text)
-    if mark and any(mark[0] in said for m in messages for said in texts_of(m)):
-        warnings.warn(
-            f"a prompt contains {mark[0]}, which the template writes itself: pass the "
-            "question alone or the list of messages; a formatted text goes to "
-            "model.fast_generate.",
-            stacklevel=2,
-        )
-    said = [(number, one) for number, m in enumerate(messages, 1) for one in _said(m)]
-    together = "\n".join(_on_one_line(one) for _, one in said)
-    written = _on_one_line(text)
-    for number, one in said:
-        forms = {one, json.dumps(one, ensure_ascii=False)[1:-1]}
-        found = sum(written.count(form) for form in map(_on_one_line, forms))
-        if found < together.count(_on_one_line(one)):
-            raise ValueError(
-                f"the model's chat template leaves out message {number}, of role "
-                f"{messages[number - 1]['role']!r}: give it a role that the template "
-                "writes, such as 'system' or 'user'."
-            )
+    return chat
 
 
 def _said(message: Mapping[str, Any]) -> list[str]:
-    texts = list(map(str.strip, texts_of(message)))
+    """Return what a template has to write: texts, and the names of tools called.
+
+    Of an assistant's text it is the last line: templates leave out earlier thinking.
+    """
+    content, calls = message.get("content") or (), message.get("tool_calls") or ()
+    parts = [content] if isinstance(content, str) else content
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    texts = [text.strip() for text in texts if isinstance(text, str)]
     if message["role"] == "assistant":
         texts = [text.rpartition("\n")[2] for text in texts]
-    calls = [call["function"] for call in message.get("tool_calls") or ()]
-    return list(filter(None, texts + [call.get("name") for call in calls]))
+    return [*filter(None, texts), *(call["function"]["name"] for call in calls)]
 
 
-def _on_one_line(text: str) -> str:
-    return " ".join(text.split())
+def check_formatted(messages: list[dict[str, Any]], text: str, tools: Any = ()) -> None:
+    """Raise `ValueError` for a message or tool that the template left out of `text`.
+
+    What is said twice has to be there twice. Warns of a message with the marker that
+    begins the text.
+    """
+    names = [tool.get("function", tool)["name"] for tool in tools or ()]
+    said = [(f"the tool {name!r}", name) for name in names]
+    for number, message in enumerate(messages, start=1):
+        what = f"message {number}, of role {message['role']!r}"
+        said += [(what, one) for one in _said(message)]
+    mark = re.match(r"<[^<>]+>|\[\w+\]", text)
+    if mark and any(mark[0] in one for _, one in said):
+        why = f"a prompt contains {mark[0]}, which the template writes itself: pass the"
+        warnings.warn(f"{why} question alone or the list of messages.", stacklevel=2)
+    written, together = _bare(text), "\n".join(_bare(one) for _, one in said)
+    for what, one in said:
+        if written.count(_bare(one)) < together.count(_bare(one)):
+            raise ValueError(f"the model's chat template does not write {what}.")
 
 
-def _from_openai(request: dict[str, Any]) -> dict[str, Any]:
-    body, url = _parsed(request["body"], dict), str(request.get("url") or "")
-    if url and not url.partition("?")[0].rstrip("/").endswith("chat/completions"):
-        raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
-    if not isinstance(body, dict) or "messages" not in body:
-        raise ValueError("a request needs a body, a JSON object with messages.")
-    asked = {k: v for k, v in body.items() if v is not None and k not in _IGNORED}
-    if "max_completion_tokens" in asked:  # OpenAI's newer name of max_tokens.
-        asked["max_tokens"] = asked.pop("max_completion_tokens")
-    names = "messages", "chat_template_kwargs"
-    row = {name: asked.pop(name) for name in names if name in asked}
-    sampling = {name: asked.pop(name) for name in _SAMPLING if name in asked}
-    form = asked.pop("response_format", None)
-    match form:
-        case {"type": "json_object"}:
-            sampling["structured_outputs"] = {"json_object": True}
-        case {"type": "json_schema", "json_schema": {"schema": schema}}:
-            sampling["structured_outputs"] = {"json": schema}
-        case _:
-            asked["response_format"] = form
-    refused = [k for k, v in asked.items() if v and v != _DEFAULTS.get(k)]
-    if refused:
-        raise ValueError(f"run_batch has nothing for {', '.join(refused)}.")
-    return {**row, "sampling_params": sampling} if sampling else row
+def _bare(text: str) -> str:
+    """Drop what JSON or a template may change: spaces, quotes and their escapes."""
+    return re.sub(r'\\[nrt]|[\s"\\]', "", text)
 
 
 class PromptSource:
     """Prompts that can be gone through more than once, a few at a time.
 
-    `template` holds the `chat_template_kwargs` of all prompts. `job` has the number of
-    prompts and a digest of their values. Rows that are added to a file later are not
-    taken. Raises `TypeError` for what is not a list of prompts, `ValueError` for a kind
-    of file that is not read, `OSError` for one that can't be opened.
+    `job` has their number and a digest of their values. Rows that are added to a file
+    later are not taken. Raises `TypeError` for what is not a list of prompts, `OSError`
+    for a file that can't be opened, `ValueError` for a damaged one or another kind.
     """
 
     def __init__(self, prompts: Any, template: Mapping[str, Any] | None = None) -> None:
-        is_file = isinstance(prompts, str | PathLike)
-        self._given = _checked_path(prompts) if is_file else _checked_list(prompts)
-        self._template = template or {}
-        self._count, digest = 0, blake2b(digest_size=8)
-        for given in self._rows():
-            self._count += 1
-            try:
-                digest.update(encode_value(given) + b"\n")
-            except Exception as error:  # It is refused in these words.
-                digest.update(str(error).encode())
-        self.job = {"prompts": self._count, "prompts_hash": digest.hexdigest()}
+        self._rows, self._template = _rows_of(prompts), template or {}
+        self._count, digest = digest_of(self._rows())
+        self.job = {"prompts": self._count, "prompts_hash": digest}
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Prompt]:
-        seen, index = set(), -1
-        for index, given in enumerate(islice(self._rows(), self._count)):
+        seen, gone = set(), ValueError("this row was taken out of the file.")
+        rows = islice(chain(self._rows(), repeat(gone)), self._count)
+        for index, given in enumerate(rows):
             prompt = to_prompt(index, given, self._template)
-            if prompt.id is not None and prompt.id in seen:
+            if prompt.id in seen:
                 why = f"the id {prompt.id!r} is that of an earlier prompt."
-                prompt = Prompt(index, given, id=prompt.id, refused=why)
-            seen.add(prompt.id)
+                prompt = replace(prompt, refused=why)
+            elif prompt.id is not None:
+                seen.add(prompt.id)
             yield prompt
-        for gone in range(index + 1, self._count):
-            yield Prompt(gone, None, refused="this row was taken out of the file.")
-
-    def _rows(self) -> Iterable[Any]:
-        return _read(self._given) if isinstance(self._given, str) else self._given
 
 
-def _checked_list(prompts: Any) -> list[Any]:
+def _rows_of(prompts: Any) -> Callable[[], Iterator[Any]]:
+    if isinstance(prompts, str | PathLike):
+        path = os.path.expanduser(prompts)
+        if not _KIND.search(path.lower()) or os.path.isdir(path):
+            kinds = (
+                "those end in .jsonl or .parquet; other prompts are a list, [prompt]"
+            )
+            raise ValueError(f"{path[:80]!r} is not a file of prompts: {kinds}.")
+        return partial(_read, path)
     # Iterating a DataFrame gives its column names, and a dict its keys.
     if isinstance(prompts, bytes | Mapping) or hasattr(prompts, "columns"):
-        raise TypeError(
-            "prompts is a list: put a single prompt in brackets, [prompt], and of a "
-            "table pass the column that holds them, such as df['question']"
-        )
+        raise TypeError("prompts is a list, [prompt]; of a table pass the column")
     prompts = list(prompts)
-    if prompts and all(isinstance(p, Mapping) and "role" in p for p in prompts):
+    if prompts and _is_chat(prompts):
         raise TypeError("this is one chat: put its messages in brackets, [messages]")
-    return prompts
-
-
-def _checked_path(path: "str | PathLike") -> str:
-    path = os.path.expanduser(path)
-    if not _KIND.search(path.lower()) or os.path.isdir(path):
-        raise ValueError(
-            f"{path[:80]!r} is not a file of prompts. Those end in .jsonl or .parquet; "
-            'pandas makes one by .to_json("prompts.jsonl", orient="records", '
-            "lines=True). A single prompt goes in brackets, [prompt]."
-        )
-    return path
+    return partial(iter, prompts)
 
 
 def _read(path: str) -> Iterator[Any]:
@@ -322,15 +249,19 @@ def _read(path: str) -> Iterator[Any]:
 
     kind = _KIND.search(path.lower())[0]
     with fsspec.open(path, "rb", compression=infer_compression(kind)) as file:
-        if kind == ".parquet":
-            yield from _read_parquet(file)
-            return
-        for number, line in enumerate(file, start=1):
-            try:  # Windows begins a file with a mark of its own.
-                if text := line.decode("utf-8-sig").strip():
-                    yield json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield ValueError(f"line {number} is not valid JSON in UTF-8: {error}")
+        try:
+            yield from _read_parquet(file) if kind == ".parquet" else _read_lines(file)
+        except Exception as error:  # Each library has its own for what is damaged.
+            raise ValueError(f"{path} can't be read: {error}") from error
+
+
+def _read_lines(file: Any) -> Iterator[Any]:
+    for number, line in enumerate(file, start=1):
+        try:  # Windows begins a file with a mark of its own.
+            if text := line.decode("utf-8-sig").strip():
+                yield json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield ValueError(f"line {number} is not valid JSON in UTF-8: {error}")
 
 
 def _read_parquet(file: Any) -> Iterator[Any]:
@@ -338,13 +269,11 @@ def _read_parquet(file: Any) -> Iterator[Any]:
 
     table = ParquetFile(file)
     there = table.schema_arrow.names
-    columns = [c for c in (*_KEYS, "custom_id", "body", "url") if c in there]
+    columns = [name for name in there if name in {*_KEYS, "custom_id", "body", "url"}]
     if not {"prompt", "messages", "body"} & set(columns):
-        raise ValueError(
-            "the file of prompts has no column prompt, messages or body, but "
-            f"{', '.join(there)}: rename the one that holds them."
-        )
-    for batch in table.iter_batches(_ROWS, columns=columns):
+        names = ", ".join(there)
+        raise ValueError(f"no column prompt, messages or body, but {names}: rename one")
+    for batch in table.iter_batches(1024, columns=columns):
         yield from map(_without_nulls, batch.to_pylist())
 
 

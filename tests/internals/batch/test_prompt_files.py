@@ -153,6 +153,28 @@ def test_prompts_tell_by_value_if_they_are_the_same() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("cut.jsonl.gz", gzip.compress(b'"a"\n' * 9)[:-9], "ended before"),
+        ("no.jsonl.gz", b'"a"', "Not a gzipped file"),
+        ("no.jsonl.xz", b'"a"', "not supported"),
+        ("empty.parquet", b"", "0 bytes"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, name: str, data: bytes, reason: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} can't be read: .*{reason}"):
+        PromptSource(tmp_path / name)
+
+
+def test_a_file_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        PromptSource(tmp_path / "a.jsonl.gz")
+
+
+@pytest.mark.parametrize(
     "name", ["a.csv", "data/q.json", "a.jsonl.zst", "a", Path("a"), "", Q, "b\n.csv"]
 )
 def test_what_is_no_file_of_prompts_is_refused_by_its_name(name: str | Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.internals.batch.prompts import Prompt, check_formatted, to_prompt
+from helpers.internals.engine.sampling_params import sampling_params
 
 Q = "What is 7 + 5?"
 CHAT = [{"role": "user", "content": Q}]
@@ -118,27 +119,16 @@ def test_requests_of_openai_are_prompts_with_their_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "meant"),
+    "asked",
     [
-        ({"type": "json_object"}, {"json_object": True}),
-        (
-            {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
-            {"json": {"type": "object"}},
-        ),
+        *({"tools": [{"type": "function"}]}, {"reasoning_effort": "low"}),
+        *({"logprobs": True}, {"stream": True}, {"response_format": {"type": "x"}}),
     ],
 )
-def test_response_format_binds_a_model_that_does_not_think(
-    asked: dict, meant: dict
-) -> None:
-    """Thinking is off in the request itself, or for the whole batch."""
-    off = {"enable_thinking": False}
-    for body, shared in (({"chat_template_kwargs": off}, {}), ({}, off)):
-        line = request(response_format=asked, **body)
-        prompt = to_prompt(0, line, shared)
-        assert prompt.sampling_params == {"structured_outputs": meant}
-    on = request(response_format=asked, chat_template_kwargs={"enable_thinking": True})
-    for line, shared in ((request(response_format=asked), {}), (on, off)):
-        assert "bind the thinking" in to_prompt(0, line, shared).refused
+def test_what_a_request_asks_for_in_vain_is_named(asked: dict) -> None:
+    (name,) = asked
+    with pytest.raises(TypeError, match=name):
+        sampling_params(to_prompt(0, request(**asked), {}).sampling_params)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +141,8 @@ def test_response_format_binds_a_model_that_does_not_think(
     ],
 )
 def test_fields_of_clients_that_ask_for_nothing_are_taken(harmless: dict) -> None:
-    assert to_prompt(0, request(**harmless), {}).refused == ""
+    prompt = to_prompt(0, request(**harmless), {})
+    assert prompt.refused == "" and prompt.sampling_params is None
 
 
 @pytest.mark.parametrize(
@@ -168,15 +159,13 @@ def test_the_urls_of_azure_and_openai_are_the_same(url: str | None) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (request(tools=[{"type": "function"}]), "tools"),
-        (request(logprobs=True, reasoning_effort="low"), "logprobs, reasoning_effort"),
         (request(chat_template_kwargs=[1]), "are a dict"),
         ({**request(), "url": "/v1/embeddings"}, "/v1/embeddings"),
         ({**request(), "body": {"prompt": Q}}, "body, a JSON object with messages"),
         ({**request(), "body": "{"}, "body, a JSON object"),
     ],
 )
-def test_what_a_request_asks_for_in_vain_is_named(line: dict, reason: str) -> None:
+def test_a_request_that_is_none_says_why(line: dict, reason: str) -> None:
     prompt = to_prompt(0, line, {})
     assert reason in prompt.refused and prompt.id == "a"
 
@@ -202,3 +191,14 @@ def test_a_message_that_the_template_leaves_out_is_an_error() -> None:
         check_formatted([*CHAT, earlier], Q)
     with pytest.raises(ValueError, match="message 1"):
         check_formatted([{"role": "user", "content": parts}], "a b")
+
+
+def test_a_tool_that_the_template_leaves_out_is_an_error() -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}, {"name": "add"}]
+    written = 'Tools: [{"name": "weather"}, {"name": "add"}]'
+    check_formatted(CHAT, f"{written} {Q}", tools)
+    with pytest.raises(ValueError, match="does not write the tool 'weather'"):
+        check_formatted(CHAT, Q, tools)
+    chat = [{"role": "user", "content": "Call add or weather."}]
+    with pytest.raises(ValueError, match="does not write the tool"):
+        check_formatted(chat, chat[0]["content"], tools)
