@@ -60,7 +60,8 @@ def plain_value(value: Any) -> Any:
 def digest_of(values: Iterable[Any]) -> tuple[int, str]:
     """Return the number of values, and a digest that is the same for equal ones."""
     count, digest = 0, blake2b(digest_size=8)
-    for count, value in enumerate(values, start=1):
+    for value in values:
+        count += 1
         try:
             digest.update(_encode(value, sort_keys=True) + b"\n")
         except Exception as error:  # It is refused in these words.
