@@ -52,10 +52,7 @@ def shutdown_kernel() -> None:
 
 
 def make_room(needed_mib: float) -> None:
-    """End the kernels that wait in their last cell if less memory than that is free.
-
-    The memory is that of models: the GPU's, or main memory, in MiB.
-    """
+    """End the kernels that wait in their last cell if fewer MiB for models are free."""
     if free_memory_mib() >= needed_mib:
         return
     waiting = {}

@@ -46,17 +46,14 @@ class MemoryMonitor:
     """Sample memory from a thread while something runs.
 
     Use the monitor once, as a context manager or over several cells with `start()` and
-    `stop()`. `kind` is GPU_MEMORY, of all processes on the GPU, or RESIDENT_MEMORY, of
-    this process and its children (default: the first if there is a GPU). An allocation
-    shorter than `interval_s` (seconds) can pass unseen, except at a `mark`. With
-    `live=True` the page shows the samples, and from the end on the chart.
+    `stop()`. The memory is that of all processes on the GPU, or without one that of
+    this process and its children. An allocation shorter than `interval_s` (seconds) can
+    pass unseen, except at a `mark`. With `live=True` the page shows the samples, and
+    from the end on the chart.
     """
 
-    def __init__(
-        self, interval_s: float = 0.2, kind: str | None = None, *, live: bool = False
-    ) -> None:
-        self.interval_s, self.live = interval_s, live
-        self.kind = memory_kind() if kind is None else kind
+    def __init__(self, interval_s: float = 0.2, *, live: bool = False) -> None:
+        self.interval_s, self.live, self.kind = interval_s, live, memory_kind()
         self.title = self.kind[0].upper() + self.kind[1:]
         self.samples: list[Sample] = []
         self._page: Any = None  # The handle of the live view.

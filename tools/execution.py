@@ -168,7 +168,8 @@ def run_notebook(path: Path, on_cell: Callable[[int], None] | None = None) -> Ru
             on_cell(cell_index + 1)
 
     client = _client(notebook, path.parent, count)
-    monitor = MemoryMonitor(interval_s=0.5, kind=RESIDENT_MEMORY)
+    monitor = MemoryMonitor(interval_s=0.5)
+    monitor.kind = RESIDENT_MEMORY  # On a GPU too: the memory of the kernel.
     try:
         with monitor:
             _execute(client)

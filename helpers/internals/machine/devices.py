@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -40,23 +39,16 @@ class Gpu:
         return self.total_mib - self.used_mib
 
 
-@contextlib.contextmanager
-def _nvml() -> Iterator[None]:
-    pynvml.nvmlInit()  # NVML counts: each init needs a shutdown.
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def read_driver() -> tuple[str, tuple[int, int], str]:
     """Read the driver's version and its CUDA as (major, minor), or its error."""
     try:
-        with _nvml():
-            cuda = divmod(pynvml.nvmlSystemGetCudaDriverVersion_v2() // 10, 100)
-            return pynvml.nvmlSystemGetDriverVersion(), cuda, ""
+        pynvml.nvmlInit()
+        cuda = divmod(pynvml.nvmlSystemGetCudaDriverVersion_v2() // 10, 100)
+        version = pynvml.nvmlSystemGetDriverVersion()
+        pynvml.nvmlShutdown()  # NVML counts: each init needs one.
     except pynvml.NVMLError as error:
         return "", (0, 0), str(error)
+    return version, cuda, ""
 
 
 def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
@@ -67,10 +59,12 @@ def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
     UUID. A card that is lost is left out; so is, with a warning, one in MIG mode.
     """
     gpus: list[Gpu] = []
-    with contextlib.suppress(pynvml.NVMLError), _nvml():
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
         for index in range(pynvml.nvmlDeviceGetCount()):
             with contextlib.suppress(pynvml.NVMLError):
                 gpus += _read_card(index)
+        pynvml.nvmlShutdown()
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not visible or variable is None:
         return tuple(gpus)
@@ -111,8 +105,7 @@ def current_gpu() -> Gpu | None:
 def main_memory(root: Path = Path("/")) -> tuple[int, int]:
     """Return main memory in MiB, all and free: the machine's or its control group's.
 
-    A process past the limit of its group, such as a container's, is killed. `root` has
-    the groups' files, in version 2 (cgroups(7)).
+    Past the limit of a group (cgroups(7), version 2) or container a process is killed.
     """
     machine = psutil.virtual_memory()
     limits = [(machine.total, machine.available)]
@@ -124,9 +117,8 @@ def main_memory(root: Path = Path("/")) -> tuple[int, int]:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit.
             limit = int((group / "memory.max").read_text())
             used = int((group / "memory.current").read_text())
-            statistics = (group / "memory.stat").read_text().split()
-            # Cached files: given up on demand.
-            used -= int(statistics[statistics.index("inactive_file") + 1])
+            stat = (group / "memory.stat").read_text().split()
+            used -= int(stat[stat.index("inactive_file") + 1])  # Given up on demand.
             limits.append((limit, max(0, limit - used)))
     total, free = map(min, zip(*limits, strict=True))
     return total // MIB, free // MIB
