@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import loading
 from .internals.engine.exceptions import ModelLoadError
 from .internals.engine.plan import resolve_model_path, resolve_settings
 from .internals.machine.devices import current_gpu
 from .internals.machine.settings import load_settings
 from .internals.machine.versions import ENGINES, find_version
 from .internals.thinking.families import unwrap_tokenizer
-from .models import QWEN3_THINKING_SAMPLING, SMOLLM2, TINY_THINKER, find_model, fixed
+from .models import QWEN3_THINKING_SAMPLING, SMOLLM2, TINY_THINKER, find_model
 
 # Room for thinking and answer, or half of the context if that is less.
 ANSWER_TOKENS = 2048
@@ -33,10 +34,10 @@ class Setup:
     """The settings of a notebook with every "auto" resolved, its model, its machine.
 
     `max_seq_length` is prompt and completion together, in tokens, and `max_tokens` the
-    most that an answer may take, thinking included. `gpu_memory_utilization` is the
-    share of a GPU's memory that vLLM may take. `sampling` is what the model's authors
-    recommend, or else what Qwen does for its thinking models. `is_noise` says that the
-    weights are random, so that the text can't be checked.
+    most that an answer may take, thinking included. `gpu_memory_utilization` is vLLM's
+    share of a GPU's memory. `sampling` is what the model's authors recommend, or else
+    what Qwen does for its thinking models. If the weights are random, `is_noise`, the
+    text can't be checked; `text_model` is the model, or one whose text is real.
     """
 
     model_name: str
@@ -47,20 +48,13 @@ class Setup:
     device_name: str
     sampling: Mapping[str, float]
     is_noise: bool
+    text_model: str
     max_tokens: int
-    versions: Mapping[str, str]
 
     @property
     def on_gpu(self) -> bool:
         """True if the engines run on a GPU."""
         return self.device == "cuda"
-
-    @property
-    def text_model(self) -> str:
-        """The name of a model whose text is real: the chosen one, or "smollm2"."""
-        spec = find_model(resolve_model_path(self.model_name, make=False))
-        knows_sums_only = spec is not None and spec.name == TINY_THINKER
-        return SMOLLM2 if knows_sums_only or self.is_noise else self.model_name
 
     @property
     def model_path(self) -> str:
@@ -70,31 +64,27 @@ class Setup:
     def load(self, model_name: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
         """Load a model by `FastLanguageModel`; return (model, tokenizer).
 
-        Without `model_name` it is the chosen model. The settings give its precision,
-        context and share of the GPU, and vLLM runs it (`fast_inference=True`); each of
-        `kwargs` wins over these. Both they and the errors are `from_pretrained`'s.
+        Without `model_name` it is the chosen model. Precision, context and share of the
+        GPU are those of the settings, and `fast_inference` is True, unless `kwargs`,
+        those of `from_pretrained`, say otherwise. Raises what it raises.
         """
-        from .loading import FastLanguageModel
-
         name, in_4bit = model_name or self.model_name, self.load_in_4bit
         if name != self.model_name:
             settings = load_settings().model_copy(update={"model_name": name})
             in_4bit = resolve_settings(settings).load_in_4bit
-        options = {
-            "max_seq_length": self.max_seq_length,
-            "load_in_4bit": in_4bit,
-            "gpu_memory_utilization": self.gpu_memory_utilization,
-            "fast_inference": True,
-        }
-        return FastLanguageModel.from_pretrained(name, **options | kwargs)
+        options = {"load_in_4bit": in_4bit, "fast_inference": True}
+        for setting in ("max_seq_length", "gpu_memory_utilization"):
+            options[setting] = getattr(self, setting)
+        return loading.FastLanguageModel.from_pretrained(name, **options | kwargs)
 
     def __repr__(self) -> str:
-        whole = "16-bit" if self.on_gpu else "32-bit"
-        versions = ", ".join(" ".join(pair) for pair in self.versions.items())
+        bits = "4-bit" if self.load_in_4bit else "16-bit" if self.on_gpu else "32-bit"
         noise = ", random weights: its text is noise" if self.is_noise else ""
+        context = f"context {self.max_seq_length:,} tokens{noise}"
+        found = {name: find_version(name) for name in ("unsloth", "vllm", "torch")}
+        versions = ", ".join(f"{ENGINES[name]} {v}" for name, v in found.items() if v)
         return (
-            f"{self.model_name} ({'4-bit' if self.load_in_4bit else whole}, context "
-            f"{self.max_seq_length:,} tokens{noise}) on {self.device_name}; {versions}"
+            f"{self.model_name} ({bits}, {context}) on {self.device_name}; {versions}"
         )
 
     def check(self, condition: object, claim: str) -> None:
@@ -102,18 +92,18 @@ class Setup:
 
         If the text is noise, nothing is checked, and a line in the output says so.
         """
-        self._check(condition, claim, "the text is noise" if self.is_noise else "")
+        _check(condition, claim, self.is_noise and "the text is noise")
 
     def check_exactly(self, condition: object, claim: str) -> None:
         """Check equal tokens alike, except on a GPU, which rounds by the batch."""
-        reason = "a GPU rounds differently each time" if self.on_gpu else ""
-        self._check(condition, claim, reason)
+        _check(condition, claim, self.on_gpu and "a GPU rounds differently each time")
 
-    def _check(self, condition: object, claim: str, reason_not_to: str) -> None:
-        if reason_not_to:
-            print(f"Not checked, since {reason_not_to}: {claim}.")
-        elif not condition:
-            raise AssertionError(claim)
+
+def _check(condition: object, claim: str, reason_not_to: object) -> None:
+    if reason_not_to:
+        print(f"Not checked, since {reason_not_to}: {claim}.")
+    elif not condition:
+        raise AssertionError(claim)
 
 
 def set_up() -> Setup:
@@ -122,30 +112,20 @@ def set_up() -> Setup:
     Raises `SettingsError` for a setting that can't be used, and what the import of
     `FastLanguageModel` raises.
     """
-    from .loading import FastLanguageModel  # noqa: F401  What quiets the engines.
-
-    settings = resolve_settings(load_settings())
+    loading.FastLanguageModel  # noqa: B018  This imports unsloth and quiets it.
+    settings, gpu, spec = resolve_settings(load_settings()), current_gpu(), None
     name, noise = settings.model_name, is_noise(settings.model_name)
-    spec = None
     with suppress(ValueError, ModelLoadError):  # load() says what is wrong with it.
         spec = find_model(resolve_model_path(name, make=False))
-    device_name = f"a CPU with {os.cpu_count()} cores"
-    if settings.device == "cuda":
-        gpu = current_gpu()
-        device_name = gpu.name if gpu else "CUDA"
-    found = {one: find_version(one) for one in ("unsloth", "vllm", "torch")}
+    does_sums = spec is not None and spec.name == TINY_THINKER
     room = NOISE_TOKENS if noise else ANSWER_TOKENS
     return Setup(
-        name,
-        settings.load_in_4bit,
-        settings.max_seq_length,
-        settings.gpu_memory_utilization,
-        settings.device,
-        device_name,
+        **settings.model_dump(include=set(Setup.__annotations__)),
+        device_name=gpu.name if gpu else f"a CPU with {os.cpu_count()} cores",
         sampling=spec.sampling if spec else QWEN3_THINKING_SAMPLING,
         is_noise=noise,
+        text_model=SMOLLM2 if noise or does_sums else name,
         max_tokens=min(room, settings.max_seq_length // 2),
-        versions=fixed(**{ENGINES[one]: str(v) for one, v in found.items() if v}),
     )
 
 

@@ -4,12 +4,12 @@ The rules: the same prompts and the same number of new tokens for everyone, a wa
 that is not counted, several repeats of which the spread is kept.
 """
 
-import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,34 @@ from .charts import Panel, show_table
 Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
 # What `python -m tools.compare_engines` recorded lies beside the notebooks.
 RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
-_BY_SIZE = ("tokens_per_second", "ttft_seconds", "mixed", "limit")
 _WORKLOAD = (
     "{prompt_tokens} prompt and {max_tokens} new tokens; of different lengths: "
     "{mixed_prompt[0]:,} to {mixed_prompt[1]:,} and {mixed_answer[0]:,} to "
     "{mixed_answer[1]:,}"
 )
+Repeats = Mapping[int, Sequence[float]]  # By batch size; a value for each repeat.
 
 
 @dataclass(frozen=True)
 class EngineFigures:
-    """What one engine did on one device.
+    """What one engine did on one device; None or empty is what was not measured.
 
-    By batch size (prompts at once): `tokens_per_second`, new tokens of the whole batch,
-    and `ttft_seconds`, seconds to the first token of all its prompts, one value per
-    repeat; `limit`, tokens per second if reading weights and KV cache from the device's
-    memory were all that takes time. `mixed` has tokens per second by number of prompts,
-    where prompts and answers have different lengths.
-    `load_seconds`, `memory_mib`: what the load took and added; None if not measured.
-    `precision`: of the weights, such as "16-bit"; empty where all have the same.
-    `workload`: the lengths of prompts and answers, in words.
+    `tokens_per_second` are new tokens of the whole batch, `ttft_seconds` seconds to the
+    first token of all its prompts. `mixed` is tokens per second by number of prompts of
+    different lengths, and `limit` if reading weights and KV cache from the device's
+    memory were all that takes time. The load took `load_seconds` and `memory_mib`.
     """
 
     engine: str
     device: str
-    tokens_per_second: Mapping[int, tuple[float, ...]]
-    ttft_seconds: Mapping[int, tuple[float, ...]]
+    tokens_per_second: Repeats
+    ttft_seconds: Repeats
     load_seconds: float | None = None
     memory_mib: float | None = None
-    precision: str = ""
-    mixed: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    precision: str = ""  # Of the weights, such as "16-bit"; "" where all have the same.
+    mixed: Repeats = field(default_factory=dict)
     limit: Mapping[int, float] = field(default_factory=dict)
-    workload: str = ""
+    workload: str = ""  # The lengths of prompts and answers, in words.
 
     @property
     def name(self) -> str:
@@ -81,13 +77,11 @@ def measure_engine(
 ) -> EngineFigures:
     """Time `generate` on batches of each size, `repeats` times after a warm-up.
 
-    `generate(prompts, max_tokens)` has to return each prompt's new token ids, and to
-    go on for `max_tokens` of them whatever the model says, or answers of different
-    length would be compared. A batch larger than `prompts` takes them in turn again.
-    Each batch runs once more with one new token, for the time to the first.
-
-    Raises `ValueError` for no prompts, for `repeats` or a batch size below 1, and for
-    a `generate` that returns fewer tokens than it was asked for.
+    `generate(prompts, max_tokens)` has to return exactly `max_tokens` new token ids of
+    each prompt, or answers of different length would be compared. A batch larger than
+    `prompts` takes them in turn again. Each batch runs once more with one new token,
+    for the time to the first. Raises `ValueError` for another number of tokens, for no
+    prompts, and for `repeats` or a batch size below 1.
     """
     if not prompts or repeats < 1 or min(batch_sizes, default=0) < 1:
         raise ValueError("prompts, repeats and batch sizes must be at least one")
@@ -107,10 +101,9 @@ def measure_engine(
 
     throughput, ttft = {}, {}
     for size in batch_sizes:
-        batch = list(itertools.islice(itertools.cycle(prompts), size))
-        seconds = timed(batch, max_tokens)
-        throughput[size] = tuple(size * max_tokens / one for one in seconds)
-        ttft[size] = tuple(timed(batch, 1))
+        batch = list(islice(cycle(prompts), size))
+        throughput[size] = [size * max_tokens / one for one in timed(batch, max_tokens)]
+        ttft[size] = timed(batch, 1)
     return EngineFigures(engine, device, throughput, ttft, load_seconds, memory_mib)
 
 
@@ -120,24 +113,21 @@ def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
     `name` is that of a JSON file in `directory`, without its ending. Raises
     `FileNotFoundError` for another name.
     """
-    recorded = json.loads((directory / f"{name}.json").read_text("utf-8"))
+
+    def numbered(read: dict[str, Any]) -> dict[Any, Any]:
+        """Make numbers of batch sizes, which are texts as keys in JSON, and sort them."""
+        sizes = sorted(map(int, read)) if all(map(str.isdigit, read)) else ()
+        return {size: read[str(size)] for size in sizes} or read
+
+    text = (directory / f"{name}.json").read_text("utf-8")
+    recorded = json.loads(text, object_hook=numbered)
     versions = ", ".join(f"{key} {v}" for key, v in recorded["versions"].items())
     made = ", ".join(recorded[key] for key in ("device", "date", "model"))
-
-    def by_size(record: Mapping[str, Any], key: str) -> dict[int, Any]:
-        values = sorted((int(n), value) for n, value in record.get(key, {}).items())
-        return {n: tuple(v) if isinstance(v, list) else v for n, v in values}
-
+    same = {"device": f"{made}; {versions}"}
+    same["workload"] = _WORKLOAD.format(**recorded["job"])
+    known = {one.name for one in fields(EngineFigures)}
     return [
-        EngineFigures(
-            engine=record["engine"],
-            device=f"{made}; {versions}",
-            load_seconds=record.get("load_seconds"),
-            memory_mib=record.get("memory_mib"),
-            precision=record["precision"],
-            workload=_WORKLOAD.format(**recorded["job"]),
-            **{key: by_size(record, key) for key in _BY_SIZE},
-        )
+        EngineFigures(**same | {key: v for key, v in record.items() if key in known})
         for record in recorded["engines"]
         if record.get("tokens_per_second")
     ]

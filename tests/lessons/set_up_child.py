@@ -13,6 +13,7 @@ FIELDS = (
     "device_name",
     "is_noise",
     "max_tokens",
+    "text_model",
 )
 
 found = []

@@ -11,6 +11,7 @@ import pytest
 from child import find_child, run_child
 from transformers import AutoTokenizer
 
+from helpers.internals.machine.versions import find_version
 from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 from helpers.notebook import ANSWER_TOKENS, NOISE_TOKENS, Setup, to_token_ids
 
@@ -25,8 +26,8 @@ SETUP = Setup(
     device_name="NVIDIA H100 80GB HBM3",
     sampling={"temperature": 0.6},
     is_noise=False,
+    text_model="unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit",
     max_tokens=2048,
-    versions={"Unsloth": "2026.10.9", "vLLM": "0.32.0"},
 )
 
 
@@ -34,8 +35,9 @@ def test_what_a_notebook_is_told(tmp_path):
     noise = tmp_path / "noise"
     noise.mkdir()
     (noise / "README.md").write_text(NOISE_CARD)
+    models = ("auto", str(noise), str(TINY_THINKER_DIRECTORY), SETUP.model_name)
     done = subprocess.run(
-        [sys.executable, str(CHILD), "auto", str(noise)],
+        [sys.executable, str(CHILD), *models],
         cwd=tmp_path,
         env=os.environ | {"DEVICE": "cpu", "MAX_SEQ_LENGTH": "1024"},
         capture_output=True,
@@ -46,7 +48,7 @@ def test_what_a_notebook_is_told(tmp_path):
     assert done.stdout.count("\n") == 1, "the engines greet"
     found = json.loads(done.stdout)
     assert found["unsloth"]
-    tiny, random = found["setups"]
+    tiny, random, *_ = found["setups"]
     assert (tiny["model_name"], tiny["load_in_4bit"]) == (TINY_THINKER, False)
     assert tiny["sampling"] == dict(MODELS[TINY_THINKER].sampling)
     assert tiny["device"] == "cpu" and "cores" in tiny["device_name"]
@@ -55,12 +57,15 @@ def test_what_a_notebook_is_told(tmp_path):
     assert not tiny["is_noise"] and random["is_noise"]
     assert random["max_tokens"] == NOISE_TOKENS and random["load_in_4bit"]
     assert random["sampling"]["top_k"] == 20
+    real = [one["text_model"] for one in found["setups"]]
+    assert real == ["smollm2"] * 3 + [SETUP.model_name]
 
 
 def test_the_line_says_model_precision_context_machine_and_versions():
     assert repr(SETUP) == (
         "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit (4-bit, context 4,096 tokens) "
-        "on NVIDIA H100 80GB HBM3; Unsloth 2026.10.9, vLLM 0.32.0"
+        f"on NVIDIA H100 80GB HBM3; Unsloth {find_version('unsloth')}, "
+        f"vLLM {find_version('vllm')}, PyTorch {find_version('torch')}"
     )
     noise = replace(SETUP, load_in_4bit=False, is_noise=True)
     assert "(16-bit, context 4,096 tokens, random weights: its text is" in repr(noise)
@@ -95,20 +100,6 @@ def test_one_line_loads_by_the_settings_and_arguments_win():
     found = run_child("set_up_load", MAX_SEQ_LENGTH="128")
     assert found["fast"] == {"context": 128, "at_once": 4}
     assert found["standard"] == {"context": 96, "vllm": False}
-
-
-@pytest.mark.parametrize(
-    ("name", "is_noise", "expected"),
-    [
-        (TINY_THINKER, False, "smollm2"),
-        (str(TINY_THINKER_DIRECTORY), False, "smollm2"),
-        ("our/random", True, "smollm2"),
-        (SETUP.model_name, False, SETUP.model_name),
-    ],
-)
-def test_the_text_model_writes_real_text(name, is_noise, expected):
-    setup = replace(SETUP, model_name=name, is_noise=is_noise)
-    assert setup.text_model == expected
 
 
 @pytest.fixture(scope="module")
