@@ -122,7 +122,7 @@ bad = {
     "message": ["hello"],
     "content": user(5),
     "no content": [{"role": "user"}],
-    "picture": user([{"type": "image_url", "image_url": {"url": "a.png"}}]),
+    "picture": user(["See", {"type": "image_url", "image_url": {"url": "a.png"}}]),
     "bytes": b"\xff",
     "surrogate": "hello \ud83d",
     "key": {"promt": "hello"},

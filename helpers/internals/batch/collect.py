@@ -6,9 +6,8 @@ shows prompts, new tokens per second, and how many were cut short.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,21 @@ def answer_in_memory(batch: Any, source: Any, shown: bool) -> list[Any]:
     """Answer all prompts; an exception on the way has what was `finished`."""
     finished: list[Any] = []
     try:
-        _answer(batch, source, finished.append, shown, total=len(source))
+        with closing(batch.run(source)) as results:
+            for result in _with_bar(results, source.job["prompts"], 0, shown):
+                finished.append(result)
     except BaseException as error:
-        error.finished = sorted(finished, key=attrgetter("index"))
+        error.finished = finished
         raise
-    return sorted(finished, key=attrgetter("index"))
+    finally:
+        finished.sort(key=lambda result: result.index)
+    return finished
 
 
 def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) -> None:
     """Answer the prompts whose records are not in the file at `path` yet."""
-    started = round(time.time(), 3)
-    with open_journal(path, {**batch.job, **source.job}, len(source)) as journal:
+    started, count = round(time.time(), 3), source.job["prompts"]
+    with open_journal(path, {**batch.job, **source.job}, count) as journal:
         again: dict[int, tuple[int, int]] = {}
         for record in journal.load():
             again.pop(record["index"], None)  # Of two records the later one counts.
@@ -44,28 +47,23 @@ def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) 
                 elif journal.offsets[prompt.index] < 0:
                     yield prompt
 
-        def keep(result: Any) -> None:
-            journal.append(as_record(result, started))
-
-        bar = {"total": len(source), "initial": len(journal) - len(again)}
-        if bar["initial"] < bar["total"]:
-            _answer(batch, still_open(), keep, shown, **bar)
+        done = len(journal) - len(again)
+        if done < count:
+            with closing(batch.run(still_open())) as results:
+                for result in _with_bar(results, count, done, shown):
+                    journal.append(as_record(result, started))
         journal.finish()
 
 
-def _answer(
-    batch: Any, prompts: Iterable[Prompt], keep: Callable, shown: bool, **bar: int
-) -> None:
-    """Answer prompts, and show a bar of new tokens per second."""
+def _with_bar(results: Any, count: int, done: int, shown: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    tokens = truncated = 0
-    bar = tqdm(**bar, desc="batch", unit=" prompts", disable=not shown)
-    with bar, closing(batch.run(prompts)) as results:
+    tokens, truncated, look = 0, 0, {"desc": "batch", "unit": " prompts"}
+    with tqdm(total=count, initial=done, disable=not shown, **look) as bar:
         for result in results:
-            keep(result)
             tokens, truncated = tokens + result.tokens, truncated + result.truncated
             speed = tokens / max(bar.format_dict["elapsed"], 1e-9)
             now = f"{speed:,.0f} tokens/s, {truncated} truncated"
             bar.set_postfix_str(now, refresh=False)
             bar.update()
+            yield result

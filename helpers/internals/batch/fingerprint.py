@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from hashlib import blake2b
-from inspect import getdoc, isroutine
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,17 @@ _TEXTS = {".json", ".jinja", ".txt", ".model", ".py"}  # tokenizer, template, co
 def _by_value(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays, Series, tensors and their numbers
         return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
     if isinstance(value, bytes):  # text of Parquet without its mark
         return value.decode()
     if hasattr(value, "__struct_fields__"):  # SamplingParams
         return plain_values(value)
     if is_dataclass(value):  # their structured_outputs
         return {k: v for k, v in vars(value).items() if not k.startswith("_")}
-    if getattr(value, "__doc__", None) and isroutine(value):  # tools=[function]
+    if callable(value) and value.__doc__:  # tools=[function]
         schema = TypeAdapter(value).json_schema()
         about = {"name": value.__name__, "description": getdoc(value)}
         return {"type": "function", "function": about | {"parameters": schema}}
-    kind = f"a {type(value).__name__} can't be compared by its value"
-    raise TypeError(f"{kind}: pass text, numbers, lists or dicts")
+    raise TypeError(f"a {type(value).__name__} can't be compared by its value")
 
 
 def _encode(value: Any, **options: Any) -> bytes:
@@ -49,24 +46,20 @@ def _encode(value: Any, **options: Any) -> bytes:
 
 
 def plain_value(value: Any) -> Any:
-    """Copy a value into dicts, lists, texts and numbers.
-
-    Raises `TypeError`, `ValueError` or pydantic's errors where there is no value to
-    compare, as in text with half of a character.
-    """
+    """Copy a value into dicts, lists, texts and numbers, or raise what says why not."""
     return json.loads(_encode(value))
 
 
-def digest_of(values: Iterable[Any]) -> tuple[int, str]:
-    """Return the number of values, and a digest that is the same for equal ones."""
+def digest_of(prompts: Iterable[Any]) -> dict[str, Any]:
+    """Return the number of prompts, and a digest that is the same for equal ones."""
     count, digest = 0, blake2b(digest_size=8)
-    for value in values:
+    for prompt in prompts:
         count += 1
         try:
-            digest.update(_encode(value, sort_keys=True) + b"\n")
+            digest.update(_encode(prompt, sort_keys=True) + b"\n")
         except Exception as error:  # It is refused in these words.
             digest.update(str(error).encode())
-    return count, digest.hexdigest()
+    return {"prompts": count, "prompts_hash": digest.hexdigest()}
 
 
 def short_digest(*parts: bytes) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, repeat
@@ -121,18 +121,14 @@ def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     return found | {"sampling_params": kept or None}
 
 
-def _is_chat(value: Any) -> bool:
-    is_list = isinstance(value, list)
-    return is_list and all(isinstance(m, Mapping) and "role" in m for m in value)
-
-
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
     if len(given) != 1:
         raise ValueError("give the dict either messages or prompt.")
     chat, parsed = given[0], _parsed(given[0], list)
     if isinstance(chat, str):  # A question, or a chat as many exports have it.
-        chat = parsed if _is_chat(parsed) else [{"role": "user", "content": chat}]
+        is_chat = parsed != chat and all(map(_is_message, parsed))
+        chat = parsed if is_chat else [{"role": "user", "content": chat}]
     if not isinstance(chat, list):
         raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")
     for message in chat:
@@ -148,9 +144,7 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
                 raise ValueError(f"arguments of a call are not a JSON object: {call}.")
     if chat and chat[-1]["role"] == "assistant" and not _said(chat[-1]):
         chat.pop()  # An empty turn is one to be written, not one to go on with.
-    parts = chain.from_iterable(message.get("content") or () for message in chat)
-    others = (isinstance(part, dict) and "text" not in part for part in parts)
-    if not any(map(_said, chat)) and not any(others):
+    if not any(map(_said, chat)):
         raise ValueError("the prompt is empty: write a question, or leave it out.")
     return chat
 
@@ -195,6 +189,10 @@ def _bare(text: str) -> str:
     return re.sub(r'\\[nrt]|[\s"\\]', "", text)
 
 
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and "role" in value
+
+
 class PromptSource:
     """Prompts that can be gone through more than once, a few at a time.
 
@@ -204,16 +202,27 @@ class PromptSource:
     """
 
     def __init__(self, prompts: Any, template: Mapping[str, Any] | None = None) -> None:
-        self._rows, self._template = _rows_of(prompts), template or {}
-        self._count, digest = digest_of(self._rows())
-        self.job = {"prompts": self._count, "prompts_hash": digest}
-
-    def __len__(self) -> int:
-        return self._count
+        self._template = template or {}
+        if isinstance(prompts, str | PathLike):
+            path = os.path.expanduser(prompts)
+            kind = _KIND.search(path.lower())
+            if not kind or os.path.isdir(path):
+                why = "those end in .jsonl or .parquet; others come in a list, [prompt]"
+                raise ValueError(f"{path[:80]!r} is not a file of prompts: {why}.")
+            self._rows = partial(_read, path, kind[0])
+        # Iterating a DataFrame gives its column names, and a dict its keys.
+        elif isinstance(prompts, bytes | Mapping) or hasattr(prompts, "columns"):
+            raise TypeError("prompts is a list, [prompt]; of a table pass the column")
+        else:
+            prompts = list(prompts)
+            if prompts and all(map(_is_message, prompts)):
+                raise TypeError("this is one chat: put it in brackets, [messages]")
+            self._rows = partial(iter, prompts)
+        self.job = digest_of(self._rows())
 
     def __iter__(self) -> Iterator[Prompt]:
         seen, gone = set(), ValueError("this row was taken out of the file.")
-        rows = islice(chain(self._rows(), repeat(gone)), self._count)
+        rows = islice(chain(self._rows(), repeat(gone)), self.job["prompts"])
         for index, given in enumerate(rows):
             prompt = to_prompt(index, given, self._template)
             if prompt.id in seen:
@@ -224,30 +233,11 @@ class PromptSource:
             yield prompt
 
 
-def _rows_of(prompts: Any) -> Callable[[], Iterator[Any]]:
-    if isinstance(prompts, str | PathLike):
-        path = os.path.expanduser(prompts)
-        if not _KIND.search(path.lower()) or os.path.isdir(path):
-            kinds = (
-                "those end in .jsonl or .parquet; other prompts are a list, [prompt]"
-            )
-            raise ValueError(f"{path[:80]!r} is not a file of prompts: {kinds}.")
-        return partial(_read, path)
-    # Iterating a DataFrame gives its column names, and a dict its keys.
-    if isinstance(prompts, bytes | Mapping) or hasattr(prompts, "columns"):
-        raise TypeError("prompts is a list, [prompt]; of a table pass the column")
-    prompts = list(prompts)
-    if prompts and _is_chat(prompts):
-        raise TypeError("this is one chat: put its messages in brackets, [messages]")
-    return partial(iter, prompts)
-
-
-def _read(path: str) -> Iterator[Any]:
+def _read(path: str, kind: str) -> Iterator[Any]:
     """Read the rows of a file; a line that can't be read comes as a `ValueError`."""
     import fsspec
     from fsspec.utils import infer_compression
 
-    kind = _KIND.search(path.lower())[0]
     with fsspec.open(path, "rb", compression=infer_compression(kind)) as file:
         try:
             yield from _read_parquet(file) if kind == ".parquet" else _read_lines(file)
@@ -271,8 +261,7 @@ def _read_parquet(file: Any) -> Iterator[Any]:
     there = table.schema_arrow.names
     columns = [name for name in there if name in {*_KEYS, "custom_id", "body", "url"}]
     if not {"prompt", "messages", "body"} & set(columns):
-        names = ", ".join(there)
-        raise ValueError(f"no column prompt, messages or body, but {names}: rename one")
+        raise ValueError(f"its columns are {', '.join(there)}: rename one to prompt")
     for batch in table.iter_batches(1024, columns=columns):
         yield from map(_without_nulls, batch.to_pylist())
 

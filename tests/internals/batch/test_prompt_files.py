@@ -55,8 +55,9 @@ def test_a_url_is_read_as_a_path_is(name: str) -> None:
 def test_a_line_that_is_not_json_is_refused_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'"good"\n\n{"prompt": \n"\xff"\n' + b"[" * 10**5 + b'\n"good"')
-    first, *refused, last = PromptSource(path)
-    assert first.given == last.given == "good" and len(PromptSource(path)) == 5
+    source = PromptSource(path)
+    first, *refused, last = source
+    assert first.given == last.given == "good" and source.job["prompts"] == 5
     assert [prompt.refused.split(" is ")[0] for prompt in refused] == [
         "line 3",
         "line 4",
