@@ -9,10 +9,9 @@ import base64
 import io
 import statistics
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import cycle
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,6 +25,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 TEXT_STYLE = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"
 _CELL = "padding:0.3em 0.5em;vertical-align:top;white-space:pre-line;text-align:"
 _CARD = "flex:1 1 16em;border:1px solid #8888;border-radius:6px;padding:0.6em 0.9em"
+
+BySize = Mapping[int, Sequence[float]]  # one or more values of each size
 
 
 @dataclass(eq=False, repr=False)
@@ -43,30 +44,28 @@ class Panel:
         return self.text
 
 
-def show_table(
-    rows: Iterable[Mapping[Any, object]], *, caption: str | None = None
-) -> Panel:
-    """Make a table of rows that share their keys; numbers go to the right.
+def show_table(rows: Any, *, caption: str | None = None) -> Panel:
+    """Make a table of dicts that share their keys; numbers go to the right.
 
-    `rows` may be a DataFrame of pandas as well. What is missing (None, NaN, pandas.NA)
-    is shown as "-", and a `Panel`, as key or value, as its HTML. Raises `ValueError`
-    for no rows and `KeyError` for a row that lacks a column.
+    `rows` may be a DataFrame or Series of pandas as well. What is missing (None, NaN,
+    pandas.NA) is shown as "-", and a `Panel`, as key or value, as its HTML. Raises
+    `ValueError` for no rows and for rows of different keys.
     """
+    rows = rows.reset_index() if hasattr(rows, "to_frame") else rows  # A Series.
     rows = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
-    if not rows:
-        raise ValueError("a table needs at least one row")
-    values = [[_plain_value(row[name]) for name in rows[0]] for row in rows]
-    columns = zip(*values, strict=True)
-    sides = ["right" if any(map(_is_number, one)) else "left" for one in columns]
-    heads, *cells = [list(map(_as_cell, row)) for row in (rows[0], *values)]
+    alike = (isinstance(one, Mapping) and one.keys() == rows[0].keys() for one in rows)
+    if not rows or not all(alike):
+        raise ValueError("a table needs at least one row: dicts that share their keys")
+    table = [[_as_cell(row[name]) for name in rows[0]] for row in rows]
+    right = [any(number for _, number in one) for one in zip(*table, strict=True)]
+    sides = ["right" if is_number else "left" for is_number in right]
+    heads = [_as_cell(name)[0] for name in rows[0]]
+    cells = [[cell for cell, _ in row] for row in table]
 
-    def html_row(row: Sequence[Panel], first: str, other: str) -> str:
-        html = ""
-        for tag, side, cell in zip(
-            [first, *[other] * len(row)], sides, row, strict=False
-        ):
-            html += f'<{tag} style="{_CELL}{side}">{cell.html}</{tag[:2]}>'
-        return f"<tr>{html}</tr>"
+    def html_row(row: list[Panel], first: str, other: str) -> str:
+        parts = zip([first, *[other] * (len(row) - 1)], sides, row, strict=True)
+        html = (f'<{t} style="{_CELL}{s}">{c.html}</{t[:2]}>' for t, s, c in parts)
+        return f"<tr>{''.join(html)}</tr>"
 
     head = html_row(heads, 'th scope="col"', 'th scope="col"')
     # The first cell of a row is its heading, for readers who hear the table.
@@ -78,40 +77,31 @@ def show_table(
     return Panel(f"{html}<tbody>{body}</tbody></table>", text)
 
 
-def _plain_value(value: Any) -> Any:
-    """Turn numbers and arrays of NumPy or torch into Python's own."""
-    value = value.tolist() if callable(getattr(value, "tolist", None)) else value
-    return "-" if str(value) in ("None", "nan", "NaT", "<NA>") else value
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) or str(value).endswith("%")
-
-
-def _as_cell(value: Any) -> Panel:
+def _as_cell(value: Any) -> tuple[Panel, bool]:
+    """Write a value of Python, NumPy or torch; tell whether it is a number."""
     if isinstance(value, Panel):
-        return value
-    text = str(value)
-    if isinstance(value, Real) and not isinstance(value, bool):
+        return value, False
+    value = value.tolist() if callable(getattr(value, "tolist", None)) else value
+    text = "-" if str(value) in ("None", "nan", "NaT", "<NA>") else str(value)
+    is_number = isinstance(value, Real) and text != "-"
+    if is_number and not isinstance(value, bool):
         whole = isinstance(value, Integral) or abs(value) >= 10
         text = f"{value:,.0f}" if whole else f"{value:,.2f}"
-    return Panel(escape(text), text)
+    return Panel(escape(text), text), is_number or text.endswith("%")
 
 
-def show_thinking(
-    results: Any, *, prompt: str | None = None, titles: Sequence[str] | None = None
-) -> Panel:
+def show_thinking(results: Any, *, prompt: str = "", titles: Any = ()) -> Panel:
     """Show answers beside each other, each with its thinking folded away.
 
-    `results` is what `parse_thinking_response` or `run_batch` returns, one or several;
-    `titles` names each. Raises `ValueError` for more or fewer titles than results.
+    `results` is what `parse_thinking_response` or `run_batch` returns, one or several,
+    else `TypeError` is raised; `titles` names each, else `ValueError`.
     """
-    # A ThinkingResult is a tuple itself.
+    # A ThinkingResult unpacks as a pair itself.
     several = [results] if hasattr(results, "thinking") else list(results)
-    names = [""] * len(several) if titles is None else list(titles)
-    if len(names) != len(several):
-        raise ValueError(f"{len(names)} titles for {len(several)} results")
-    cards = list(map(_result_card, several, names))
+    if not all(hasattr(one, "thinking") for one in several):
+        raise TypeError("show_thinking takes results, as parse_thinking_response makes")
+    names = titles or [""] * len(several)
+    cards = [_result_card(*pair) for pair in zip(several, names, strict=True)]
     html = "".join(f'<div style="{_CARD}">{card.html}</div>' for card in cards)
     html = f'<div style="display:flex;flex-wrap:wrap;gap:0.8em">{html}</div>'
     text = "\n\n".join(card.text for card in cards)
@@ -122,12 +112,12 @@ def show_thinking(
 
 def _result_card(result: Any, title: str) -> Panel:
     """Show one result: its title, its thinking and its answer, error or hint."""
-    notes = {"abort": " (stopped)", "length": " (cut off: raise max_tokens)"}
     if error := getattr(result, "error", None):
         answer = f"(failed) {error}"
     elif result.response is None:
         answer = f"(no answer) {result.hint}"
     else:
+        notes = {"abort": " (stopped)", "length": " (cut off: raise max_tokens)"}
         answer = result.response + notes.get(result.finish_reason, "")
     html = f"<b>{escape(title)}</b>" if title else ""
     text = f"[{title}]\n" if title else ""
@@ -169,18 +159,16 @@ class Chart(Panel):
     """
 
     def __init__(self, figure: Any, text: str) -> None:
-        self.figure = figure
-        self.text = text
+        self.figure, self.text = figure, text
 
     @property
     def html(self) -> str:
         """The picture as HTML, since only there it can have an alternative text."""
         data = base64.b64encode(self.png()).decode()
         # This class keeps Sphinx's dark themes from adding a white background.
-        return (
-            f'<img class="dark-light" alt="{escape(self.text)}" '
-            f'style="max-width:100%;height:auto" src="data:image/png;base64,{data}">'
-        )
+        html = f'<img class="dark-light" alt="{escape(self.text)}" '
+        html += 'style="max-width:100%;height:auto" '
+        return f'{html}src="data:image/png;base64,{data}">'
 
     def png(self) -> bytes:
         """Draw the picture; return the bytes of a PNG file."""
@@ -203,13 +191,11 @@ class Chart(Panel):
         return picture.getvalue()
 
 
-def plot_lines(
-    lines: Mapping[str, Mapping[int, Sequence[float]]], *, x: str, y: str
-) -> Chart:
+def plot_lines(lines: Mapping[str, BySize], *, x: str, y: str) -> Chart:
     """Draw measurements over sizes, on logarithmic axes: a line for each name.
 
-    Each size has one or more values: the line goes through the medians, bars show the
-    spread. `x` and `y` name the axes, with units.
+    It goes through the medians, bars show the spread. `x` and `y` name the axes, with
+    units.
     """
     axes, facts = new_axes(7, 3.6), []
     for name, by_size in lines.items():
@@ -224,14 +210,13 @@ def plot_lines(
 def plot_throughput(*engines: Any) -> Chart:
     """Draw throughput and time to the first token by batch size, on logarithmic axes.
 
-    `engines` are `EngineFigures`. Each device has a row, each engine a colour; 4-bit
-    weights are dashed, bars show the spread of the repeats. The grey lines are limits:
-    as many times the fastest single prompt as there are prompts, and the known
-    `EngineFigures.limit`.
+    Each device of these `EngineFigures` has a row, each engine a colour. The grey lines
+    are limits: as many times the fastest single prompt as there are prompts, and the
+    known `EngineFigures.limit`.
     """
     devices = dict.fromkeys(one.device for one in engines)
     names = dict.fromkeys(one.engine for one in engines)
-    colours = dict(zip(names, cycle(COLOURS), strict=False))
+    colours = dict(zip(names, COLOURS * len(names), strict=False))
     grid = {"nrows": len(devices), "squeeze": False, "width_ratios": [3, 2]}
     shared = {"sharex": "all", "sharey": "col"}
     rows = new_axes(10, 0.9 + 3.8 * len(devices), columns=2, **grid, **shared)
@@ -243,9 +228,9 @@ def plot_throughput(*engines: Any) -> Chart:
             style["linestyle"] = _DASHES.get(one.precision, "-")
             best = max(_draw_line(speed, one.tokens_per_second, **style).values())
             waits = {n: [1000 * s for s in v] for n, v in one.ttft_seconds.items()}
-            wait = _short_number(min(_draw_line(first, waits, **style).items())[1])
-            fact = f"{best:,.0f} tokens/s at best, first token after {wait} ms"
-            facts.append(f"{one.name}: {fact}")
+            _draw_line(first, waits, **style)
+            wait = f"first token after {_short_number(1000 * one.ttft)} ms"
+            facts.append(f"{one.name}: {best:,.0f} tokens/s at best, {wait}")
         _draw_limits(speed, here)
         where = f": {device.partition(',')[0]}" if len(devices) > 1 else ""
         speed.set_title(f"new tokens per second{where}", fontsize=10)
@@ -264,19 +249,17 @@ def plot_throughput(*engines: Any) -> Chart:
 
 def _draw_limits(axes: Any, engines: Sequence[Any]) -> None:
     sizes = sorted(set().union(*(one.tokens_per_second for one in engines)))
-    measured = [one for one in engines if sizes[0] in one.tokens_per_second]
-    single = max(one.throughput(sizes[0]) for one in measured) / sizes[0]
-    label, grey = "ideal: twice the prompts, twice the tokens", {"color": "#999999"}
+    n, grey = sizes[0], {"color": "#999999"}
+    single = max(e.throughput(n) for e in engines if n in e.tokens_per_second) / n
+    label = "ideal: twice the prompts, twice the tokens"
     axes.plot(sizes, [single * n for n in sizes], ":", label=label, **grey)
     for precision, limit in {e.precision: e.limit for e in engines if e.limit}.items():
         label = f"the memory's bandwidth allows, {precision}".removesuffix(", ")
-        line = list(limit), list(limit.values()), _DASHES.get(precision, "-")
-        axes.plot(*line, label=label, **grey)
+        points, dash = zip(*limit.items(), strict=True), _DASHES.get(precision, "-")
+        axes.plot(*points, dash, label=label, **grey)
 
 
-def _draw_line(
-    axes: Any, by_size: Mapping[int, Sequence[float]], **style: Any
-) -> dict[int, float]:
+def _draw_line(axes: Any, by_size: BySize, **style: Any) -> dict[int, float]:
     """Draw a line through the medians, with bars from lowest to highest; return it."""
     from matplotlib.ticker import LogLocator
 
@@ -294,29 +277,21 @@ def _draw_line(
     return medians
 
 
-def svg_line(
-    points: Sequence[tuple[float, float]], marks: Sequence[float], label: str
-) -> str:
-    """Draw a line from 0 to the highest point as SVG, which is cheap to draw often.
+def svg_line(points: Sequence[tuple], marks: Sequence[float], label: str) -> str:
+    """Draw a line over places from 0 as SVG, with an upright at each of `marks`.
 
-    Each of `marks`, places on the horizontal axis, has its number.
+    It is cheap to draw often: the eye sees no more than some 400 points.
     """
-    across, up = 480 / (points[-1][0] or 1), 126 / (max(y for _, y in points) or 1)
-    # The eye sees no more than some 400 points.
+    right, top = points[-1][0] or 1, max(y for _, y in points) or 1
     thinned = [*points[:: len(points) // 400 + 1], points[-1]]
-    line = " ".join(f"{x * across:.1f},{-y * up:.1f}" for x, y in thinned)
-    numbered = "".join(
-        f'<text x="{x * across:.1f}" y="-129">{number}</text>'
-        f'<path d="M{x * across:.1f},0v-126" stroke="#777"/>'
-        for number, x in enumerate(marks, start=1)
-    )
+    line = " ".join(f"{x:.2f},{-y}" for x, y in thinned)
+    uprights = "".join(f"M{x:.2f},0V{-top}" for x in marks)
+    pen = 'vector-effect="non-scaling-stroke" stroke'
     return (
-        f'<svg role="img" aria-label="{escape(label)}" style="max-width:40em" '
-        'viewBox="-5 -140 490 142" font-size="12" fill="currentColor" '
-        f'text-anchor="middle">{numbered}'
-        f'<path d="M0,0L{line}V0z" fill="#1F84C4" fill-opacity="0.3"/>'
-        f'<polyline points="{line}" fill="none" stroke="#1F84C4" stroke-width="2"/>'
-        "</svg>"
+        f'<svg role="img" aria-label="{escape(label)}" preserveAspectRatio="none" '
+        f'viewBox="0 {-top} {right:.2f} {top}" fill="none" style="height:10em;'
+        f'width:40em;max-width:100%"><path d="{uprights}" {pen}="#777"/>'
+        f'<polyline points="{line}" {pen}="#1F84C4" stroke-width="2"/></svg>'
     )
 
 

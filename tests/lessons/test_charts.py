@@ -44,8 +44,9 @@ def test_a_table_has_a_caption_and_needs_rows_that_match() -> None:
     assert repr(table).startswith("One & only\n")
     with pytest.raises(ValueError, match="at least one row"):
         show_table([])
-    with pytest.raises(KeyError):
-        show_table([{"a": 1}, {"b": 1}])
+    for uneven in ([{"a": 1}, {"b": 1}], [{"a": 1}, {"a": 1, "b": 2}], [[1], [1]]):
+        with pytest.raises(ValueError, match="dicts that share their keys"):
+            show_table(uneven)
 
 
 def test_rows_come_from_a_generator_or_a_data_frame() -> None:
@@ -59,6 +60,12 @@ def test_rows_come_from_a_generator_or_a_data_frame() -> None:
         "1",
         "2.50",
     ]
+
+
+def test_a_series_is_shown_with_its_index() -> None:
+    series = pandas.Series({"mean": 1.5, "sum": 3000.0}, name="n")
+    text = repr(show_table(series)).split()
+    assert text == ["index", "n", "mean", "1.50", "sum", "3,000"]
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -174,8 +181,14 @@ def test_results_stand_beside_each_other_under_their_titles() -> None:
     panel = show_thinking([DONE, CUT], titles=["first", "second"])
     assert panel._repr_html_().count("<details") == 2
     assert repr(panel).index("[first]") < repr(panel).index("[second]")
-    with pytest.raises(ValueError, match="1 titles for 2 results"):
+    with pytest.raises(ValueError, match="shorter"):
         show_thinking([DONE, CUT], titles=["first"])
+
+
+@pytest.mark.parametrize("given", ["It is 12.", ("5 + 7 = 12", "It is 12.")])
+def test_thinking_that_nobody_parsed_is_refused(given) -> None:
+    with pytest.raises(TypeError, match="parse_thinking_response"):
+        show_thinking(given)
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
