@@ -290,8 +290,8 @@ def svg_line(points: Sequence[tuple], marks: Sequence[float], label: str) -> str
     return (
         f'<svg role="img" aria-label="{escape(label)}" preserveAspectRatio="none" '
         f'viewBox="0 {-top} {right:.2f} {top}" fill="none" style="height:10em;'
-        f'width:40em;max-width:100%"><path d="{uprights}" {pen}="#777"/>'
-        f'<polyline points="{line}" {pen}="#1F84C4" stroke-width="2"/></svg>'
+        f'width:40em;max-width:100%;overflow:visible"><path d="{uprights}" '
+        f'{pen}="#777"/><polyline points="{line}" {pen}="#1F84C4"/></svg>'
     )
 
 
