@@ -115,7 +115,7 @@ def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
     """
 
     def numbered(read: dict[str, Any]) -> dict[Any, Any]:
-        """Make numbers of batch sizes, which are texts as keys in JSON, and sort them."""
+        """Sort by batch size, and make numbers of the sizes: JSON has them as texts."""
         sizes = sorted(map(int, read)) if all(map(str.isdigit, read)) else ()
         return {size: read[str(size)] for size in sizes} or read
 

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
 VARIABLES = tuple(name.upper() for name in Settings.model_fields)
 
 
-def load_settings(env_file: Path | None = None) -> Settings:
+def load_settings() -> Settings:
     """Take the nearest `.env` and the environment, which wins; empty is not set.
 
     The file is read once in a process, the environment at each call. A folder in the
@@ -70,9 +70,8 @@ def load_settings(env_file: Path | None = None) -> Settings:
     HF_HOME, go into the environment where they are not set. Warns of misspelt names.
     Raises `SettingsError` for a value that is not allowed or a file that can't be read.
     """
-    found, ours = env_file or find_dotenv(usecwd=True), {}  # "" if there is none.
-    file = Path(found).absolute()
-    for name, value in (read_env_file(file) if found else {}).items():
+    file, ours = Path(find_dotenv(usecwd=True)), {}  # "." if there is none.
+    for name, value in (read_env_file(file) if file.name else {}).items():
         if name in VARIABLES:
             if not os.environ.get(name):
                 ours[name.lower()] = value

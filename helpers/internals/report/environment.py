@@ -27,15 +27,14 @@ from .rows import Check, EnvironmentReport
 _RUNS_ANYWHERE = f"MODEL_NAME={TINY_THINKER} runs anywhere"
 
 
-def check_environment(timeout_s: float = 180.0) -> EnvironmentReport:
+def check_environment() -> EnvironmentReport:
     """Check everything that the notebooks need; some 15 s, most of it imports.
 
-    `timeout_s` is how long an import of torch, unsloth or vllm may take, in seconds.
     Raises nothing: what goes wrong is a row.
     """
     row, settings = _check_settings()
     resolved = resolve_settings(settings)
-    rows = [*_check_machine(settings), *check_packages(resolved, timeout_s)]
+    rows = [*_check_machine(settings), *check_packages(resolved)]
     rows += [row, *_check_model(resolved)]
     home = os.path.expanduser("~/")  # A report is pasted into bug reports.
     shown = [[text.replace(home, "~/") for text in row] for row in rows]

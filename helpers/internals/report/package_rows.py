@@ -23,12 +23,13 @@ from ..machine.versions import ENGINES, ROOT, find_version, pinned_version
 from .rows import Check
 
 IMPORTED = ("torch", "unsloth", "vllm")  # `try_import` knows these.
+TIMEOUT_S = 180.0  # For an import.
 
 
-def check_packages(settings: Settings, timeout_s: float) -> Iterator[Check]:
+def check_packages(settings: Settings) -> Iterator[Check]:
     """Yield a row for each engine, by its name in `ENGINES`."""
     with ThreadPoolExecutor(len(IMPORTED)) as pool:
-        found = pool.map(lambda one: probe(one, settings.device, timeout_s), IMPORTED)
+        found = pool.map(lambda name: probe(name, settings.device), IMPORTED)
     problems = dict(zip(IMPORTED, found, strict=True))
     for name in ENGINES:
         yield check_engine(name, settings, problems)
@@ -55,7 +56,7 @@ def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> 
     return row.unless(was_run, problem, rebuild, "warning")
 
 
-def probe(name: str, device: str, timeout_s: float) -> str:
+def probe(name: str, device: str) -> str:
     """Import a package in a child process; return its problem, "" if it works."""
     if not importlib.util.find_spec(name):
         return "its files are gone"
@@ -66,12 +67,12 @@ def probe(name: str, device: str, timeout_s: float) -> str:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file, log = Path(folder, "problem.txt"), Path(folder, "log.txt")
         program = [sys.executable, "-m", f"{__package__}.package_rows", name, str(file)]
-        options = {"cwd": folder, "env": variables, "timeout": timeout_s}
+        options = {"cwd": folder, "env": variables, "timeout": TIMEOUT_S}
         try:
             with log.open("w") as out:
                 done = subprocess.run(program, stdout=out, stderr=out, **options)
         except subprocess.TimeoutExpired:
-            return f"its import did not end within {timeout_s:.0f} s"
+            return f"its import did not end within {TIMEOUT_S:.0f} s"
         if not file.exists():
             return f"its import ended Python (status {done.returncode})"
         # If its compiled part does not load, vLLM only warns.

@@ -33,18 +33,25 @@ def env_file(tmp_path):
     return write
 
 
+@pytest.fixture
+def load_from(env_file):
+    def load(text):
+        env_file(text)
+        return load_settings()
+
+    return load
+
+
 def test_nothing_set_gives_the_defaults():
     assert load_settings() == Settings()
 
 
-def test_file_is_read_and_typed(env_file):
-    settings = load_settings(
-        env_file(
-            "# comment\nMODEL_NAME=tiny-thinker\nLOAD_IN_4BIT=True\n"
-            "MAX_SEQ_LENGTH=4096\nexport GPU_MEMORY_UTILIZATION='0.8'\n"
-            f"LOG_LEVEL=DEBUG\nHF_TOKEN={TOKEN}\nDEVICE=cpu\n"
-            "VLLM_CPU_KVCACHE_SPACE=3 # GiB\n"
-        )
+def test_file_is_read_and_typed(load_from):
+    settings = load_from(
+        "# comment\nMODEL_NAME=tiny-thinker\nLOAD_IN_4BIT=True\n"
+        "MAX_SEQ_LENGTH=4096\nexport GPU_MEMORY_UTILIZATION='0.8'\n"
+        f"LOG_LEVEL=DEBUG\nHF_TOKEN={TOKEN}\nDEVICE=cpu\n"
+        "VLLM_CPU_KVCACHE_SPACE=3 # GiB\n"
     )
     assert settings == Settings(
         model_name="tiny-thinker",
@@ -65,9 +72,9 @@ def test_file_is_found_from_a_folder_below(env_file, monkeypatch, tmp_path):
     assert load_settings().max_seq_length == 512
 
 
-def test_environment_wins_over_file(env_file, monkeypatch):
+def test_environment_wins_over_file(load_from, monkeypatch):
     monkeypatch.setenv("MAX_SEQ_LENGTH", "1024")
-    assert load_settings(env_file("MAX_SEQ_LENGTH=512")).max_seq_length == 1024
+    assert load_from("MAX_SEQ_LENGTH=512").max_seq_length == 1024
 
 
 def test_the_file_is_read_once_and_the_environment_each_time(env_file, monkeypatch):
@@ -92,9 +99,9 @@ def test_a_file_that_can_not_be_read_is_read_again_once_it_is_mended(env_file):
     assert load_settings().max_seq_length == 1024
 
 
-def test_empty_value_counts_as_not_set(env_file, monkeypatch):
+def test_empty_value_counts_as_not_set(load_from, monkeypatch):
     monkeypatch.setenv("MAX_SEQ_LENGTH", "")
-    settings = load_settings(env_file("MAX_SEQ_LENGTH=512\nLOG_LEVEL=\nHF_TOKEN="))
+    settings = load_from("MAX_SEQ_LENGTH=512\nLOG_LEVEL=\nHF_TOKEN=")
     assert (settings.max_seq_length, settings.log_level) == (512, "error")
     assert settings.hf_token is None
 
@@ -103,8 +110,8 @@ def test_empty_value_counts_as_not_set(env_file, monkeypatch):
     ("text", "value"),
     [("1", True), ("off", False), ("YES", True), ("auto", None), ("false", False)],
 )
-def test_truth_values(env_file, text, value):
-    assert load_settings(env_file(f"LOAD_IN_4BIT={text}")).load_in_4bit is value
+def test_truth_values(load_from, text, value):
+    assert load_from(f"LOAD_IN_4BIT={text}").load_in_4bit is value
 
 
 @pytest.mark.parametrize(
@@ -123,10 +130,10 @@ def test_truth_values(env_file, text, value):
     ],
 )
 def test_malformed_value_names_variable_value_and_what_is_allowed(
-    env_file, monkeypatch, name, value, allowed
+    load_from, monkeypatch, name, value, allowed
 ):
     with pytest.raises(SettingsError) as from_file:
-        load_settings(env_file(f'{name}="{value}"'))
+        load_from(f'{name}="{value}"')
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as from_environment:
         load_settings()
@@ -146,32 +153,30 @@ def test_malformed_value_names_variable_value_and_what_is_allowed(
     ],
 )
 def test_values_are_expanded_and_paths_may_have_spaces(
-    env_file, monkeypatch, text, name
+    load_from, monkeypatch, text, name
 ):
     monkeypatch.setenv("SHELL_FOLDER", "/mnt")
     monkeypatch.setenv("FOLDER", "")  # Restored afterwards.
     monkeypatch.delenv("FOLDER")
-    assert load_settings(env_file(text)).model_name == name
+    assert load_from(text).model_name == name
 
 
 def test_a_folder_in_the_file_counts_from_the_file(env_file, monkeypatch, tmp_path):
-    file = env_file("MODEL_NAME='models/my own'")
+    env_file("MODEL_NAME='models/my own'")
     (tmp_path / "models/my own").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     assert load_settings().model_name == str(tmp_path / "models/my own")
     monkeypatch.setenv("MODEL_NAME", "models/my own")  # This one is the shell's.
-    assert load_settings(file).model_name == "models/my own"
+    assert load_settings().model_name == "models/my own"
 
 
-def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
+def test_variables_of_other_libraries_reach_them(load_from, monkeypatch):
     monkeypatch.setenv("HF_HOME", "/set/in/the/shell")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # Restored afterwards.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with warnings.catch_warnings(action="error"):
-        load_settings(
-            env_file("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu\nEMPTY=")
-        )
+        load_from("HF_HOME=/mine\nCUDA_VISIBLE_DEVICES=1\nDEVICE=cpu\nEMPTY=")
     assert os.environ["HF_HOME"] == "/set/in/the/shell"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     assert not {"DEVICE", "EMPTY"} & set(os.environ)
@@ -185,15 +190,15 @@ def test_variables_of_other_libraries_reach_them(env_file, monkeypatch):
         ("device", "DEVICE"),
     ],
 )
-def test_a_name_without_effect_is_warned_of(env_file, monkeypatch, name, meant):
+def test_a_name_without_effect_is_warned_of(load_from, monkeypatch, name, meant):
     monkeypatch.setattr(os, "environ", {})
     with pytest.warns(UserWarning, match=f"{name} in .* no effect: write {meant} "):
-        assert load_settings(env_file(f"{name}=x")) == Settings()
+        assert load_from(f"{name}=x") == Settings()
 
 
 @pytest.mark.parametrize("text", ["None", "null", ""])
-def test_what_is_no_token(env_file, monkeypatch, text):
-    assert load_settings(env_file(f"HF_TOKEN={text}")).hf_token is None
+def test_what_is_no_token(load_from, monkeypatch, text):
+    assert load_from(f"HF_TOKEN={text}").hf_token is None
     monkeypatch.setenv("HF_TOKEN", text)  # As os.environ["HF_TOKEN"] = str(token) does.
     settings = load_settings()
     assert settings.hf_token is None
@@ -211,13 +216,8 @@ def test_unreadable_file_is_an_error_that_shows_no_content(env_file, text):
     assert TOKEN not in str(error.value) and str(file) in str(error.value)
 
 
-def test_missing_file_is_an_error_only_when_named(tmp_path):
-    with pytest.raises(SettingsError, match=r"\.env\.example"):
-        load_settings(tmp_path / "none.env")
-
-
-def test_token_is_never_shown(env_file):
-    settings = load_settings(env_file(f"HF_TOKEN={TOKEN}"))
+def test_token_is_never_shown(load_from):
+    settings = load_from(f"HF_TOKEN={TOKEN}")
     assert settings.hf_token.get_secret_value() == TOKEN
     assert TOKEN not in repr(settings) + str(settings)
 

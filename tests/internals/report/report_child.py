@@ -1,7 +1,8 @@
-"""Print the report as JSON: `report.py SECONDS`."""
+"""Print the report as JSON, with so many seconds for an import: `report.py SECONDS`."""
 
 import sys
 
-from helpers.internals.report.environment import check_environment
+from helpers.internals.report import environment, package_rows
 
-print(check_environment(timeout_s=float(sys.argv[1])).to_json())
+package_rows.TIMEOUT_S = float(sys.argv[1])
+print(environment.check_environment().to_json())

@@ -260,7 +260,7 @@ def test_bitsandbytes_is_needed_for_4_bits_alone(missing, in_4bit, status):
 
 
 def test_metadata_without_files(missing):
-    row = check_engine("vllm", CPU, {"vllm": probe("no_such_module", "cpu", 1.0)})
+    row = check_engine("vllm", CPU, {"vllm": probe("no_such_module", "cpu")})
     assert "its files are gone" in row.detail
     assert (row.status, row.fix) == ("failed", "make clean setup DEVICE=cpu")
 
