@@ -26,11 +26,9 @@ PRESETS: Mapping[str, Mapping[str, float | int]] = fixed(
 _RENAMED = fixed(
     max_tokens="max_new_tokens", min_tokens="min_new_tokens", n="num_return_sequences"
 )
-# Off in vLLM unless given; `generate` would take them from generation_config.json.
-_OFF = fixed(top_k=0, top_p=1.0, min_p=0.0)
-# The values that leave the distribution as the model gave it.
-NEUTRAL: Mapping[str, float] = fixed(temperature=1.0, **_OFF)
-_GREEDY_BELOW = 1e-5  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
+# The values that leave the distribution as the model gave it. vLLM has them unless they
+# are given; `generate` would take those of the model's generation_config.json.
+NEUTRAL: Mapping[str, float] = fixed(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def preset(
@@ -45,8 +43,9 @@ def preset(
     side does not know, and what `SamplingParams` raises for a value out of its range.
     """
     if name not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise ValueError(f"no preset is called {name!r}; there are {known}")
+        raise ValueError(
+            f"no preset is called {name!r}; there are {', '.join(PRESETS)}"
+        )
     values = {**PRESETS[name], **overrides}
     return _generate_arguments(values) if for_generate else sampling_params(values)
 
@@ -60,7 +59,7 @@ def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
         )
     sample = values["temperature"] != 0
     if sample:
-        values = {**_OFF, **values}
+        values = {**NEUTRAL, **values}
         values["top_k"] = max(values["top_k"], 0)  # vLLM also takes -1 for off.
     else:
         values = {k: v for k, v in values.items() if k not in NEUTRAL}
@@ -92,7 +91,7 @@ def reshape(
             "most 1, min_p from 0 to 1"
         )
     logits = np.asarray(logprobs, dtype=np.float64)
-    if temperature < _GREEDY_BELOW:
+    if temperature < 1e-5:  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
         return np.eye(1, logits.size, logits.argmax())[0]  # 1 for the likeliest.
     logits = logits / temperature
     probabilities = _softmax(logits)
@@ -114,17 +113,14 @@ def _softmax(logits: "ndarray") -> "ndarray":
     return weights / weights.sum()
 
 
-def entropy(probabilities: "ndarray") -> float:
-    """Measure in bits how open the choice is: n equally likely tokens have log2(n)."""
+def describe(probabilities: "ndarray") -> str:
+    """Say how many tokens can be drawn, how likely the first is, and the entropy.
+
+    The entropy is in bits: n equally likely tokens have log2(n).
+    """
     import numpy as np
 
     some = probabilities[probabilities > 0]
-    return float(abs(some @ np.log2(some)))
-
-
-def describe(probabilities: "ndarray") -> str:
-    """Say how many tokens can be drawn, how likely the first is, and the entropy."""
-    count = int((probabilities > 0).sum())
-    tokens = f"{count:,} token{'s' * (count != 1)} can be drawn"
-    likeliest, bits = probabilities.max(), entropy(probabilities)
-    return f"{tokens}, the likeliest with {likeliest:.1%}; {bits:.2f} bits"
+    bits = abs(some @ np.log2(some))
+    tokens = f"{some.size:,} token{'s' * (some.size != 1)} can be drawn"
+    return f"{tokens}, the likeliest with {some.max():.1%}; {bits:.2f} bits"
