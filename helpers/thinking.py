@@ -6,14 +6,16 @@ model wrote it: a marker that appears there again stays. Only where a tokenizer 
 tokens for markers are they looked for in the text.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from typing import Any
 
-from .internals.thinking import families
-from .internals.thinking.splitting import SPLITS, Split, last_turn
-from .internals.thinking.token_ids import as_token_ids
+from .internals.thinking.families import find_markers, unwrap_tokenizer, warn_of_unused
+from .internals.thinking.splitting import Split, Turn
+
+Ids = Iterable[int]
 
 # `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
 # Parsing never uses it: other tokenizers have other ids.
@@ -23,10 +25,7 @@ INCOMPLETE_HINT = "The thinking is not finished: raise max_tokens and generate a
 
 
 def unfinished_hint(finish_reason: str | None) -> str:
-    """Say why thinking was not closed, in the same words in every view.
-
-    `finish_reason` is vLLM's, None if it is not known.
-    """
+    """Give the reason why thinking was not closed, by vLLM's finish_reason."""
     if finish_reason in (None, "length"):
         return INCOMPLETE_HINT
     if finish_reason == "abort":  # vLLM's word for a request that was stopped
@@ -40,9 +39,8 @@ class ThinkingResult:
 
     `response` is None while the thinking is unfinished, and `hint` gives the reason.
     `thinking_tokens` and `response_tokens` count generated tokens, an end-of-turn token
-    included, the markers that cut left out. `finish_reason` is vLLM's, None if it was
-    not given. `markers_in_text` is True where the model spelled its markers in letters;
-    these count as thinking.
+    included, the markers that cut left out. If the model spelled these in letters, they
+    count as thinking, and `markers_in_text` is True.
     """
 
     thinking: str
@@ -64,9 +62,8 @@ class ThinkingResult:
     @property
     def truncated(self) -> bool:
         """True where tokens ran out; only in the thinking without `finish_reason`."""
-        if self.finish_reason is None:
-            return not self.complete
-        return self.finish_reason == "length"
+        ran_out = self.finish_reason == "length"
+        return ran_out or not (self.complete or self.finish_reason)
 
     @property
     def hint(self) -> str:
@@ -80,68 +77,63 @@ class ThinkingResult:
 
 
 class ThinkingParser:
-    """Parses the completions of one tokenizer, whose markers it looks up only once.
-
-    `markers` is a model's own pair of start and end marker, tokens or not. Without it
-    the vocabulary tells (`internals/thinking/families` has the known families).
-    """
+    """Parses the completions of one tokenizer, whose markers it looks up only once."""
 
     def __init__(self, tokenizer: Any, markers: tuple[str, str] | None = None) -> None:
-        self._tokenizer = families.unwrap_tokenizer(tokenizer)
-        self._markers = families.find_markers(self._tokenizer, markers)
+        self._tokenizer = unwrap_tokenizer(tokenizer)
+        self._markers = find_markers(self._tokenizer, markers)
+        added = self._tokenizer.added_tokens_decoder
+        # Mistral's tokenizer knows its special tokens only.
+        self._added = added if isinstance(added, Mapping) else {}
+        special = {i for i, token in self._added.items() if token.special}
+        special.update(self._tokenizer.all_special_ids)
+        self._special = special - self._markers.texts.keys()
 
     def parse(
-        self,
-        token_ids: Iterable[int],
-        prompt_token_ids: Iterable[int] | None = None,
-        finish_reason: str | None = None,
+        self, token_ids: Ids, prompt: Ids | None = None, reason: str | None = None
     ) -> ThinkingResult:
         """Split one completion, as `parse_thinking_response` does."""
-        return self.parse_all([token_ids], [prompt_token_ids], [finish_reason])[0]
+        (result,) = self.parse_all([(token_ids, prompt)])
+        return replace(result, finish_reason=reason)
 
-    def parse_all(
-        self,
-        completions: Iterable[Iterable[int]],
-        prompts: Iterable[Iterable[int] | None],
-        finish_reasons: Iterable[str | None],
-    ) -> list[ThinkingResult]:
-        """Split completions that have one prompt and one reason each, or None."""
-        completions = list(map(as_token_ids, completions))
-        splits = [
-            self._split(completion, prompt)
-            for completion, prompt in zip(completions, prompts, strict=True)
-        ]
-        runs = [run for one in splits for run in one.thinking + one.response]
-        texts = iter(self.decode([run for run in runs if isinstance(run, list)]))
-        results = [
-            _put_together(one, texts, reason)
-            for one, reason in zip(splits, finish_reasons, strict=True)
-        ]
-        for token_ids, result in zip(completions, results, strict=True):
+    def parse_all(self, cases: Iterable[tuple]) -> list[ThinkingResult]:
+        """Split completions, each given with its prompt or None; decode all at once."""
+        cases = [(as_token_ids(token_ids), prompt) for token_ids, prompt in cases]
+        splits = [self._split(token_ids, prompt) for token_ids, prompt in cases]
+        runs = [run for split in splits for run in split.thinking + split.response]
+        texts = iter(self.decode(runs))
+        results = []
+        for (token_ids, _), split in zip(cases, splits, strict=True):
+            parts = split.thinking, split.response
+            counts = [sum(map(len, part)) for part in parts]
+            decoded = ["\n".join(next(texts) for _ in part).strip() for part in parts]
+            thinking, response = split.spelled or decoded
+            label, _, rest = thinking.partition("\n")
+            thinking = rest.lstrip() if label == self._markers.label else thinking
+            answer, in_text = response if split.complete else None, bool(split.spelled)
+            results.append(ThinkingResult(thinking, answer, *counts, None, in_text))
             first = self._tokenizer.convert_ids_to_tokens(token_ids[:1])
-            answer = "" if result.markers_in_text else result.response or ""
-            families.warn_of_unused(self._markers, first, answer)
+            warn_of_unused(self._markers, first, "" if in_text else answer or "")
         return results
 
     def decode(self, sequences: list[list[int]]) -> list[str]:
         """Decode, without special tokens. ValueError for another model's tokens."""
+        hidden = self._special | self._markers.hidden
+        ids = [[i for i in token_ids if i not in hidden] for token_ids in sequences]
         try:
             # Some tokenizers' clean-up would change the text.
-            return self._tokenizer.batch_decode(
-                sequences, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            return self._tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
         except (KeyError, IndexError, OverflowError) as error:
-            raise ValueError(
-                f"this tokenizer can't decode these token ids ({error}): pass the "
-                "tokenizer of the model that generated them"
-            ) from error
+            why = f"pass the tokenizer of the model that wrote these tokens ({error})"
+            raise ValueError(why) from error
 
-    def _split(self, token_ids: list[int], prompt: Iterable[int] | None) -> Split:
+    def _split(self, token_ids: list[int], prompt: Ids | None) -> Split:
         known = prompt is not None
         prompt = as_token_ids(prompt) if known else self._usual_prompt
-        turn = last_turn(prompt, known, self._turn_ids)
-        split = SPLITS[type(self._markers)]
-        return split(token_ids, turn, self._markers, lambda ids: self.decode([ids])[0])
+        places = range(len(prompt), 0, -1)
+        begin = next((i for i in places if prompt[i - 1] in self._turn_ids), 0)
+        turn = Turn(prompt[begin:], known, begin == 0)
+        return self._markers.split(token_ids, turn, lambda ids: self.decode([ids])[0])
 
     @cached_property
     def _usual_prompt(self) -> list[int]:
@@ -161,52 +153,33 @@ class ThinkingParser:
         In DeepSeek-R1's distilled models `<｜User｜>` is not special. White space (of
         Gemma) marks no turns, and neither do markers of thinking.
         """
-        if isinstance(self._markers, families.Channels):
+        if self._markers.breaks:
             return self._markers.breaks
         template = str(getattr(self._tokenizer, "chat_template", None) or "")
-        found = set(self._tokenizer.all_special_ids)
-        for token_id, (text, special) in families.added_tokens(self._tokenizer).items():
-            written = text in template or token_id in self._usual_prompt
-            if special or (text.strip() and (written or not template)):
+        found = set(self._special)
+        for token_id, token in self._added.items():
+            written = token.content in template or token_id in self._usual_prompt
+            if token.content.strip() and (written or not template):
                 found.add(token_id)
-        if isinstance(self._markers, families.Pairs):
-            found -= self._markers.texts.keys()
-        return frozenset(found)
-
-
-def _put_together(
-    parts: Split, texts: Iterator[str], finish_reason: str | None
-) -> ThinkingResult:
-    """Make a result of one completion's runs and of their texts, in that order."""
-    thinking, response = (
-        "".join(run if isinstance(run, str) else next(texts) for run in runs).strip()
-        for runs in (parts.thinking, parts.response)
-    )
-    first, _, rest = thinking.partition("\n")
-    if parts.label and first == parts.label:
-        thinking = rest.lstrip()
-    counts = parts.thinking_tokens, parts.response_tokens, finish_reason
-    answer = None if parts.phase == "thinking" else response
-    return ThinkingResult(thinking, answer, *counts, parts.markers_in_text)
+        return frozenset(found - self._markers.texts.keys())
 
 
 def parse_thinking_response(
-    token_ids: Iterable[int],
+    token_ids: Ids,
     tokenizer: Any,
     *,
-    prompt_token_ids: Iterable[int] | None = None,
+    prompt_token_ids: Ids | None = None,
     finish_reason: str | None = None,
     markers: tuple[str, str] | None = None,
 ) -> ThinkingResult:
-    """Split one completion into thinking and answer.
+    """Split one completion, its generated tokens only, into thinking and answer.
 
-    `token_ids` are the generated tokens only, without the prompt. The thinking was
-    opened if the completion begins with a start marker, else if `prompt_token_ids`
-    (`RequestOutput.prompt_token_ids` of vLLM) end with one, else if the tokenizer's
+    The thinking was opened if the completion begins with a start marker, else if
+    `prompt_token_ids` (of vLLM's `RequestOutput`) end with one, else if the tokenizer's
     generation prompt does. Without `prompt_token_ids` a lone end marker still cuts;
     after a prompt that is known not to have opened the thinking, it is text.
     `finish_reason` is that of vLLM's `CompletionOutput`. `markers` are the model's own
-    start and end marker where it is of no known family.
+    start and end marker, tokens or not, where it is of no family in `THINK_MARKERS`.
 
     Raises TypeError for a nested sequence or what is no tokenizer, and ValueError for
     tokens that the tokenizer can't have made.
@@ -216,26 +189,21 @@ def parse_thinking_response(
 
 
 def parse_thinking_responses(
-    completions: Iterable[Iterable[int]],
+    completions: Iterable[Ids],
     tokenizer: Any,
     *,
-    prompt_token_ids: Iterable[Iterable[int] | None] | None = None,
-    finish_reasons: Iterable[str | None] | None = None,
+    prompt_token_ids: Iterable[Ids | None] | None = None,
     markers: tuple[str, str] | None = None,
 ) -> list[ThinkingResult]:
     """Parse many completions as `parse_thinking_response` does, decoding all at once.
 
-    `prompt_token_ids` and `finish_reasons`, where given, have one entry for each
-    completion; ValueError if they have not.
+    `prompt_token_ids` has one entry for each completion; ValueError if it has not.
     """
     completions = list(completions)
-    nothing = [None] * len(completions)
-    prompts = nothing if prompt_token_ids is None else prompt_token_ids
-    reasons = nothing if finish_reasons is None else finish_reasons
-    if isinstance(reasons, str):
-        raise ValueError(f"finish_reasons={reasons!r}: give one for each completion")
-    parser = ThinkingParser(tokenizer, markers)
-    return parser.parse_all(completions, prompts, reasons)
+    unknown = [None] * len(completions)
+    prompts = unknown if prompt_token_ids is None else prompt_token_ids
+    cases = zip(completions, prompts, strict=True)
+    return ThinkingParser(tokenizer, markers).parse_all(cases)
 
 
 class ThinkingStream:
@@ -245,23 +213,37 @@ class ThinkingStream:
     for each time that you draw, not for each token.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        prompt_token_ids: Iterable[int] | None = None,
-        markers: tuple[str, str] | None = None,
-    ) -> None:
-        self._parser = ThinkingParser(tokenizer, markers)
-        self._prompt = prompt_token_ids
-        if prompt_token_ids is not None:
-            self._prompt = as_token_ids(prompt_token_ids)
+    def __init__(self, tokenizer: Any, prompt_token_ids: Ids | None = None) -> None:
+        self._parser = ThinkingParser(tokenizer)
+        known = prompt_token_ids is not None
+        self._prompt = as_token_ids(prompt_token_ids) if known else None
         self._token_ids: list[int] = []
 
-    def feed(self, token_ids: Iterable[int]) -> None:
+    def feed(self, token_ids: Ids) -> None:
         """Take the next tokens, in portions of any size."""
         self._token_ids += as_token_ids(token_ids)
 
     def result(self, finish_reason: str | None = None) -> ThinkingResult:
         """Parse the tokens so far, whose last character may be half written."""
         return self._parser.parse(self._token_ids, self._prompt, finish_reason)
+
+
+def as_token_ids(token_ids: Any) -> list[int]:
+    """Make a list of token ids from an array, a tensor or a tokenizer's result.
+
+    Raises TypeError for anything else and ValueError for negative numbers.
+    """
+    if isinstance(token_ids, Mapping):
+        token_ids = token_ids.get("input_ids")
+    if hasattr(token_ids, "tolist"):
+        token_ids = token_ids.tolist()
+    try:
+        # Python takes bytes for numbers, and a set has no order.
+        unfit = isinstance(token_ids, bytes | bytearray | Set)
+        ids = list(map(index, None if unfit else token_ids))
+    except TypeError:
+        why = "expected the token ids of one completion or prompt, in a flat sequence"
+        raise TypeError(why) from None
+    if min(ids, default=0) < 0:
+        raise ValueError(f"{min(ids)} is no token id: leave out padding and masks")
+    return ids
