@@ -24,15 +24,6 @@ THINK_END_TOKEN_ID = 151668
 INCOMPLETE_HINT = "The thinking is not finished: raise max_tokens and generate again."
 
 
-def unfinished_hint(finish_reason: str | None) -> str:
-    """Give the reason why thinking was not closed, by vLLM's finish_reason."""
-    if finish_reason in (None, "length"):
-        return INCOMPLETE_HINT
-    if finish_reason == "abort":  # vLLM's word for a request that was stopped
-        return "It was stopped while it was thinking."
-    return "The model ended before it had closed its thinking."
-
-
 @dataclass(frozen=True, repr=False)
 class ThinkingResult:
     """One parsed completion; unpacks as `thinking, response`, both stripped.
@@ -68,7 +59,13 @@ class ThinkingResult:
     @property
     def hint(self) -> str:
         """The reason for a missing response, and the remedy; "" for a complete one."""
-        return "" if self.complete else unfinished_hint(self.finish_reason)
+        if self.complete:
+            return ""
+        if self.finish_reason in (None, "length"):
+            return INCOMPLETE_HINT
+        if self.finish_reason == "abort":  # vLLM's word for a request that was stopped
+            return "It was stopped while it was thinking."
+        return "The model ended before it had closed its thinking."
 
     def __repr__(self) -> str:
         facts = [f"{k}={v!r}" for k, v in vars(self).items() if v is not False]

@@ -8,7 +8,7 @@ from child import run_child
 
 from helpers.batch import BatchResult, run_batch
 from helpers.models import MODELS, TINY_THINKER
-from helpers.thinking import unfinished_hint
+from helpers.thinking import INCOMPLETE_HINT
 
 ROOM = 512  # Tokens that the engine is loaded for.
 
@@ -258,4 +258,4 @@ def test_the_repr_is_short() -> None:
     long = {"prompt": "word " * 9999, "thinking": "Well " * 9999}
     cut = BatchResult(index=2, id="a", finish_reason="length", **long)
     assert "id='a'" in repr(cut) and "'length'" in repr(cut) and len(repr(cut)) < 300
-    assert cut.hint == unfinished_hint("length")
+    assert cut.hint == INCOMPLETE_HINT
