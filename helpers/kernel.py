@@ -1,9 +1,8 @@
 """End the kernel and all that it started: the last cell of every notebook.
 
-The Jupyter server that owns a kernel has to end it: a kernel that exits by itself looks
-like a crash, and is started again (jupyter_client issue 237). A kernel that waits for
-its reader keeps a file in Jupyter's runtime folder. It ends when another notebook,
-whose load needs the memory, removes that file.
+The Jupyter server that owns a kernel has to end it: it takes an exit for a crash, and
+starts another one (jupyter_client issue 237). A kernel that waits for its reader keeps
+a file in Jupyter's runtime folder, and ends when a load elsewhere removes it.
 """
 
 import json
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,9 @@ def shutdown_kernel() -> None:
         return
     app = kernelapp.IPKernelApp.instance()
     # Runners say with each cell that nobody would answer a question, front ends don't.
-    if app.kernel.get_parent()["content"].get("allow_stdin"):
-        _Waiting.current = _Waiting.current or _Waiting(app)
-        if _Waiting.current.goes_on():
-            return
-    print(_end_all(app))
+    answers = app.kernel.get_parent()["content"].get("allow_stdin")
+    if not (answers and _Waiting(app).goes_on()):
+        print(_end_all(app))
 
 
 def make_room(needed_mib: float) -> None:
@@ -66,10 +64,9 @@ def make_room(needed_mib: float) -> None:
         print(f"Ended the kernel of {waiting[process]}: its memory is needed here.")
 
 
+@cache  # A kernel has one.
 class _Waiting:
     """A kernel that stays for its reader: its clock, its file, its text on the page."""
-
-    current: "_Waiting | None" = None
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -90,9 +87,9 @@ class _Waiting:
             return False
         self._announced = this_cell
         text = (
-            f"The kernel stays for the exercises. It ends "
-            f"{IDLE_SECONDS / 60:g} minutes after the last cell that you run, or when "
-            "another notebook needs the memory. This cell, run again, ends it at once."
+            f"The kernel stays for the exercises. It ends {IDLE_SECONDS / 60:g} "
+            "minutes after the last cell that you run, or when another notebook needs "
+            "the memory. This cell, run again, ends it at once."
         )
         self._output = display({"text/plain": text}, raw=True, display_id=True)
         return True
@@ -131,8 +128,8 @@ def _end_all(app: Any) -> str:
     thread = threading.Thread(target=_end_kernel, args=[app], daemon=True)
     app.kernel.io_loop.add_callback(thread.start)  # The loop waits for the cell's end.
     return (
-        f"Ended {ended} child process{'' if ended == 1 else 'es'}. The kernel ends "
-        "now; its memory is free again.\n"
+        f"Ended {ended} child process{'es' * (ended != 1)}. The kernel ends now; its "
+        "memory is free again.\n"
         "JupyterLab and Notebook 7 show No Kernel within ten seconds.\n"
         "Wait for that before you run a cell: it starts a fresh kernel."
     )
@@ -169,8 +166,7 @@ def _shut_down_by_server(connection_file: Path) -> bool:
     import httpx
 
     kernel_id = connection_file.stem.removeprefix("kernel-")
-    # For a server without a token: any two that agree.
-    headers = {"Cookie": "_xsrf=00", "X-XSRFToken": "00"}
+    headers = {"Cookie": "_xsrf=00", "X-XSRFToken": "00"}  # Any two that agree.
     # Past any proxy; a certificate is made for a name, not an address.
     options = {"trust_env": False, "verify": False, "timeout": 3.0}
     for path in connection_file.parent.glob("jpserver-*.json"):

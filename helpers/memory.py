@@ -1,8 +1,8 @@
 """Measure memory, watch it over time, and clean it up.
 
-GPU figures come from NVML, the library behind `nvidia-smi`: they include other
-processes and need no torch. Without a GPU they are those of resident memory. A monitor
-samples from a thread; out comes a chart, or a live view on the page.
+Figures are those of NVML, the library behind `nvidia-smi`: they include all processes
+and need no torch. Without a GPU they are those of this process and its children. A
+monitor samples from a thread; out comes a chart, or a live view on the page.
 """
 
 import threading
@@ -84,8 +84,7 @@ class MemoryMonitor:
         self._sample("stop")
         if self._page:  # None outside a notebook.
             chart = self.plot()
-            html = chart._repr_html_() + self._html_steps()
-            self._page.update(Panel(html, chart.text))
+            self._page.update(Panel(chart.html + self._html_steps(), chart.text))
 
     __enter__ = start
 

@@ -75,11 +75,10 @@ def free_unused_memory() -> None:
 def release_model(model: Any, *, before_load_mib: int | None = None) -> MemoryReport:
     """Give a model's memory back without ending the kernel, and say what was freed.
 
-    `model` is what `from_pretrained` returned, or a `vllm.LLM`. Running requests are
-    aborted and the engine is shut down. The variables of the notebook or script that
-    refer to either are deleted, with IPython's outputs and the last traceback.
-    `before_load_mib` is `measure_memory()` from before the load, for the comparison. A
-    CUDA context and the libraries' own caches stay until the process ends.
+    `model` is what `from_pretrained` returned, or a `vllm.LLM`, whose requests are
+    aborted. The variables of the notebook or script that refer to it are deleted, as
+    are IPython's outputs that do. `before_load_mib` is `measure_memory()` from before
+    the load. A CUDA context and the libraries' caches stay until the process ends.
     """
     kind, before = memory_kind(), measure_memory()
     parts, parameters = _let_go(model)
@@ -157,10 +156,9 @@ def _refers(value: Any, owners: list[Any]) -> bool:
 
 
 def _clear_finished_frames(parts: list[ref]) -> None:
-    """Drop the variables of calls that have ended and still hold a part of the model.
+    """Drop the variables of calls that have ended: a kept exception keeps them all.
 
-    Whatever keeps an exception keeps the variables of every call on its way, and
-    libraries keep some from a first load. A generator may still go on: it stays.
+    Libraries keep some from a first load. A generator may still go on: it stays.
     """
     resumable = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     for frame in gc.get_referrers(*_still_alive(parts)):

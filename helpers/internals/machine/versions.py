@@ -12,13 +12,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[3]
 # The packages that break in practice, by their proper names.
-ENGINES = {
-    "torch": "PyTorch",
-    "unsloth": "Unsloth",
-    "vllm": "vLLM",
-    "transformers": "Transformers",
-    "bitsandbytes": "bitsandbytes",
-}
+ENGINES = {"torch": "PyTorch", "unsloth": "Unsloth", "vllm": "vLLM"}
+ENGINES |= {"transformers": "Transformers", "bitsandbytes": "bitsandbytes"}
 # Unsloth patches these when imported; code imported before that stays unpatched.
 PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
 
