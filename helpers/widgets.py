@@ -18,10 +18,9 @@ from IPython.display import display
 
 from .charts import COLOURS, TEXT_STYLE, Panel, show_table, show_thinking
 from .internals.thinking.families import unwrap_tokenizer
-from .internals.thinking.token_ids import as_token_ids
 from .kernel import at_shutdown
 from .sampling import NEUTRAL, describe, reshape
-from .thinking import ThinkingStream
+from .thinking import ThinkingStream, as_token_ids
 
 # Lowest, highest and step of each sampling parameter's slider; vLLM refuses top_p = 0.
 _RANGES = {
