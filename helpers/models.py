@@ -32,8 +32,7 @@ NF4_BYTES_PER_WEIGHT = 0.5 + 4 / 64
 # (models of 3 and 4 billion parameters in 16 and 4 bits, tests/gpu/test_gpu.py).
 GPU_OVERHEAD_MIB = 1100
 CPU_OVERHEAD_MIB = 1536  # torch, transformers and vLLM, imported: resident memory.
-# The largest share of a GPU's free memory that is safe to give to one engine.
-MOST_OF_A_GPU = 0.9
+MOST_OF_A_GPU = 0.9  # Of its free memory: the largest share that is safe to take.
 
 
 class UnknownModelError(ValueError):
@@ -213,16 +212,13 @@ class MemoryEstimate:
             requests = f"{count:,} requests of {self.max_seq_length:,} tokens"
             return f"Fits: {requests} at once in {share:,.0f} MiB; vLLM queues more."
         least = self.fixed_mib + math.ceil(self.request_mib)
-        four = estimate_memory(self.model, self.max_seq_length, 1, load_in_4bit=True)
         room = (share - self.fixed_mib) * MIB // self.model.kv_bytes_per_token
         if self.fits(free_mib * MOST_OF_A_GPU):
             enough = math.ceil(20 * least / free_mib) / 20
             change = f"Set GPU_MEMORY_UTILIZATION to auto or {enough:g}."
-        elif four.fits(share):
-            change = f"LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
         elif not self.load_in_4bit:
-            advice = four.advice(free_mib, gpu_memory_utilization)
-            change = f"With LOAD_IN_4BIT=true: {advice}"
+            four = estimate_memory(self.model, self.max_seq_length, load_in_4bit=True)
+            change = f"LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
         elif room >= 512:
             change = f"Lower MAX_SEQ_LENGTH to {int(room) // 256 * 256}."
         else:

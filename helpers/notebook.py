@@ -21,12 +21,9 @@ from .internals.machine.versions import ENGINES, find_version
 from .internals.thinking.families import unwrap_tokenizer
 from .models import QWEN3_THINKING_SAMPLING, SMOLLM2, TINY_THINKER, find_model
 
-# Room for thinking and answer, or half of the context if that is less.
-ANSWER_TOKENS = 2048
-# Noise seldom ends by itself, and a short text measures speed and memory as well.
-NOISE_TOKENS = 128
-# Marks a model of random weights in its card; tools.random_model writes it.
-NOISE_TAG = "random-weights"
+ANSWER_TOKENS = 2048  # Thinking and answer; half of the context if that is less.
+NOISE_TOKENS = 128  # Noise seldom ends by itself, and a short text measures as well.
+NOISE_TAG = "random-weights"  # In the card of a model that tools.random_model made.
 
 
 @dataclass(frozen=True)

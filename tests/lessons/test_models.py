@@ -260,11 +260,12 @@ def test_advice_turns_to_4bit_first() -> None:
     assert "LOAD_IN_4BIT=true" in estimate.advice(8192)
 
 
-def test_advice_where_4bit_alone_is_not_enough_says_what_else() -> None:
+def test_where_4bit_alone_is_not_enough_the_next_advice_goes_on() -> None:
     estimate = estimate_memory(QWEN_THINKING, 40_960, 1, load_in_4bit=False)
     four = estimate_memory(QWEN_THINKING, 40_960, 1, load_in_4bit=True)
-    assert "With LOAD_IN_4BIT=true: " in estimate.advice(8192)
-    assert estimate.advice(8192).endswith(four.advice(8192))
+    change = f"LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
+    assert estimate.advice(8192).endswith(change)
+    assert "Lower MAX_SEQ_LENGTH" in four.advice(8192)
 
 
 @pytest.mark.parametrize("available", [5600, 6000, 7000, 9000, 15_000])

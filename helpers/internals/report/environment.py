@@ -119,10 +119,9 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     row = Check("Model", f"{name}, {place}")
     row = row.unless(folder or not offline, ", and HF_HUB_OFFLINE is set", fix)
     yield _check_memory(row, need, settings) if need else row
-    need_gb = 1.0  # For compiled code, logs and notebooks.
-    if spec and not folder:
-        need_gb += spec.weight_bytes(load_in_4bit="4bit" in path) / 1e9
-    yield _check_disk(Path(constants.HF_HUB_CACHE), need_gb)
+    missing = 0 if folder or not spec else spec.weight_bytes("4bit" in path)
+    # 1 GB is for compiled code, logs and notebooks.
+    yield _check_disk(Path(constants.HF_HUB_CACHE), 1 + missing / 1e9)
 
 
 def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check:
