@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from numbers import Integral, Real
 from typing import Any
 
 from tabulate import tabulate
@@ -83,9 +82,9 @@ def _as_cell(value: Any) -> tuple[Panel, bool]:
         return value, False
     value = value.tolist() if callable(getattr(value, "tolist", None)) else value
     text = "-" if str(value) in ("None", "nan", "NaT", "<NA>") else str(value)
-    is_number = isinstance(value, Real) and text != "-"
+    is_number = isinstance(value, int | float) and text != "-"
     if is_number and not isinstance(value, bool):
-        whole = isinstance(value, Integral) or abs(value) >= 10
+        whole = isinstance(value, int) or abs(value) >= 10
         text = f"{value:,.0f}" if whole else f"{value:,.2f}"
     return Panel(escape(text), text), is_number or text.endswith("%")
 
@@ -123,21 +122,19 @@ def _result_card(result: Any, title: str) -> Panel:
     text = f"[{title}]\n" if title else ""
     if result.thinking is not None:
         opened, state = ("", "") if result.complete else (" open", ", unfinished")
-        head = f"Thinking ({result.thinking_tokens} tokens"
-        text += f"{head}):\n{result.thinking}\n"
-        html += (
-            f'<details{opened}><summary style="cursor:pointer;opacity:0.75">'
-            f'{head}{state})</summary><div style="{TEXT_STYLE};opacity:0.75;'
-            f'font-size:0.9em">{escape(result.thinking)}</div></details>'
-        )
+        head = f"Thinking ({result.thinking_tokens} tokens{state})"
+        text += f"{head}:\n{result.thinking}\n"
+        html += f'<details{opened}><summary style="cursor:pointer;opacity:0.75">{head}'
+        html += f'</summary><div style="{TEXT_STYLE};opacity:0.75;font-size:0.9em">'
+        html += f"{escape(result.thinking)}</div></details>"
     html += f'<div style="{TEXT_STYLE};margin-top:0.5em">{escape(answer)}</div>'
     return Panel(html, f"{text}Answer:\n{answer}")
 
 
 def new_axes(width: float, height: float, columns: int = 1, **grid: Any) -> Any:
-    """Make empty axes for a `Chart`, all in one style; an array of them for `columns`.
+    """Make empty axes for a `Chart`; an array of them for `columns`.
 
-    The size of the whole picture is in inches; `grid` goes to `Figure.subplots`.
+    The picture's size is in inches; `grid` goes to `Figure.subplots`.
     """
     from matplotlib.figure import Figure
 
@@ -152,10 +149,9 @@ def new_axes(width: float, height: float, columns: int = 1, **grid: Any) -> Any:
 
 
 class Chart(Panel):
-    """A matplotlib figure as a picture, with the same facts as text.
+    """A matplotlib figure for light pages and dark ones, with its facts as text.
 
-    It suits light pages and dark ones: it has a grey ink and no background. A dollar
-    sign in a title or a label is a dollar sign, and begins no formula.
+    A dollar sign in a title or a label is a dollar sign, and begins no formula.
     """
 
     def __init__(self, figure: Any, text: str) -> None:
@@ -164,11 +160,12 @@ class Chart(Panel):
     @property
     def html(self) -> str:
         """The picture as HTML, since only there it can have an alternative text."""
-        data = base64.b64encode(self.png()).decode()
         # This class keeps Sphinx's dark themes from adding a white background.
-        html = f'<img class="dark-light" alt="{escape(self.text)}" '
-        html += 'style="max-width:100%;height:auto" '
-        return f'{html}src="data:image/png;base64,{data}">'
+        html = (
+            f'<img class="dark-light" alt="{escape(self.text)}" style="max-width:100%;'
+        )
+        png = base64.b64encode(self.png()).decode()
+        return f'{html}height:auto" src="data:image/png;base64,{png}">'
 
     def png(self) -> bytes:
         """Draw the picture; return the bytes of a PNG file."""
@@ -194,14 +191,13 @@ class Chart(Panel):
 def plot_lines(lines: Mapping[str, BySize], *, x: str, y: str) -> Chart:
     """Draw measurements over sizes, on logarithmic axes: a line for each name.
 
-    It goes through the medians, bars show the spread. `x` and `y` name the axes, with
-    units.
+    Bars show the spread about the median. `x` and `y` name the axes, with units.
     """
     axes, facts = new_axes(7, 3.6), []
     for name, by_size in lines.items():
         medians = _draw_line(axes, by_size, label=name).items()
-        at = ", ".join(f"{_short_number(median)} at {n:,}" for n, median in medians)
-        facts.append(f"{name}: {at}")
+        at = [f"{_as_cell(median)[0]} at {n:,}" for n, median in medians]
+        facts.append(f"{name}: {', '.join(at)}")
     axes.set(xlabel=x, ylabel=y, xticks=sorted(set().union(*lines.values())))
     axes.legend()
     return Chart(axes.figure, f"{y} by {x}. {'; '.join(facts)}.")
@@ -210,16 +206,15 @@ def plot_lines(lines: Mapping[str, BySize], *, x: str, y: str) -> Chart:
 def plot_throughput(*engines: Any) -> Chart:
     """Draw throughput and time to the first token by batch size, on logarithmic axes.
 
-    Each device of these `EngineFigures` has a row, each engine a colour. The grey lines
-    are limits: as many times the fastest single prompt as there are prompts, and the
-    known `EngineFigures.limit`.
+    Each device of these `EngineFigures` has a row. The grey lines are limits: as many
+    times the fastest single prompt as there are prompts, and `EngineFigures.limit`.
     """
     devices = dict.fromkeys(one.device for one in engines)
     names = dict.fromkeys(one.engine for one in engines)
     colours = dict(zip(names, COLOURS * len(names), strict=False))
     grid = {"nrows": len(devices), "squeeze": False, "width_ratios": [3, 2]}
-    shared = {"sharex": "all", "sharey": "col"}
-    rows = new_axes(10, 0.9 + 3.8 * len(devices), columns=2, **grid, **shared)
+    height, shared = 0.9 + 3.8 * len(devices), {"sharex": "all", "sharey": "col"}
+    rows = new_axes(10, height, columns=2, **grid, **shared)
     facts, legend = [], {}
     for device, (speed, first) in zip(devices, rows, strict=True):
         here = [one for one in engines if one.device == device]
@@ -229,7 +224,7 @@ def plot_throughput(*engines: Any) -> Chart:
             best = max(_draw_line(speed, one.tokens_per_second, **style).values())
             waits = {n: [1000 * s for s in v] for n, v in one.ttft_seconds.items()}
             _draw_line(first, waits, **style)
-            wait = f"first token after {_short_number(1000 * one.ttft)} ms"
+            wait = f"first token after {_as_cell(1000 * one.ttft)[0]} ms"
             facts.append(f"{one.name}: {best:,.0f} tokens/s at best, {wait}")
         _draw_limits(speed, here)
         where = f": {device.partition(',')[0]}" if len(devices) > 1 else ""
@@ -293,7 +288,3 @@ def svg_line(points: Sequence[tuple], marks: Sequence[float], label: str) -> str
         f'width:40em;max-width:100%;overflow:visible"><path d="{uprights}" '
         f'{pen}="#777"/><polyline points="{line}" {pen}="#1F84C4"/></svg>'
     )
-
-
-def _short_number(value: float) -> str:
-    return f"{value:,.1f}" if value < 10 else f"{value:,.0f}"

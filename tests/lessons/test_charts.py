@@ -239,4 +239,4 @@ def test_lines_go_through_the_medians() -> None:
     (axes,) = chart.figure.axes
     drawn = {tuple(line[0].get_ydata()) for line in axes.containers}
     assert drawn == {(2.0, 3.0), (0.6,)}
-    assert "one: 2.0 at 1, 3.0 at 64; other: 0.6 at 64." in chart.text
+    assert "one: 2.00 at 1, 3.00 at 64; other: 0.60 at 64." in chart.text
