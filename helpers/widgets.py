@@ -80,7 +80,9 @@ class LiveResponse:
         if self._stop.is_set():
             self.end()
             raise KeyboardInterrupt
-        ids = as_token_ids({"input_ids": token_ids})  # Takes a batch of one, too.
+        ids = list(token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids)
+        if len(ids) == 1 and isinstance(ids[0], list):
+            ids = ids[0]  # A batch of one.
         if self._stream is None:
             self._stream = ThinkingStream(self.tokenizer, prompt_token_ids=ids)
             if hasattr(get_ipython(), "kernel"):
