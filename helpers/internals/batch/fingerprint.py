@@ -28,6 +28,8 @@ _TEXTS = {".json", ".jinja", ".txt", ".model", ".py"}  # tokenizer, template, co
 def _by_value(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays, Series, tensors and their numbers
         return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, bytes):  # text of Parquet without its mark
         return value.decode()
     if hasattr(value, "__struct_fields__"):  # SamplingParams
@@ -41,13 +43,13 @@ def _by_value(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} can't be compared by its value")
 
 
-def _encode(value: Any, **options: Any) -> bytes:
+def _encode_json(value: Any, **options: Any) -> bytes:
     return json.dumps(value, default=_by_value, ensure_ascii=False, **options).encode()
 
 
 def plain_value(value: Any) -> Any:
     """Copy a value into dicts, lists, texts and numbers, or raise what says why not."""
-    return json.loads(_encode(value))
+    return json.loads(_encode_json(value))
 
 
 def digest_of(prompts: Iterable[Any]) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def digest_of(prompts: Iterable[Any]) -> dict[str, Any]:
     for prompt in prompts:
         count += 1
         try:
-            digest.update(_encode(prompt, sort_keys=True) + b"\n")
+            digest.update(_encode_json(prompt, sort_keys=True) + b"\n")
         except Exception as error:  # It is refused in these words.
             digest.update(str(error).encode())
     return {"prompts": count, "prompts_hash": digest.hexdigest()}

@@ -79,9 +79,9 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
         row = _from_openai(plain_value(row)) if is_request else plain_value(row)
         if unknown := [name for name in row if name not in _KEYS]:
             raise ValueError(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
-        sampling = _parsed(row.get("sampling_params"), dict)
-        own = template_arguments(_parsed(row.get("chat_template_kwargs"), dict))
-        return Prompt(index, given, _messages(row), key, sampling, {**template, **own})
+        sampling = _parsed_json(row.get("sampling_params"), dict)
+        own = template_arguments(_parsed_json(row.get("chat_template_kwargs"), dict))
+        return Prompt(index, given, _chat_of(row), key, sampling, {**template, **own})
     except Exception as error:
         return Prompt(index, given, id=key, refused=str(error))
 
@@ -97,7 +97,7 @@ def _checked_id(key: Any) -> str | int | None:
     raise ValueError("an id is a text or a whole number of at most 64 bits.")
 
 
-def _parsed(value: Any, kind: type) -> Any:
+def _parsed_json(value: Any, kind: type) -> Any:
     """Return what JSON text stands for, where it stands for a `kind`; else `value`."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
@@ -108,7 +108,7 @@ def _parsed(value: Any, kind: type) -> Any:
 
 def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     """Return the prompt of a request; SamplingParams refuse what they do not have."""
-    body, url = _parsed(row["body"], dict), row.get("url") or "chat/completions"
+    body, url = _parsed_json(row["body"], dict), row.get("url") or "chat/completions"
     if "chat/completions" not in url:
         raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
     if not isinstance(body, dict) or "messages" not in body:
@@ -121,11 +121,11 @@ def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     return found | {"sampling_params": kept or None}
 
 
-def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
+def _chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
     if len(given) != 1:
         raise ValueError("give the dict either messages or prompt.")
-    chat, parsed = given[0], _parsed(given[0], list)
+    chat, parsed = given[0], _parsed_json(given[0], list)
     if isinstance(chat, str):  # A question, or a chat as many exports have it.
         is_chat = parsed != chat and all(map(_is_message, parsed))
         chat = parsed if is_chat else [{"role": "user", "content": chat}]
@@ -139,17 +139,17 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
                 why = f'has "role" and "content", unlike {str(message)[:60]!r}'
                 raise ValueError(f"each chat message {why}.")
         for call in calls:  # vLLM drops arguments that are bad.
-            call["arguments"] = _parsed(call.get("arguments") or {}, dict)
+            call["arguments"] = _parsed_json(call.get("arguments") or {}, dict)
             if not isinstance(call["arguments"], dict):
                 raise ValueError(f"arguments of a call are not a JSON object: {call}.")
-    if chat and chat[-1]["role"] == "assistant" and not _said(chat[-1]):
+    if chat and chat[-1]["role"] == "assistant" and not _said_in(chat[-1]):
         chat.pop()  # An empty turn is one to be written, not one to go on with.
-    if not any(map(_said, chat)):
+    if not any(map(_said_in, chat)):
         raise ValueError("the prompt is empty: write a question, or leave it out.")
     return chat
 
 
-def _said(message: Mapping[str, Any]) -> list[str]:
+def _said_in(message: Mapping[str, Any]) -> list[str]:
     """Return what a template has to write: texts, and the names of tools called.
 
     Of an assistant's text it is the last line: templates leave out earlier thinking.
@@ -173,18 +173,18 @@ def check_formatted(messages: list[dict[str, Any]], text: str, tools: Any = ()) 
     said = [(f"the tool {name!r}", name) for name in names]
     for number, message in enumerate(messages, start=1):
         what = f"message {number}, of role {message['role']!r}"
-        said += [(what, one) for one in _said(message)]
+        said += [(what, one) for one in _said_in(message)]
     mark = re.match(r"<[^<>]+>|\[\w+\]", text)
     if mark and any(mark[0] in one for _, one in said):
         why = f"a prompt contains {mark[0]}, which the template writes itself: pass the"
         warnings.warn(f"{why} question alone or the list of messages.", stacklevel=2)
-    written, together = _bare(text), "\n".join(_bare(one) for _, one in said)
+    written, together = _bare_text(text), "\n".join(_bare_text(one) for _, one in said)
     for what, one in said:
-        if written.count(_bare(one)) < together.count(_bare(one)):
+        if written.count(_bare_text(one)) < together.count(_bare_text(one)):
             raise ValueError(f"the model's chat template does not write {what}.")
 
 
-def _bare(text: str) -> str:
+def _bare_text(text: str) -> str:
     """Drop what JSON or a template may change: spaces, quotes and their escapes."""
     return re.sub(r'\\[nrt]|[\s"\\]', "", text)
 
@@ -209,7 +209,7 @@ class PromptSource:
             if not kind or os.path.isdir(path):
                 why = "those end in .jsonl or .parquet; others come in a list, [prompt]"
                 raise ValueError(f"{path[:80]!r} is not a file of prompts: {why}.")
-            self._rows = partial(_read, path, kind[0])
+            self._rows = partial(_read_rows, path, kind[0])
         # Iterating a DataFrame gives its column names, and a dict its keys.
         elif isinstance(prompts, bytes | Mapping) or hasattr(prompts, "columns"):
             raise TypeError("prompts is a list, [prompt]; of a table pass the column")
@@ -233,7 +233,7 @@ class PromptSource:
             yield prompt
 
 
-def _read(path: str, kind: str) -> Iterator[Any]:
+def _read_rows(path: str, kind: str) -> Iterator[Any]:
     """Read the rows of a file; a line that can't be read comes as a `ValueError`."""
     import fsspec
     from fsspec.utils import infer_compression
@@ -242,7 +242,9 @@ def _read(path: str, kind: str) -> Iterator[Any]:
         try:
             yield from _read_parquet(file) if kind == ".parquet" else _read_lines(file)
         except Exception as error:  # Each library has its own for what is damaged.
-            raise ValueError(f"{path} can't be read: {error}") from error
+            raise ValueError(
+                f"{path.partition('?')[0]} can't be read: {error}"
+            ) from error
 
 
 def _read_lines(file: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.internals.batch.prompts import Prompt, check_formatted, to_prompt
 from helpers.internals.engine.sampling_params import sampling_params
+from helpers.models import MODELS
 
 Q = "What is 7 + 5?"
 CHAT = [{"role": "user", "content": Q}]
@@ -43,12 +44,15 @@ def test_json_that_is_no_chat_is_a_question() -> None:
         assert chat_of(text) == [{"role": "user", "content": text}]
 
 
-def test_parameters_may_be_json_text() -> None:
+def test_parameters_may_be_json_text_or_any_mapping() -> None:
     row = {"prompt": Q, "sampling_params": '{"seed": 1}'}
     row["chat_template_kwargs"] = '{"enable_thinking": false}'
     prompt = to_prompt(0, row, {"enable_thinking": True, "a": 1})
     assert prompt.sampling_params == {"seed": 1}
     assert prompt.chat_template_kwargs == {"enable_thinking": False, "a": 1}
+    advice = MODELS["tiny-thinker"].sampling  # can't be written to
+    prompt = to_prompt(0, {"prompt": Q, "sampling_params": advice}, {})
+    assert (prompt.refused, prompt.sampling_params) == ("", dict(advice))
 
 
 @pytest.mark.parametrize(
