@@ -114,10 +114,10 @@ def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(body, dict) or "messages" not in body:
         raise ValueError("a request needs a body, a JSON object with messages.")
     found = {k: body.pop(k, None) for k in ("messages", "chat_template_kwargs")}
-    if "max_completion_tokens" in body:  # OpenAI's newer name of max_tokens.
-        body["max_tokens"] = body.pop("max_completion_tokens")
     kept = {k: v for k, v in body.items() if not re.fullmatch(_IGNORED, k)}
     kept = {k: v for k, v in kept.items() if v not in (None, [], {}, _DEFAULTS.get(k))}
+    if "max_completion_tokens" in kept:  # OpenAI's newer name of max_tokens.
+        kept["max_tokens"] = kept.pop("max_completion_tokens")
     return found | {"sampling_params": kept or None}
 
 

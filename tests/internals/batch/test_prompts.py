@@ -120,6 +120,8 @@ def test_requests_of_openai_are_prompts_with_their_parameters() -> None:
     assert prompt == Prompt(
         *(0, request(**asked, **extra), CHAT, "a", {**sampling, "stop": ["x"]}, {})
     )
+    older = request(max_tokens=9, max_completion_tokens=None)
+    assert to_prompt(0, older, {}).sampling_params == {"max_tokens": 9}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,7 @@ def test_what_a_request_asks_for_in_vain_is_named(asked: dict) -> None:
         {"logit_bias": {}, "tools": [], "logprobs": False, "top_logprobs": 0},
         {"tool_choice": "auto", "parallel_tool_calls": True, "functions": []},
         {"prompt_cache_key": "a", "safety_identifier": "b", "modalities": ["text"]},
+        {"max_completion_tokens": None, "max_tokens": None},
         {"response_format": {"type": "text"}, "store": True, "metadata": {"a": "b"}},
     ],
 )
