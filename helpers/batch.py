@@ -17,14 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .internals.batch import fingerprint
 from .internals.batch.collect import answer_in_memory, answer_into
-from .internals.batch.journal import as_record, staged
-from .internals.batch.prompts import (
-    Prompt,
-    PromptSource,
-    check_formatted,
-    larger_budget,
-    with_budget,
-)
+from .internals.batch.journal import as_record, larger_budget, staged
+from .internals.batch.prompts import Prompt, PromptSource, check_formatted, with_budget
 from .internals.batch.summary import BatchSummary, summarise
 from .internals.engine.errors import ends_everything
 from .internals.engine.sampling_params import Sampling
@@ -41,8 +35,7 @@ class BatchResult(ThinkingResult):
     """What became of one prompt: thinking and response, or an `error` with a remedy.
 
     `index` is its place in the list, `prompt` what stood there, `id` the prompt's own.
-    `tokens` counts all generated tokens, also the markers. `tries` is how often the
-    prompt was asked, see `retry_truncated`.
+    `tokens` counts all generated tokens, `tries` how often the prompt was asked.
     """
 
     index: int

@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .journal import as_record, open_journal
-from .prompts import Prompt, larger_budget, with_budget
+from .journal import as_record, larger_budget, open_journal
+from .prompts import Prompt, with_budget
 
 
 def answer_in_memory(batch: Any, source: Any, shown: bool) -> list[Any]:

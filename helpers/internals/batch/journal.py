@@ -83,8 +83,7 @@ def _check_owner(stored: str, job: dict[str, Any], held: str) -> None:
 class Journal:
     """Records by the index of their prompt, one a line, each there whole or not at all.
 
-    `offsets` has where the record of each prompt begins, or -1. What can't be read is
-    left out. Of two records for a prompt the later counts.
+    `offsets` has where each prompt's record begins, the later one of two, or -1.
     """
 
     def __init__(self, output: Path, file: Any, count: int) -> None:
@@ -94,7 +93,7 @@ class Journal:
         self._in_order = True
 
     def __len__(self) -> int:
-        return sum(offset >= 0 for offset in self.offsets)
+        return len(self.offsets) - self.offsets.count(-1)
 
     def load(self) -> Iterator[dict[str, Any]]:
         """Give the records that are there, and cut off a torn last line."""
@@ -102,19 +101,19 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                record = read_record(line) or {"index": -1}
-                known = record["index"] in range(len(self.offsets))
-                self._note(record["index"] if known else -1, line)
-                if known:
+                record = read_record(line)
+                if self._note(record["index"] if record else -1, line):
                     yield record
         self._file.truncate(self._end)
 
-    def _note(self, index: int, line: bytes) -> None:
-        if index >= 0:
+    def _note(self, index: int, line: bytes) -> bool:
+        """Note where a line begins; return True if it is the record of a prompt."""
+        if is_known := index in range(len(self.offsets)):
             self.offsets[index] = self._end
-        self._in_order &= index == self._lines
+        self._in_order &= is_known and index == self._lines
         self._lines += 1
         self._end += len(line)
+        return is_known
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record, or raise `OSError` and leave the file as it was."""
@@ -165,11 +164,19 @@ def as_record(result: Any, started: float = 0.0) -> dict[str, Any]:
     return record | {"started": started, "time": round(time.time(), 3)}
 
 
-def read_record(line: bytes) -> dict[str, Any] | None:
-    """Read one line; None for one that is torn or damaged.
+def larger_budget(record: dict[str, Any], room: int, retries: int) -> int:
+    """Return twice a record's tokens if its thinking ran out of them, else 0.
 
-    pandas, with which people edit their answers, writes no nulls and numbers as 3.0.
+    0 also after `retries` further tries, and where the model's `room` is used up.
     """
+    tokens = record["completion_tokens"]
+    ran_out = record["finish_reason"] == "length" and record["response"] is None
+    fits = record["prompt_tokens"] + tokens < room and record["tries"] <= retries
+    return 2 * tokens if ran_out and fits else 0
+
+
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """Read one line, also as pandas writes it (3.0, no nulls); None for a torn one."""
     try:
         found = json.loads(line)
         record = {name: found.get(name) for name in COLUMNS}
@@ -213,10 +220,9 @@ def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def staged(output: str | PathLike) -> Iterator[Path]:
-    """A local path to write to for `output`, which may be a URL that fsspec knows.
+    """A local path to write `output` to, which goes to a URL when it is done.
 
-    Object stores can't append: the file is written in the user's cache, and goes there
-    as a whole when it is done.
+    Object stores can't append. Until then the file is in the user's cache.
     """
     if "://" not in str(output):
         yield Path(output).expanduser()

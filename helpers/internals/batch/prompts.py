@@ -50,17 +50,6 @@ class Prompt:
     tries: int = 1
 
 
-def larger_budget(record: Mapping[str, Any], room: int, retries: int) -> int:
-    """Return twice a record's tokens if its thinking ran out of them, else 0.
-
-    0 also after `retries` further tries, and where the model's `room` is used up.
-    """
-    tokens = record["completion_tokens"]
-    ran_out = record["finish_reason"] == "length" and record["response"] is None
-    fits = record["prompt_tokens"] + tokens < room and record["tries"] <= retries
-    return 2 * tokens if ran_out and fits else 0
-
-
 def with_budget(prompt: Prompt, tries: int, budget: int) -> Prompt:
     """Return a prompt that was asked `tries` times, with room for `budget` tokens."""
     own = plain_values(prompt.sampling_params) | {"max_tokens": budget}

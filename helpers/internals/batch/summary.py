@@ -21,9 +21,8 @@ _LENGTHS = ("thinking_tokens", "response_tokens", "completion_tokens")
 class BatchSummary:
     """The records of a batch in figures; in a notebook a table and a chart.
 
-    The `answered` have a complete answer; others ran out of tokens in the thinking or
-    in the answer. `seconds` go from the start of each run to its last record; they and
-    the speed are 0 where no start is known.
+    Prompts neither `answered` nor `errors` have no whole answer. `seconds` go from the
+    start of each run to its last record; they and the speed are 0 without a start.
     """
 
     output: str
@@ -53,8 +52,7 @@ class BatchSummary:
     def plot(self) -> Chart:
         """Draw lengths of thinking and answer, and the speed over the time of work.
 
-        Tokens count where their answer ends, so that a window of the speed is twice as
-        long as the longest wait for one. It is left out where there are few windows.
+        Tokens count where their answer ends, so a window is twice the longest wait.
         """
         import numpy as np
 
