@@ -79,17 +79,14 @@ def explained(plan: LoadPlan, settings: Settings) -> Iterator[None]:
         raise
     except Exception as error:
         chain = causes(error, handled)
-        known = _memory_error(plan, chain, settings) or _hub_error(plan.path, chain)
-        if known is None:
-            raise
-        raise known from error
+        if is_out_of_memory(chain):
+            raise _memory_error(plan, chain, settings) from error
+        if known := _hub_error(plan.path, chain):
+            raise known from error
+        raise
 
 
-def _memory_error(
-    plan: LoadPlan, chain: _Errors, settings: Settings
-) -> exceptions.ModelLoadError | None:
-    if not is_out_of_memory(chain):
-        return None
+def _memory_error(plan: LoadPlan, chain: _Errors, settings: Settings) -> Exception:
     free, estimate = free_memory_mib(), plan.estimate()
     fits = estimate is None or estimate.fits(free)
     knob = f"{CPU_CACHE} ({settings.vllm_cpu_kvcache_space} GiB)"

@@ -32,10 +32,7 @@ def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
 
     plain = plain_values(values)
     if unknown := [str(k) for k in plain if k not in SamplingParams.__struct_fields__]:
-        raise TypeError(
-            f"SamplingParams has no {', '.join(unknown)}: help(vllm.SamplingParams) "
-            "lists its names"
-        )
+        raise TypeError(f"vLLM's SamplingParams has no {', '.join(unknown)}")
     for name, value in plain.items():
         if getattr(value, "ndim", None) == 0:  # A number of NumPy's.
             plain[name] = value = value.item()
@@ -67,17 +64,15 @@ def plain_values(params: Any) -> dict[str, Any]:
 class Sampling:
     """The sampling of each prompt: its own values over `shared` over the model's.
 
-    `path` leads to a supported model, whose card has the values, or to another, which
-    has `own`: its `generation_config` as vLLM names it. Both get 2,048 new tokens.
-    `shared` are a dict or `SamplingParams`. `resolved` has all values that differ from
-    vLLM's, as one dict, or as two where thinking makes a difference.
+    A supported model's values are those of its card; another's are `own`, a dict of its
+    `generation_config` in vLLM's names. Both get 2,048 new tokens. `shared` are a dict
+    or `SamplingParams`. `resolved` lists all values that differ from vLLM's: one dict,
+    or two where thinking makes a difference.
 
     Raises `ValueError` for a bad value of `shared` or of the model's.
     """
 
-    def __init__(
-        self, path: str, shared: Any = None, own: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, path: str, shared: Any = None, own: Any = None) -> None:
         from vllm import SamplingParams
 
         spec, room = find_model(path), {"max_tokens": MAX_NEW_TOKENS}
@@ -96,7 +91,7 @@ class Sampling:
         """Return the parameters of a prompt with `own` sampling, or with None.
 
         `thinks` is False where the prompt switches a hybrid model's thinking off.
-        Raises `ValueError`.
+        Raises `ValueError` for a bad value.
         """
         usual, given = self._usual[thinks], self._shared | plain_values(own)
         try:
@@ -105,10 +100,7 @@ class Sampling:
             text = f"{given} over the model's card or generation_config.json {usual}"
             raise ValueError(f"bad sampling_params {text}: {error}") from error
         if params.n != 1:
-            raise ValueError(
-                f"n={params.n}, but a result holds one answer: list the prompt "
-                f"{params.n} times instead."
-            )
+            raise ValueError(f"n={params.n}: list the prompt {params.n} times instead.")
         # We decode the tokens ourselves; vLLM only has to do so to find stop strings.
         params.detokenize = bool(params.stop)
         params.skip_clone = True  # No other prompt has this object.

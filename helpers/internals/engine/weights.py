@@ -18,7 +18,7 @@ from .exceptions import ModelLoadError, ModelNotFoundError
 _TOKENIZER = re.compile(r"(adapter_config|tokenizer|tekken|vocab|spiece)\.\w+")
 # Parts that a text model of a larger checkpoint may leave: towers, draft layers.
 _OTHER_PARTS = re.compile(r"vision|visual|audio|multi_modal|mtp|inv_freq")
-_SMALL = 8e9  # Bytes of weights in which NaN is looked for, at 20 GB/s and the disk's.
+_SMALL = 8e9  # Bytes of weights that are read for NaN: 0.1 s/GB, and the disk's time.
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -124,12 +124,11 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
     """
     import peft
     import transformers
+    from transformers import AutoConfig
 
     found: dict[Path, Any] = {}
     with contextlib.suppress(Exception):
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         quantised = config.__dict__.pop("quantization_config", None)
         name = (config.architectures or ["AutoModelForCausalLM"])[0]
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
