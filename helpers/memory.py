@@ -1,4 +1,4 @@
-"""Measure memory, watch it over time, and clean it up.
+"""Watch memory over time.
 
 Figures are those of NVML, the library behind `nvidia-smi`: they include all processes
 and need no torch. Without a GPU they are those of this process and its children. A
@@ -12,26 +12,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from .charts import Chart, Panel, new_axes, svg_line
-from .internals.engine.release import MemoryReport, free_unused_memory
 from .internals.machine.devices import (
     GPU_MEMORY,
     measure_gpu_memory,
-    measure_memory,
     measure_resident_memory,
     memory_kind,
 )
 from .kernel import at_shutdown
-
-
-def cleanup_memory() -> MemoryReport:
-    """Collect garbage and hand cached memory back to the GPU or the system.
-
-    An object that a variable still refers to stays: `del` the variable first. No CUDA
-    context (some 500 MiB) is started where none runs.
-    """
-    kind, before = memory_kind(), measure_memory()
-    free_unused_memory()
-    return MemoryReport(kind, before, measure_memory())
 
 
 class Sample(NamedTuple):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers.internals.engine.plan import detect_device, resolve_model_path
+from helpers.internals.machine.devices import measure_memory
 from helpers.internals.machine.settings import load_settings
-from helpers.memory import measure_memory
 from helpers.speed import measure_engine
 
 from .engines import ROWS, Generate, Job, engine_settings, load

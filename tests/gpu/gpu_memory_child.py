@@ -7,8 +7,8 @@ import json
 import sys
 import weakref
 
-from helpers.internals.engine.release import release_model
-from helpers.memory import cleanup_memory, measure_gpu_memory
+from helpers.internals.engine.release import cleanup_memory, release_model
+from helpers.internals.machine.devices import measure_gpu_memory
 
 start = measure_gpu_memory()  # Importing unsloth may start CUDA.
 

@@ -23,8 +23,7 @@ from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
 from helpers.internals.engine.release import TOLERANCE_MIB
-from helpers.internals.machine.devices import list_gpus
-from helpers.memory import measure_gpu_memory
+from helpers.internals.machine.devices import list_gpus, measure_gpu_memory
 from helpers.models import estimate_memory, get_model
 from tools.random_model import make_random_model
 

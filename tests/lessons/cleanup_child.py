@@ -2,7 +2,8 @@
 
 import sys
 
-from helpers.memory import MemoryMonitor, cleanup_memory
+from helpers.internals.engine.release import cleanup_memory
+from helpers.memory import MemoryMonitor
 
 cleanup_memory()
 with MemoryMonitor():

@@ -7,16 +7,17 @@ from types import SimpleNamespace
 import pytest
 from child import find_child
 
+from helpers.internals.engine.release import cleanup_memory
 from helpers.internals.machine import devices
-from helpers.internals.machine.devices import MIB, list_gpus
-from helpers.memory import (
-    MemoryMonitor,
-    cleanup_memory,
+from helpers.internals.machine.devices import (
+    MIB,
+    list_gpus,
     measure_gpu_memory,
     measure_memory,
     measure_resident_memory,
     memory_kind,
 )
+from helpers.memory import MemoryMonitor
 
 
 def test_a_gpu_that_torch_can_not_use_is_not_measured(nvml, monkeypatch):

@@ -14,9 +14,10 @@ from helpers.internals.machine.devices import (
     free_memory_mib,
     list_gpus,
     main_memory,
+    measure_gpu_memory,
+    memory_kind,
     read_driver,
 )
-from helpers.memory import measure_gpu_memory, memory_kind
 
 FIRST, SECOND, THIRD = (
     "GPU-aaaa1111-0000-0000-0000-000000000000",
