@@ -5,15 +5,9 @@ import sys
 
 from helpers import check_environment
 
-
-def main() -> bool:
-    """Print the report; return True if nothing failed."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m helpers", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options, report = parser.parse_args(), check_environment()
     print(report.to_json() if options.json else report)
-    return report.ok
-
-
-if __name__ == "__main__":
-    sys.exit(0 if main() else 1)
+    sys.exit(not report.ok)

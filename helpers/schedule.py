@@ -14,6 +14,7 @@ from unittest.mock import patch
 from .charts import COLOURS, Chart, new_axes
 from .internals.engine.stop import engine_of
 
+Lengths = Sequence[int]  # in tokens
 # The phases of a request, as they are drawn; no work is hatched.
 _STYLES = {
     "waiting": {"facecolor": "none", "edgecolor": "#999999", "hatch": "////"},
@@ -58,13 +59,10 @@ class Schedule:
         at_work = phases.count("prefill") + phases.count("decode")
         return self.slots * len(self.steps) - at_work
 
-    def simulate(
-        self, prompts: Sequence[int], answers: Sequence[int], **limits: int
-    ) -> "Schedule":
-        """Make vLLM's schedule for these lengths, in tokens, without a prefix cache.
+    def simulate(self, prompts: Lengths, answers: Lengths, **limits: int) -> "Schedule":
+        """Make vLLM's schedule for these lengths, without a prefix cache.
 
-        `limits` replace those of this schedule. Raises `ValueError` for a request that
-        needs more blocks than there are.
+        `limits` replace this schedule's. `ValueError`: a request needs too many blocks.
         """
         new = replace(self, steps=[], **limits)
         order, running = list(range(len(prompts))), 0  # The first of the order run.
@@ -140,11 +138,8 @@ class Schedule:
         return Chart(axes.figure, facts)
 
 
-def count_fixed_batches(lengths: Sequence[int], slots: int) -> Schedule:
-    """Make the schedule of `generate`, where the longest answer ends a batch.
-
-    `lengths` of the answers are in tokens; a batch has `slots` of them.
-    """
+def count_fixed_batches(lengths: Lengths, slots: int) -> Schedule:
+    """Make `generate`'s schedule: the longest of `slots` answers ends their batch."""
     schedule = Schedule(slots)
     for first in range(0, len(lengths), slots):
         batch = dict(enumerate(lengths[first : first + slots], first))

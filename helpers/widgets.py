@@ -20,7 +20,7 @@ from .charts import COLOURS, TEXT_STYLE, Panel, show_table, show_thinking
 from .internals.thinking.families import unwrap_tokenizer
 from .kernel import at_shutdown
 from .sampling import NEUTRAL, describe, reshape
-from .thinking import ThinkingStream, as_token_ids
+from .thinking import ThinkingStream
 
 # Lowest, highest and step of each sampling parameter's slider; vLLM refuses top_p = 0.
 _RANGES = {
@@ -31,10 +31,8 @@ _RANGES = {
 }
 # The two bars of each token: their colours, and the heads of their columns.
 _BARS = {
-    colour: Panel(
-        f'<span aria-hidden="true" style="color:{colour}">■</span> {name}', name
-    )
-    for colour, name in (("#999999", "the model's"), (COLOURS[0], "drawn from"))
+    c: Panel(f'<span aria-hidden="true" style="color:{c}">■</span> {name}', name)
+    for c, name in (("#999999", "the model's"), (COLOURS[0], "drawn from"))
 }
 # A reversed box stays scrolled to its end, where text is added.
 _LIVE = f"{TEXT_STYLE};display:flex;flex-direction:column-reverse;max-height:20em"
