@@ -34,6 +34,7 @@ class Panel:
 
     html: str
     text: str
+    is_number: bool = False  # So its column of a table goes to the right.
 
     def _repr_html_(self) -> str:
         # Or JupyterLab takes text between two dollar signs for a formula.
@@ -55,11 +56,10 @@ def show_table(rows: Any, *, caption: str | None = None) -> Panel:
     alike = (isinstance(one, Mapping) and one.keys() == rows[0].keys() for one in rows)
     if not rows or not all(alike):
         raise ValueError("a table needs at least one row: dicts that share their keys")
-    table = [[_as_cell(row[name]) for name in rows[0]] for row in rows]
-    right = [any(number for _, number in one) for one in zip(*table, strict=True)]
+    cells = [[_as_cell(row[name]) for name in rows[0]] for row in rows]
+    right = [any(c.is_number for c in column) for column in zip(*cells, strict=True)]
     sides = ["right" if is_number else "left" for is_number in right]
-    heads = [_as_cell(name)[0] for name in rows[0]]
-    cells = [[cell for cell, _ in row] for row in table]
+    heads = list(map(_as_cell, rows[0]))
 
     def html_row(row: list[Panel], first: str, other: str) -> str:
         parts = zip([first, *[other] * (len(row) - 1)], sides, row, strict=True)
@@ -76,17 +76,17 @@ def show_table(rows: Any, *, caption: str | None = None) -> Panel:
     return Panel(f"{html}<tbody>{body}</tbody></table>", text)
 
 
-def _as_cell(value: Any) -> tuple[Panel, bool]:
-    """Write a value of Python, NumPy or torch; tell whether it is a number."""
+def _as_cell(value: Any) -> Panel:
+    """Write a value of Python, NumPy or torch."""
     if isinstance(value, Panel):
-        return value, False
+        return value
     value = value.tolist() if callable(getattr(value, "tolist", None)) else value
     text = "-" if str(value) in ("None", "nan", "NaT", "<NA>") else str(value)
     is_number = isinstance(value, int | float) and text != "-"
     if is_number and not isinstance(value, bool):
         whole = isinstance(value, int) or abs(value) >= 10
         text = f"{value:,.0f}" if whole else f"{value:,.2f}"
-    return Panel(escape(text), text), is_number or text.endswith("%")
+    return Panel(escape(text), text, is_number or text.endswith("%"))
 
 
 def show_thinking(results: Any, *, prompt: str = "", titles: Any = ()) -> Panel:
@@ -196,7 +196,7 @@ def plot_lines(lines: Mapping[str, BySize], *, x: str, y: str) -> Chart:
     axes, facts = new_axes(7, 3.6), []
     for name, by_size in lines.items():
         medians = _draw_line(axes, by_size, label=name).items()
-        at = [f"{_as_cell(median)[0]} at {n:,}" for n, median in medians]
+        at = [f"{_as_cell(median)} at {n:,}" for n, median in medians]
         facts.append(f"{name}: {', '.join(at)}")
     axes.set(xlabel=x, ylabel=y, xticks=sorted(set().union(*lines.values())))
     axes.legend()
@@ -224,7 +224,7 @@ def plot_throughput(*engines: Any) -> Chart:
             best = max(_draw_line(speed, one.tokens_per_second, **style).values())
             waits = {n: [1000 * s for s in v] for n, v in one.ttft_seconds.items()}
             _draw_line(first, waits, **style)
-            wait = f"first token after {_as_cell(1000 * one.ttft)[0]} ms"
+            wait = f"first token after {_as_cell(1000 * one.ttft)} ms"
             facts.append(f"{one.name}: {best:,.0f} tokens/s at best, {wait}")
         _draw_limits(speed, here)
         where = f": {device.partition(',')[0]}" if len(devices) > 1 else ""
