@@ -13,14 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .internals.engine.cpu import (
-    import_unsloth,
-    load_cpu_engine,
-    refuse_for_cpu_engine,
-    require_packages,
-    set_threads,
-    take_engine_arguments,
-)
+from .internals.engine import cpu
 from .internals.engine.errors import LoadPlan, explained, not_cached
 from .internals.engine.exceptions import ModelLoadError, ModelNotCachedError
 from .internals.engine.hub import ask_hub, find_folder, hub_switched_off
@@ -33,47 +26,33 @@ from .kernel import make_room
 from .models import TINY_THINKER, whole_name
 
 if TYPE_CHECKING:
-    from unsloth import FastLanguageModel
-
-__all__ = ["FastLanguageModel"]
+    from unsloth import FastLanguageModel as FastLanguageModel
 
 
 def __getattr__(name: str) -> Any:
+    """Import unsloth and make the class, when it is first asked for."""
     if name != "FastLanguageModel":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = _fast_language_model()
-    return globals()[name]
-
-
-def _fast_language_model() -> type:
-    """Import unsloth and make the class that this module is for."""
     settings = load_settings()
     with announced("Importing Unsloth"), finishing("the import of unsloth"):
-        unsloth = import_unsloth(settings)
+        unsloth = cpu.import_unsloth(settings)
     has_gpu = not getattr(unsloth, "_IS_CPU_BACKEND", False)
     if settings.device == "cuda" and not has_gpu:
         raise ModelLoadError(
             "DEVICE=cuda, but Unsloth finds no usable GPU. `python -m helpers` says "
             "why; DEVICE=auto takes the CPU instead."
         )
-
-    class FastLanguageModel(unsloth.FastLanguageModel):
-        @staticmethod
-        @functools.wraps(unsloth.FastLanguageModel.from_pretrained)
-        def from_pretrained(model_name=TINY_THINKER, *args, **kwargs):
-            return _from_pretrained(
-                unsloth.FastLanguageModel, has_gpu, model_name, *args, **kwargs
-            )
-
-    FastLanguageModel.__module__ = __name__
-    FastLanguageModel.__qualname__ = "FastLanguageModel"
-    return FastLanguageModel
+    own = unsloth.FastLanguageModel
+    load = functools.partial(_from_pretrained, own, has_gpu)
+    load = staticmethod(functools.wraps(own.from_pretrained)(load))
+    members = {"__module__": __name__, "from_pretrained": load}
+    return globals().setdefault(name, type(name, (own,), members))
 
 
 def _from_pretrained(
     unsloth_class: Any,
     has_gpu: bool,
-    model_name: str | os.PathLike,
+    model_name: str | os.PathLike = TINY_THINKER,
     max_seq_length: int | None = 2048,
     dtype: Any = None,
     load_in_4bit: bool = True,
@@ -87,11 +66,11 @@ def _from_pretrained(
     on_cpu_engine = fast_inference and not has_gpu
     load_in_4bit = load_in_4bit and not on_cpu_engine
     plan = plan_load(model_name, device, load_in_4bit, max_seq_length)
-    require_packages(fast_inference, load_in_4bit)
+    cpu.require_packages(fast_inference, load_in_4bit)
     if on_cpu_engine:
         plan = replace(plan, path=whole_name(plan.path))
-        refuse_for_cpu_engine(plan.path)
-        arguments = take_engine_arguments(kwargs, unsloth_class.from_pretrained)
+        cpu.refuse_adapter(plan.path)
+        arguments = cpu.take_engine_arguments(kwargs, unsloth_class.from_pretrained)
     kwargs["fast_inference"] = fast_inference and has_gpu
     if on_cpu_engine or (not has_gpu and plan.spec and plan.spec.is_embedded):
         dtype = dtype or "float32"  # As in the files: the same tokens on every CPU.
@@ -100,10 +79,10 @@ def _from_pretrained(
     make_room(needed_mib(plan, share))
 
     def load(**where: Any) -> tuple[Any, Any]:
-        set_threads(plan)
+        cpu.set_threads(plan)
         with (
             explained(plan, settings),
-            announced(f"Loading {plan.name}") as stage,
+            announced(f"Loading {plan.name}"),
             finishing(f"the load of {plan.name}"),
             quiet(settings),
         ):
@@ -111,37 +90,28 @@ def _from_pretrained(
                 plan.path, max_seq_length, dtype, plan.in_4bit, *args, **kwargs, **where
             )
             if on_cpu_engine:
-                stage("starting vLLM's engine")
-                loaded[0].vllm_engine = load_cpu_engine(plan, dtype, arguments, which)
+                loaded[0].vllm_engine = cpu.load_engine(plan, dtype, arguments, which)
         try:
             return loaded
         finally:
             del loaded  # vLLM keeps the frames of the load, with their variables.
 
     sources = load, plan, local_files_only, which
-    return _make_safe(*_from_here_or_hub(*sources), plan, is_loud(settings))
+    return _make_safe(*_from_here_or_hub(*sources), is_loud(settings))
 
 
-def _make_safe(
-    model: Any, tokenizer: Any, plan: LoadPlan, show_progress: bool
-) -> tuple[Any, Any]:
+def _make_safe(model: Any, tokenizer: Any, show_progress: bool) -> tuple[Any, Any]:
     """Announce each generation, and keep the engine usable after an interrupt."""
-    model.load_plan = plan
+    generating = announced("Generating")
     if engine := getattr(model, "vllm_engine", None):
-        engine.load_plan = plan
-        model.fast_generate = announced("Generating")(
-            interruptible(engine, show_progress)
-        )
-    if callable(getattr(model, "generate", None)):
-        model.generate = announced("Generating")(model.generate)
+        model.fast_generate = generating(interruptible(engine, show_progress))
+    if hasattr(model, "generate"):
+        model.generate = generating(model.generate)
     return model, tokenizer
 
 
 def _from_here_or_hub(
-    load: Callable[..., tuple[Any, Any]],
-    plan: LoadPlan,
-    only_here: bool,
-    which: dict[str, Any],
+    load: Callable, plan: LoadPlan, only_here: bool, which: dict[str, Any]
 ) -> tuple[Any, Any]:
     """Load what is on this machine without a question, else ask the hub, once."""
     from huggingface_hub import is_offline_mode
@@ -151,28 +121,26 @@ def _from_here_or_hub(
         path, adapter, which = base, Path(path), {"token": which["token"]}
 
     def find_checked() -> Path | None:
-        folder = find_folder(path, adapter, **which)
-        if folder is not None:
+        if folder := find_folder(path, adapter, **which):
             if plan.device == "cuda":
                 warn_of_stretching(folder, plan.name, plan.max_seq_length or 0)
             with quiet(settings):
                 check_tensors(folder, adapter)
         return folder
 
-    folder, why = find_checked(), "local_files_only=True"
-    if is_offline_mode():
-        only_here, why = True, "HF_HUB_OFFLINE"
+    is_here, only_here = find_checked() is not None, only_here or is_offline_mode()
     if Path(path).is_dir():
         return load(local_files_only=only_here)
-    if folder is not None:
+    if only_here and not is_here:
+        why = "local_files_only=True or HF_HUB_OFFLINE forbids to ask the hub"
+        raise not_cached(path, why)
+    if is_here:
         try:
             with hub_switched_off():
                 return load(local_files_only=True)
         except ModelNotCachedError:
             if only_here:
                 raise  # Else Unsloth wants another repository: download.
-    elif only_here:
-        raise not_cached(path, f"{why} forbids to ask the hub")
     print(f"Downloading {path}, once (LOG_LEVEL=info shows the progress).")
     with explained(replace(plan, path=path), settings):
         ask_hub(path, which.get("revision"), which["token"])

@@ -9,21 +9,21 @@ import os
 import secrets
 import socket
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from .internals.engine.cpu import CPU_VARIABLES
-from .internals.engine.kept import KeptProcess
+from .internals.engine.keeper import KeptProcess
 from .internals.engine.plan import resolve_settings
 from .internals.engine.quiet import announced
 from .internals.engine.vllm_command import serve_command
 from .internals.machine.settings import load_settings
 
-HOST = "127.0.0.1"  # this machine alone
+HOST = "127.0.0.1"  # This machine alone.
 
 
-class Server(KeptProcess):
+class Server(KeptProcess, AbstractContextManager):
     """A `vllm serve`; `stop()` or the end of a `with` block ends it.
 
     `url` and `key` are for `OpenAI(base_url=..., api_key=...)`, `model` is the name to
@@ -31,7 +31,6 @@ class Server(KeptProcess):
     """
 
     def __init__(self, model: str | os.PathLike, port: int, **options: Any) -> None:
-        """Start it. Raises `OSError` if the port is in use."""
         asked = load_settings().model_copy(update={"model_name": os.fspath(model)})
         settings = resolve_settings(asked)
         settings.apply()
@@ -41,16 +40,13 @@ class Server(KeptProcess):
         self.key, self.url = secrets.token_urlsafe(), f"http://{HOST}:{port}/v1"
         own = {"host": HOST, "port": port, "served_model_name": self.model, **options}
         command = serve_command(model, settings, **own)
-        own = {"VLLM_API_KEY": self.key}  # a flag shows in ps
-        own |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1"}
         on_cpu = CPU_VARIABLES if settings.device == "cpu" else {}
+        own = {"VLLM_API_KEY": self.key}  # A flag shows in ps.
+        own |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1"}
         super().__init__(command, **on_cpu | os.environ | own)
 
     def __repr__(self) -> str:
         return f"a server for {self.model} at {self.url}"
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -283,7 +283,7 @@ def test_after_an_import_or_load_was_cut_off_the_next_says_to_restart(
 def test_an_interrupt_that_a_library_swallows_comes_through(
     monkeypatch: pytest.MonkeyPatch, raised: type[Exception] | None
 ) -> None:
-    monkeypatch.setattr(interrupts, "_unfinished", "")
+    monkeypatch.setattr(interrupts, "_unfinished", [])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), finishing("a load"):
         with contextlib.suppress(KeyboardInterrupt):

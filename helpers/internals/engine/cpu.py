@@ -4,21 +4,17 @@ In go settings, a plan or arguments; out come the package, the engine, or an err
 names what is missing. It knows nothing of GPUs.
 """
 
-import codecs
 import dataclasses
 import functools
 import importlib.util
 import inspect
-import locale
 import os
 import sys
-import types
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...models import TINY_THINKER
+from ...models import TINY_THINKER_DIRECTORY
 from ..machine.devices import list_gpus, runs_cuda
 from ..machine.settings import Settings
 from ..machine.versions import PATCHED_BY_UNSLOTH, find_version, lacks_plugin
@@ -26,10 +22,8 @@ from .errors import LoadPlan
 from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .hub import find_snapshot
 from .quiet import is_loud, quiet, quieten_packages
-from .weights import adapter_config, read_json
+from .weights import adapter_config
 
-# If CI is set, torch refuses operators whose outputs share memory: Unsloth has some.
-_ALIASING = "TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING"
 # PyTorch's threads (GNU OpenMP) spin while they wait, against all else that runs:
 # beside a second engine each made 575 tokens/s, and 1,350 to 1,780 with this.
 CPU_VARIABLES = {
@@ -41,20 +35,9 @@ CPU_VARIABLES = {
     "TORCHDYNAMO_DISABLE": "1",
     "VLLM_USE_AOT_COMPILE": "0",
 }
-# As Unsloth's engine on a GPU has it, and two that suit a CPU.
-_ENGINE_DEFAULTS = {
-    "max_logprobs": 0,
-    "enforce_eager": True,
-    # To read a prompt in chunks vLLM rewinds seeded generators; a CPU's can't be.
-    "enable_chunked_prefill": False,
-}
-# vLLM has arguments of these names too; on a CPU Unsloth takes them and ignores them.
-_IGNORED_ON_CPU = {"gpu_memory_utilization", "quantization_config"}
 
 
-def take_engine_arguments(
-    kwargs: dict[str, Any], loads_model: Callable[..., Any]
-) -> dict[str, Any]:
+def take_engine_arguments(kwargs: dict[str, Any], loads_model: Any) -> dict[str, Any]:
     """Move the arguments that are vLLM's alone out of `kwargs`; add the defaults.
 
     Those are the fields of vLLM's `EngineArgs` that Unsloth's `from_pretrained`, here
@@ -64,19 +47,19 @@ def take_engine_arguments(
     from vllm.engine.arg_utils import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
-    known -= inspect.signature(loads_model).parameters.keys() | _IGNORED_ON_CPU
-    arguments = dict(_ENGINE_DEFAULTS)
+    known -= inspect.signature(loads_model).parameters.keys()
+    known -= {"gpu_memory_utilization", "quantization_config"}  # Unsloth ignores them.
+    arguments = {"max_logprobs": 0, "enforce_eager": True}  # The first as on a GPU.
+    # To read a prompt in chunks vLLM rewinds seeded generators; a CPU's can't be.
+    arguments["enable_chunked_prefill"] = False
     if {"max_lora_rank", "max_loras"} & kwargs.keys():
         arguments |= {"enable_lora": True, "max_lora_rank": 64}  # As in Unsloth's.
     arguments["seed"] = kwargs.get("random_state", 3407)
     arguments["trust_remote_code"] = kwargs.get("trust_remote_code", False)
-    taken = [name for name in kwargs if name in known]
-    return arguments | {name: kwargs.pop(name) for name in taken}
+    return arguments | {name: kwargs.pop(name) for name in known & kwargs.keys()}
 
 
-def load_cpu_engine(
-    plan: LoadPlan, dtype: Any, arguments: dict[str, Any], which: dict[str, Any]
-) -> Any:
+def load_engine(plan: LoadPlan, dtype: Any, arguments: dict, which: dict) -> Any:
     """Load vLLM's CPU engine, a `vllm.LLM`; raise `EngineUnavailableError` without.
 
     `which` are the Hub's `revision`, `cache_dir` and `token`.
@@ -97,6 +80,7 @@ def load_cpu_engine(
     return LLM(model=str(folder), **own | arguments)
 
 
+@functools.cache
 def patch_lora_for_plain_prompts() -> None:
     """Work around two bugs of vLLM's CPU engines that take adapters.
 
@@ -110,15 +94,10 @@ def patch_lora_for_plain_prompts() -> None:
 
     shrink, wrapper = lora_ops.bgmv_shrink, punica_cpu.PunicaWrapperCPU
     add_logits = wrapper.add_lora_logits
-    if hasattr(shrink, "__wrapped__"):
-        return
 
-    @functools.wraps(shrink)
-    def bgmv_shrink(
-        inputs: Any, weights: Any, output: Any, lora_indices: Any, scaling: float = 1.0
-    ) -> None:
-        shrink(inputs, weights, output, lora_indices, scaling)
-        output[lora_indices < 0] = 0  # Zero adds nothing to the answer.
+    def bgmv_shrink(x: Any, weights: Any, y: Any, indices: Any, *scale: Any) -> None:
+        shrink(x, weights, y, indices, *scale)
+        y[indices < 0] = 0  # Zero adds nothing to the answer.
 
     def add_lora_logits(self: Any, y: Any, x: Any, *args: Any, **kwargs: Any) -> None:
         if x.view(-1, x.shape[-1]).shape[0] == len(self.sampler_indices):
@@ -139,9 +118,8 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
             f"fast_inference=True needs vLLM, which is {problem}. "
             "`make setup` installs it; fast_inference=False works without it."
         )
-    package = "bitsandbytes"
-    if fast_inference and lacks_plugin():
-        package = "vllm-bnb-plugin"
+    by_vllm = fast_inference and lacks_plugin()
+    package = "vllm-bnb-plugin" if by_vllm else "bitsandbytes"
     if load_in_4bit and find_version(package) is None:
         raise EngineUnavailableError(
             f"4-bit weights need {package}, which is not installed. `pip install "
@@ -149,22 +127,14 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
         )
 
 
-def refuse_for_cpu_engine(path: str) -> None:
-    """Raise `ModelLoadError` for a folder that vLLM can't load alone, or on a CPU."""
-    config = adapter_config(path)
-    if config is not None:
+def refuse_adapter(path: str) -> None:
+    """Raise `ModelLoadError` for an adapter's folder, which vLLM can't load alone."""
+    if config := adapter_config(path):
         raise ModelLoadError(
             f"{path} is an adapter. Load its model with fast_inference=True and "
             f"max_lora_rank={config.get('r', '(its rank)')} "
             f"({config['base_model_name_or_path']}), and pass lora_request=LoRARequest("
             f"'name', 1, {path!r}), or load both together by fast_inference=False."
-        )
-    file = Path(path, "config.json")
-    quantised = read_json(file).get("quantization_config") if file.is_file() else None
-    if quantised and quantised.get("quant_method") == "bitsandbytes":
-        raise ModelLoadError(
-            f"{path} is quantised by bitsandbytes, which vLLM can't run on a CPU: load "
-            "the model in 16 bits that it was made from, or fast_inference=False."
         )
 
 
@@ -172,46 +142,37 @@ _all_threads = 0  # PyTorch's own choice, once it is known.
 
 
 def set_threads(plan: LoadPlan) -> None:
-    """Give tiny-thinker on a CPU one thread: those that share little work wait.
-
-    Other models get all of PyTorch's. OMP_NUM_THREADS wins.
-    """
+    """Give tiny-thinker on a CPU one thread, others all; OMP_NUM_THREADS wins."""
     global _all_threads
     import torch
 
     if plan.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         _all_threads = _all_threads or torch.get_num_threads()
-        tiny = plan.spec is not None and plan.spec.name == TINY_THINKER
+        tiny = plan.path == str(TINY_THINKER_DIRECTORY)  # Its work is too little.
         # vLLM replaces the public function by one that does nothing.
         torch._C.set_num_threads(1 if tiny else _all_threads)
 
 
-def import_unsloth(settings: Settings) -> types.ModuleType:
+def import_unsloth(settings: Settings) -> Any:
     """Import unsloth quietly, after it is told of this machine's CPU.
 
     Warns (`ImportOrderWarning`) if it comes too late; raises `EngineUnavailableError`
     if it can't be imported.
     """
     if "unsloth" not in sys.modules:
-        early = [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]
-        if early:
+        if early := [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]:
             warnings.warn(
                 f"{', '.join(early)} imported before unsloth, which then can't speed "
-                "it up. Restart the kernel and make "
-                '"from helpers import FastLanguageModel" the first import.',
+                "it up: restart the kernel, and import FastLanguageModel first.",
                 ImportOrderWarning,
                 stacklevel=2,
             )
         settings.apply()
         on_cpu = settings.device == "cpu" or not (runs_cuda() and list_gpus())
-        variables = {_ALIASING: "0"} | (CPU_VARIABLES if on_cpu else {})
-        os.environ.update({**variables, **os.environ})
+        # With CI torch refuses operators whose outputs share memory: Unsloth has some.
+        variables = {"TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING": "0"}
+        os.environ |= variables | (CPU_VARIABLES if on_cpu else {}) | os.environ
         hide_unusable_extension()
-    if codecs.lookup(locale.getencoding()).name == "ascii":
-        raise EngineUnavailableError(
-            "this locale reads files as ASCII, and vLLM's are UTF-8: set LANG=C.UTF-8 "
-            "or PYTHONUTF8=1 before Python starts."
-        )
     with quiet(settings):
         try:
             import unsloth
@@ -235,8 +196,8 @@ def hide_unusable_extension() -> None:
     another CPU that ends the process with SIGILL, or doubles the variant for this CPU.
     """
     spec = importlib.util.find_spec("vllm")
-    folders = spec.submodule_search_locations or [] if spec else []
-    if any(file for folder in folders for file in Path(folder).glob("_C_AVX2*")):
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    if any(folder.glob("_C_AVX2*")):
         import torch
 
         if not torch.cpu._is_avx512_bf16_supported():  # The condition of vLLM.

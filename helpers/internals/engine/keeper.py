@@ -1,10 +1,10 @@
-"""Run a command, and end all that it started when it or its owner ends.
+"""A process that ends with this one, however this one ends.
 
     python -m helpers.internals.engine.keeper OWNER_PID COMMAND...
 
-The owner starts this small process, which starts the command and waits. It ends the
-command when SIGTERM comes and when the owner is gone, even by SIGKILL. It knows nothing
-of vLLM, whose engine outlives an API server that is killed. Linux only.
+A command goes in; out comes a `KeptProcess`. Its keeper, the small program above, runs
+the command and ends it when SIGTERM comes and when the owner is gone, even by SIGKILL.
+It knows nothing of vLLM, whose engine outlives a server that is killed. Linux only.
 """
 
 import ctypes
@@ -12,59 +12,87 @@ import os
 import signal
 import subprocess
 import sys
-from types import FrameType
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
-GRACE_SECONDS = 3.0  # for an orderly end; a server can wait for clients without limit
-LOOK_SECONDS = 0.2  # between two looks at the owner
+from .exceptions import ModelLoadError
+
+GRACE_SECONDS = 3.0  # For an orderly end; a server can wait for clients without limit.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
-class _EndedError(BaseException):
-    """SIGTERM has come."""
+class KeptProcess:
+    """A command that runs until `stop()`, or until this process ends in any way.
+
+    `log` is the file of what it prints, which stays; `pid` is the keeper's.
+    """
+
+    def __init__(self, command: list[str], **variables: str) -> None:
+        """Start `command` with `variables` on top of the environment."""
+        descriptor, name = tempfile.mkstemp(".log", "vllm-")
+        self.log = Path(name)
+        with open(descriptor, "wb") as output:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(os.getpid()), *command],
+                env=os.environ | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Or the stop button would reach it as well.
+            )
+        self.pid = self._keeper.pid
+
+    def check(self) -> None:
+        """Raise `ModelLoadError` with the end of the log if the command has ended."""
+        status = self._keeper.poll()
+        if status is not None:
+            tail = self.log.read_text("utf-8", "replace")[-2000:]
+            raise ModelLoadError(
+                f"{self!r} has died (status {status}; 0 where only its engine did). "
+                f"The end of its log, {self.log}:\n{tail}"
+            )
+
+    def stop(self) -> None:
+        """End the command and all that it started; raise as `check` if it had died."""
+        if self._keeper.returncode is None:  # Else its end is known already.
+            self.check()
+            self._keeper.terminate()
+            self._keeper.wait()
 
 
-def keep(owner: int, command: list[str]) -> int:
-    """Run `command` until it ends, SIGTERM comes or `owner` is gone; its exit status.
+def keep(owner: int, command: list[str]) -> int | None:
+    """Run `command` until it ends by itself, SIGTERM comes or `owner` is gone.
 
     Of what it started nothing is left, not even a process whose parent died first.
     """
     prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the command become children here
-    signal.signal(signal.SIGTERM, _raise_ended)
-    child = subprocess.Popen(
-        command, preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    )
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)  # Orphans of the command become children here.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
+        child = subprocess.Popen(
+            command, preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        )
         while os.getppid() == owner:
-            try:
-                return child.wait(LOOK_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
-    except _EndedError:
-        pass
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(0.2)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        end_family(child)
-    return child.returncode
+        end_family()
 
 
-def _raise_ended(number: int, frame: FrameType | None) -> None:
-    raise _EndedError
-
-
-def end_family(child: subprocess.Popen) -> None:
-    """Terminate a child; after `GRACE_SECONDS` kill what is left of all children."""
-    child.terminate()
-    try:
-        child.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+def end_family() -> None:
+    """Terminate all children; after `GRACE_SECONDS` kill what is left of the family."""
+    children = psutil.Process().children()
+    for process in children:
+        process.terminate()
+    psutil.wait_procs(children, GRACE_SECONDS)
     while family := psutil.Process().children(recursive=True):
         for process in family:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # Its parent was quicker.
+                process.kill()
         psutil.wait_procs(family, 1.0)
 
 

@@ -1,6 +1,6 @@
-"""Find what a name stands for, and what will be loaded where.
+"""Resolve each "auto", and find what a model's name stands for.
 
-In go a name and the settings; out comes a `LoadPlan`, or settings without "auto". It
+In go the settings, or a name; out come a `LoadPlan`, or settings without "auto". It
 knows nothing of the hub.
 """
 
@@ -10,16 +10,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from ...models import (
-    GPU_MODEL,
-    MODELS,
-    MOST_OF_A_GPU,
-    SMOLLM2,
-    TINY_THINKER,
-    UnknownModelError,
-    find_model,
-    get_model,
-)
+from ... import models
+from ...models import GPU_MODEL, SMOLLM2, TINY_THINKER, UnknownModelError
 from ..machine.devices import current_gpu, list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
 from .errors import LoadPlan
@@ -29,11 +21,8 @@ from .weights import adapter_config
 
 
 def detect_device(settings: Settings | None = None) -> Literal["cuda", "cpu"]:
-    """Return where the engines will run, by DEVICE or else by the GPU that is there.
-
-    "cuda" needs a PyTorch built for it, and a driver that is new enough for that build.
-    """
-    device = (load_settings() if settings is None else settings).device
+    """Return where the engines will run: DEVICE, or "cuda" where PyTorch can use it."""
+    device = (settings or load_settings()).device
     if device != AUTO:
         return device
     return "cuda" if runs_cuda() and list_gpus() else "cpu"
@@ -47,22 +36,20 @@ def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
     directory (it begins with ".", "/" or "~") that is not there.
     """
     name = os.fspath(model_name).strip()
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    if name.endswith(".gguf"):
-        raise ModelLoadError(f"{name} is for llama.cpp: load the model's own folder.")
+    if (folder := Path(name).expanduser()).is_dir():
+        return str(folder)
     if name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"there is no directory {name}.")
     name = name.removeprefix("https://huggingface.co/").rstrip("/")
     try:
-        path = get_model(name).path
+        spec = models.get_model(name)
     except UnknownModelError:
         if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return name  # Not in our table, but perhaps on the hub.
         raise
-    if path == MODELS[SMOLLM2].path and make:
+    if spec.name == SMOLLM2 and make:
         make_smollm2()
-    return path
+    return spec.path
 
 
 def adapter_base(path: str) -> str | None:
@@ -86,7 +73,7 @@ def resolve_settings(settings: Settings) -> Settings:
     if share is None:  # Of all memory: vLLM refuses a share that is not free.
         gpu = current_gpu() if device == "cuda" else None
         free = gpu.free_mib / gpu.total_mib if gpu else 1.0
-        share = max(0.01, math.floor(100 * MOST_OF_A_GPU * free) / 100)
+        share = max(0.01, math.floor(100 * models.MOST_OF_A_GPU * free) / 100)
     auto = {"device": device, "model_name": name, "load_in_4bit": in_4bit}
     return settings.model_copy(update=auto | {"gpu_memory_utilization": share})
 
@@ -103,14 +90,11 @@ def needed_mib(plan: LoadPlan, share: float = 0.0) -> float:
 
 
 def plan_load(
-    name: str | os.PathLike,
-    device: Literal["cuda", "cpu"],
-    in_4bit: bool,
-    max_seq_length: int | None,
+    name: str | os.PathLike, device: str, in_4bit: bool, max_seq_length: int | None
 ) -> LoadPlan:
     """Find what a name stands for; raise what `resolve_model_path` raises."""
-    path = resolve_model_path(name)
-    folder = Path(name).expanduser()
+    path, folder = resolve_model_path(name), Path(name).expanduser()
     # A notebook shows the name of a folder, and not where it lies.
     shown = folder.name if folder.is_dir() else os.fspath(name)
-    return LoadPlan(shown, path, find_model(path), device, in_4bit, max_seq_length)
+    spec = models.find_model(path)
+    return LoadPlan(shown, path, spec, device, in_4bit, max_seq_length)

@@ -5,7 +5,6 @@ that the engines print if LOG_LEVEL asks for it. It knows nothing of engines.
 """
 
 import contextvars
-import io
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..machine.settings import Settings
@@ -36,15 +35,6 @@ def quieten_packages() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _open_missing_streams() -> None:
-    """Give a process that was started without stdout or stderr the null device."""
-    if None in (sys.stdout, sys.stderr):
-        while os.open(os.devnull, os.O_RDWR) < 2:
-            pass  # The lowest free one is opened: 0, 1 and 2 exist afterwards.
-        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  It stays.
-        sys.stderr = sys.stderr or sys.stdout
-
-
 @contextmanager
 def quiet(settings: Settings) -> Iterator[None]:
     """Hold back what the block prints, at the level of Python and of the process.
@@ -54,33 +44,33 @@ def quiet(settings: Settings) -> Iterator[None]:
     """
     from IPython.utils.capture import capture_output
 
-    _open_missing_streams()
-    if is_loud(settings):
+    streams = {sys.stdout, sys.stderr}  # None in a process that was started without.
+    if is_loud(settings) or None in streams:
         yield
         return
-    streams, held = (sys.stdout, sys.stderr), io.StringIO()
+    text = {"encoding": "utf-8", "errors": "replace"}
     bars = capture_output(stdout=False, stderr=False)  # They are widgets in a notebook.
-    with tempfile.TemporaryFile() as file, warnings.catch_warnings(), bars:
+    with tempfile.TemporaryFile("w+", **text) as held, warnings.catch_warnings(), bars:
         warnings.simplefilter("ignore")
-        saved = os.dup(1), os.dup(2)
-        for number, stream in enumerate(streams, start=1):
+        copies = {number: os.dup(number) for number in (1, 2)}
+        for stream in streams:
             stream.flush()
-            os.dup2(file.fileno(), number)
             # Not another stream: log handlers made meanwhile would keep it.
             stream.write = held.write
+        for number in copies:
+            os.dup2(held.fileno(), number)
         try:
             yield
         except Exception as error:
-            file.seek(0)
-            text = file.read().decode(errors="replace") + held.getvalue()
-            if text.strip():
-                error.add_note(f"Printed before that:\n{text.strip()[-2000:]}")
+            held.seek(0)
+            if said := held.read().strip():
+                error.add_note(f"Printed before that:\n{said[-2000:]}")
             raise
         finally:
-            for number, copy in enumerate(saved, start=1):
+            for number, copy in copies.items():
                 os.dup2(copy, number)
                 os.close(copy)
-            for stream in {*streams}:
+            for stream in streams:
                 del stream.write
 
 
@@ -88,45 +78,41 @@ _line_on_page = ""  # The display_id of the last line.
 
 
 @contextmanager
-def announced(what: str) -> Iterator[Callable[[str], None]]:
-    """Show in a notebook's cell that `what` goes on, with its stage and seconds.
+def announced(what: str) -> Iterator[None]:
+    """Show in a notebook's cell that `what` goes on, with the seconds.
 
-    Yields a function that takes the name of each stage. The line appears after two
-    seconds and ends as the time that the block took. Outside a cell nothing is shown.
+    The line appears after two seconds, and ends as the time that the block took.
     """
+    ended, start = threading.Event(), time.monotonic()
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
     parent = shell.kernel.get_parent() if hasattr(shell, "kernel") else {}
     if "header" not in parent:  # No notebook, or the start-up code of one.
-        yield lambda stage: None
+        yield
         return
     publisher = shell.display_pub  # `quiet` replaces it later.
-    line, start = f"{parent['header']['msg_id']} {what}", time.monotonic()
-    ended, stages = threading.Event(), []
+    line = f"{parent['header']['msg_id']} {what}"
 
     def write(text: str) -> None:
         global _line_on_page
-        publisher.publish(
-            {"text/plain": f"{text} {time.monotonic() - start:.0f} s"},
-            transient={"display_id": line},
-            update=_line_on_page == line,
-        )
-        _line_on_page = line
+        data = {"text/plain": f"{what}{text} {time.monotonic() - start:.0f} s"}
+        is_there, _line_on_page = line == _line_on_page, line
+        publisher.publish(data, transient={"display_id": line}, update=is_there)
 
     def keep_writing() -> None:
         pause = FIRST_SECONDS
         while not ended.wait(pause):
-            write(f"{', '.join([what, *stages[-1:]])} ...")
+            write(" ...")
             pause = 1.0
         if pause == 1.0:
-            write(f"{what}:")
+            write(":")
 
     # Jupyter finds the cell of an output by the context.
     run = contextvars.copy_context().run
     thread = threading.Thread(target=run, args=(keep_writing,), daemon=True)
     thread.start()
     try:
-        yield stages.append
+        yield
     finally:
         ended.set()
         thread.join()

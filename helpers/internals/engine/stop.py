@@ -4,20 +4,19 @@ In goes a `vllm.LLM`; out come calls that end between two steps and leave the en
 empty. A load or an import that is stopped can't be repaired: the next one says so.
 """
 
-import functools
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
 from typing import Any
 
 from ..machine.devices import current_gpu, free_memory_mib
 from .errors import CPU_CACHE, causes, is_out_of_memory
 from .exceptions import ModelLoadError, NotEnoughMemoryError
 
-_USE = "_used_by"  # the engine's attribute that says who generates with it
+_USE = "_used_by"  # The engine's attribute that holds the thread that generates.
 
 
 def engine_of(model: Any) -> Any:
@@ -44,53 +43,45 @@ def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., lis
     `llm_engine.step()` takes effect between two steps, and aborts what was running: the
     next call works and returns its own outputs.
     """
-    core = engine.llm_engine
+    core, step = engine.llm_engine, engine.llm_engine.step
 
     def made_stoppable(call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
+        @wraps(call)
         def stoppable_call(*args: Any, **kwargs: Any) -> Any:
-            thread = getattr(vars(core).get(_USE), "thread", None)
-            if call is step and thread == threading.get_ident():
-                return call(*args, **kwargs)  # The call around it handles interrupts.
-            with stoppable(core):
+            # The call around a step of this thread handles interrupts.
+            inner = call is step and vars(core).get(_USE) == [threading.get_ident()]
+            with nullcontext() if inner else stoppable(core):
                 return call(*args, **kwargs)
 
         return stoppable_call
 
-    step = core.step
     core.step = made_stoppable(step)
     engine.generate = made_stoppable(engine.generate)
     engine.chat = made_stoppable(engine.chat)
-    return functools.wraps(engine.generate)(
-        functools.partial(engine.generate, use_tqdm=show_progress)
-    )
+    return wraps(engine.generate)(partial(engine.generate, use_tqdm=show_progress))
 
 
 @contextmanager
 def stoppable(core: Any) -> Iterator[None]:
-    """Let a Ctrl-C end this block between two steps of the engine `core`.
+    """Let a Ctrl-C end this block between two steps of `core`, an `llm_engine`.
 
-    `core` is the `llm_engine` of a `vllm.LLM`. A second Ctrl-C does not wait for the
-    step. If the block ends early, for any reason, its requests are aborted.
-
-    Raises `RuntimeError` if the engine is in such a block already, and
-    `NotEnoughMemoryError` if the generation runs out of memory.
+    A second Ctrl-C does not wait for the step. If the block ends early, for any reason,
+    its requests are aborted. Raises `RuntimeError` if the engine is in such a block
+    already, and `NotEnoughMemoryError` if the generation runs out of memory.
     """
-    use = SimpleNamespace(thread=threading.get_ident())
+    use, step, handled = [threading.get_ident()], core.step, sys.exception()
     if vars(core).setdefault(_USE, use) is not use:
         raise RuntimeError(
             "this engine is generating already, in another thread or in a loop that "
             "has not ended: wait for that, or load a second model."
         )
-    step, handled = core.step, sys.exception()
 
     def raise_interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     def interrupt_next_step(*_: object) -> None:
-        if core.step is raise_interrupt:
-            raise KeyboardInterrupt
         core.step = raise_interrupt
+        signal.signal(signal.SIGINT, raise_interrupt)
 
     try:
         with _handling(interrupt_next_step):
@@ -120,39 +111,35 @@ def abort_all(core: Any) -> None:
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     """Give `handler` each SIGINT that Python's own handler would get, if any."""
-    before = signal.getsignal(signal.SIGINT)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or not callable(before):  # The process may ignore them.
+    ignores = not callable(signal.getsignal(signal.SIGINT))
+    if ignores or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, handler)
+    before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-_unfinished = ""  # The import or load that was interrupted in this process.
+_unfinished: list[str] = []  # The import or load that was interrupted here.
 
 
 @contextmanager
 def finishing(what: str) -> Iterator[None]:
-    """Note a Ctrl-C in an import or a load: `what` can't be begun again afterwards.
+    """Raise a Ctrl-C in an import or a load at its end, if a library swallows it.
 
-    The libraries have registered half of it, and a second attempt would fail for
-    reasons that nobody understands: it raises `ModelLoadError` instead. An interrupt
-    that a library swallows is raised at the end.
+    The libraries have registered half of `what` then, and a second attempt would fail
+    for reasons that nobody understands: it raises `ModelLoadError` instead.
     """
-    global _unfinished
     if _unfinished:
         raise ModelLoadError(
-            f"{_unfinished} did not finish, and can't be begun again in the same "
+            f"{_unfinished[0]} did not finish, and can't be begun again in the same "
             "process. Restart the kernel, and run the cells from the first one."
         )
 
     def note(*_: object) -> None:
-        global _unfinished
-        _unfinished = what
+        _unfinished.append(what)
         raise KeyboardInterrupt
 
     try:

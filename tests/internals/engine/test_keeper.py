@@ -10,7 +10,7 @@ import pytest
 from child import find_child
 
 from helpers.internals.engine.exceptions import ModelLoadError
-from helpers.internals.engine.kept import KeptProcess
+from helpers.internals.engine.keeper import KeptProcess
 
 LONGEST_S = 60
 
