@@ -12,12 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from .charts import Chart, Panel, new_axes, svg_line
-from .internals.machine.devices import (
-    GPU_MEMORY,
-    measure_gpu_memory,
-    measure_resident_memory,
-    memory_kind,
-)
+from .internals.machine.devices import measure_memory, memory_kind
 from .kernel import at_shutdown
 
 
@@ -122,8 +117,7 @@ class MemoryMonitor:
 
     def _sample(self, label: str = "") -> int:
         with self._lock:  # Keeps the samples in order of time.
-            on_gpu = self.kind == GPU_MEMORY
-            mib = measure_gpu_memory() if on_gpu else measure_resident_memory()
+            mib = measure_memory(self.kind)
             seconds = time.perf_counter() - self._started
             self.samples.append(Sample(seconds, mib, label))
         if self._page and label != "stop":

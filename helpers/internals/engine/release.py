@@ -11,7 +11,6 @@ import inspect
 import os
 import sys
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 from weakref import ref
 
@@ -75,7 +74,7 @@ def cleanup_memory() -> MemoryReport:
         torch.cuda.ipc_collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc only.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return MemoryReport(kind, before, measure_memory())
+    return MemoryReport(kind, before, measure_memory(kind))
 
 
 def release_model(model: Any, *, before_load_mib: int | None = None) -> MemoryReport:
@@ -166,7 +165,7 @@ def _clear_finished_frames(parts: list[ref]) -> None:
     """
     resumable = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
     for frame in gc.get_referrers(*_still_alive(parts)):
-        if type(frame) is FrameType and not frame.f_code.co_flags & resumable:
+        if inspect.isframe(frame) and not frame.f_code.co_flags & resumable:
             with contextlib.suppress(RuntimeError):  # It is running.
                 frame.clear()
 
@@ -177,7 +176,7 @@ def _find_holders(alive: list[Any]) -> tuple[str, ...]:
     names = {id(value): name for name, value in variables.items()}
     found = [f"the variable {names[id(one)]}" for one in alive if id(one) in names]
     for holder in gc.get_referrers(*alive):
-        if holder is alive or holder is variables or type(holder) is FrameType:
+        if holder is alive or holder is variables or inspect.isframe(holder):
             continue
         if type(holder) is dict:  # Perhaps the attributes of an object or a module.
             owners = gc.get_referrers(holder)

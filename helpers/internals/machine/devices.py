@@ -146,14 +146,14 @@ def measure_resident_memory() -> int:
 
 
 def memory_kind() -> str:
-    """Name the memory that `measure_memory` measures: GPU_MEMORY or RESIDENT_MEMORY."""
+    """Name the memory that models live in: GPU_MEMORY or RESIDENT_MEMORY."""
     return GPU_MEMORY if current_gpu() else RESIDENT_MEMORY
 
 
-def measure_memory() -> int:
-    """Measure the memory that models live in: the GPU's, or resident memory, in MiB."""
-    gpu = current_gpu()
-    return gpu.used_mib if gpu else measure_resident_memory()
+def measure_memory(kind: str = "") -> int:
+    """Measure the memory of this kind, by default `memory_kind()`, in use, in MiB."""
+    on_gpu = (kind or memory_kind()) == GPU_MEMORY
+    return measure_gpu_memory() if on_gpu else measure_resident_memory()
 
 
 def runs_cuda() -> bool:
