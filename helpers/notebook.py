@@ -77,12 +77,10 @@ class Setup:
     def __repr__(self) -> str:
         bits = "4-bit" if self.load_in_4bit else "16-bit" if self.on_gpu else "32-bit"
         noise = ", random weights: its text is noise" if self.is_noise else ""
-        context = f"context {self.max_seq_length:,} tokens{noise}"
+        kind = f"{bits}, context {self.max_seq_length:,} tokens{noise}"
         found = {name: find_version(name) for name in ("unsloth", "vllm", "torch")}
         versions = ", ".join(f"{ENGINES[name]} {v}" for name, v in found.items() if v)
-        return (
-            f"{self.model_name} ({bits}, {context}) on {self.device_name}; {versions}"
-        )
+        return f"{self.model_name} ({kind}) on {self.device_name}; {versions}"
 
     def check(self, condition: object, claim: str) -> None:
         """Raise `AssertionError(claim)` if `condition`, on an answer's text, is false.

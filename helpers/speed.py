@@ -15,8 +15,6 @@ from typing import Any
 
 from .charts import Panel, show_table
 
-# Takes prompts and a number of new tokens, returns the new token ids of each prompt.
-Generate = Callable[[Sequence[Any], int], Sequence[Sequence[int]]]
 # What `python -m tools.compare_engines` recorded lies beside the notebooks.
 RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
 _WORKLOAD = (
@@ -65,7 +63,7 @@ class EngineFigures:
 
 def measure_engine(
     engine: str,
-    generate: Generate,
+    generate: Callable[[Sequence[Any], int], Sequence[Sequence[int]]],
     prompts: Sequence[Any],
     *,
     device: str,
@@ -153,9 +151,7 @@ def engine_table(*engines: EngineFigures) -> Panel:
             measured[label.format(size)] = list(map(_median_and_spread, runs))
     measured["memory (MiB)"] = [one.memory_mib for one in engines]
     names = [one.name for one in engines]
-    rows = [
-        {"": what, **dict(zip(names, v, strict=True))} for what, v in measured.items()
-    ]
+    rows = [{"": k} | dict(zip(names, v, strict=True)) for k, v in measured.items()]
     devices = " and ".join(dict.fromkeys(one.device for one in engines))
     workloads = dict.fromkeys(one.workload for one in engines if one.workload)
     caption = "; ".join([*workloads, f"measured on {devices}"])
@@ -165,6 +161,5 @@ def engine_table(*engines: EngineFigures) -> Panel:
 def _median_and_spread(values: Sequence[float] | None) -> str | None:
     if values is None:
         return None
-    several = f"{min(values):,.0f} to {max(values):,.0f}"
-    spread = several if len(values) > 1 else "one run"
+    spread = f"{min(values):,.0f} to {max(values):,.0f}" if values[1:] else "one run"
     return f"{statistics.median(values):,.0f} ({spread})"
