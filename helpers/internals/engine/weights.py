@@ -94,9 +94,9 @@ def warn_of_stretching(folder: Path, name: str, max_seq_length: int) -> None:
     """Warn where Unsloth would scale a model's positions on a GPU without a word."""
     most = read_config(folder).get("max_position_embeddings") or max_seq_length
     if max_seq_length > most:
-        text = f"{name} knows {most:,} tokens. For max_seq_length={max_seq_length:,} "
-        text += "Unsloth stretches its positions, and short answers get worse, too: "
-        warnings.warn(f"{text}give at most {most}.", stacklevel=2)
+        text = f"{name} knows {most:,} tokens: give max_seq_length={most} at most. Past "
+        text += "it Unsloth stretches its positions, and short answers get worse, too."
+        warnings.warn(text, stacklevel=2)
 
 
 def adapter_config(path: str) -> dict[str, Any] | None:
