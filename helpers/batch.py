@@ -135,19 +135,13 @@ class Batch:
         name = (template or {}).get("chat_template")
         text = fingerprint.template_text(tokenizer or self._tokenizer, name)
         text = text if tokenizer or name else engine.chat_template
-        self._chat_template, path = text, shape.model
-        self._sampling = Sampling(
-            path, sampling_params, shape.get_diff_sampling_param()
-        )
-        self.job = fingerprint.job_of(
-            path,
-            shape.revision,
-            sampling_params=self._sampling.resolved,
-            chat_template_kwargs=template or {},
-            context=self.room,
-            chat_template=fingerprint.short_digest(text.encode()) if text else None,
-            precision=f"{shape.dtype}, {shape.quantization or 'not quantised'}",
-        )
+        self._chat_template, own = text, shape.get_diff_sampling_param()
+        self._sampling = Sampling(shape.model, sampling_params, own)
+        digest = fingerprint.short_digest(text.encode()) if text else None
+        known = {"chat_template": digest, "chat_template_kwargs": template or {}}
+        known |= {"sampling_params": self._sampling.resolved, "context": self.room}
+        known["precision"] = f"{shape.dtype}, {shape.quantization or 'not quantised'}"
+        self.job = fingerprint.job_of(shape.model, shape.revision, **known)
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
         """Answer prompts, each as soon as it is finished, in the order of finishing.

@@ -81,14 +81,10 @@ class RayRunner:
         load_settings().apply()
         path, self.room = resolve_model_path(model), engine.max_seq_length
         sampling_params, template, *_ = shared
-        self.job = job_of(
-            path,
-            # Bad ones fail here, before any model is loaded.
-            sampling_params=Sampling(path, sampling_params).resolved,
-            chat_template_kwargs=template,
-            context=self.room,
-            load=engine.load,
-        )
+        known = {"chat_template_kwargs": template, "context": self.room}
+        # Bad ones fail here, before any model is loaded.
+        known["sampling_params"] = Sampling(path, sampling_params).resolved
+        self.job = job_of(path, load=engine.load, **known)
         self._engine = engine
         self._made_with = make_batch, load, model, engine, *shared
 

@@ -58,8 +58,7 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
             _check_owner(file.read(), job, " and ".join(held))
         else:
             file.truncate(0)
-            json.dump(job, file)
-            file.flush()
+            print(json.dumps(job), file=file, flush=True)
         if held and not path.exists():  # Go on with a finished Parquet file.
             with _replacing(path) as copy:
                 copy.writelines(map(_line_of, read_records(output)))
