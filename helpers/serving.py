@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from .internals.engine.cpu import CPU_VARIABLES
+from .internals.engine.hub import find_snapshot
 from .internals.engine.keeper import KeptProcess
-from .internals.engine.plan import resolve_settings
+from .internals.engine.plan import resolve_model_path, resolve_settings
 from .internals.engine.quiet import announced
-from .internals.engine.vllm_command import serve_command
-from .internals.machine.settings import load_settings
+from .internals.engine.vllm_command import vllm_command
+from .internals.engine.weights import is_quantised
+from .internals.machine.settings import Settings, load_settings
+from .models import whole_name
 
 HOST = "127.0.0.1"  # This machine alone.
 
@@ -74,3 +77,23 @@ def serve(model: str | os.PathLike, *, port: int = 0, **options: Any) -> Server:
     except BaseException:
         server.stop()
         raise
+
+
+def serve_command(
+    model: str | os.PathLike, settings: Settings, **options: Any
+) -> list[str]:
+    """Return the command of a server that loads as `FastLanguageModel` does.
+
+    `options` win over its flags. `settings` have their "auto" resolved.
+    """
+    path, on_cpu = resolve_model_path(model), settings.device == "cpu"
+    path = whole_name(path) if on_cpu else path
+    folder = Path(find_snapshot(path) or path)
+    flags: dict[str, Any] = {"max_model_len": settings.max_seq_length}
+    if on_cpu:  # Nothing is quantised there, or compiled.
+        flags |= {"dtype": "float32", "enforce_eager": True}
+    else:
+        flags["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        if settings.load_in_4bit and not is_quantised(folder):
+            flags["quantization"] = "bitsandbytes"
+    return vllm_command("serve", str(folder), **flags | options)

@@ -84,10 +84,9 @@ def load_engine(plan: LoadPlan, dtype: Any, arguments: dict, which: dict) -> Any
 def patch_lora_for_plain_prompts() -> None:
     """Work around two bugs of vLLM's CPU engines that take adapters.
 
-    A prompt without an adapter was given the last one: vLLM marks it with -1, and uses
-    that as an index. And `prompt_logprobs` beside other requests ended the engine: such
-    a prompt has more rows than requests in the output layer, whose adapter is left out
-    there, as on a GPU.
+    A prompt without an adapter was given the last one: its mark, -1, is used as an
+    index. And `prompt_logprobs` beside other requests ended the engine: there are more
+    rows than requests in the output layer, whose adapter is left out, as on a GPU.
     """
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
@@ -192,8 +191,8 @@ def import_unsloth(settings: Settings) -> Any:
 def hide_unusable_extension() -> None:
     """Keep unsloth from loading a build of vLLM's extension that this CPU can't run.
 
-    unsloth loads `vllm._C`, in a CPU build the variant for AVX-512 with bfloat16. On
-    another CPU that ends the process with SIGILL, or doubles the variant for this CPU.
+    `vllm._C` of a CPU build is for AVX-512 with bfloat16. On another CPU it ends the
+    process with SIGILL, or doubles the variant for this CPU.
     """
     spec = importlib.util.find_spec("vllm")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()

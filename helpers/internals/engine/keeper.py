@@ -34,15 +34,12 @@ class KeptProcess:
         """Start `command` with `variables` on top of the environment."""
         descriptor, name = tempfile.mkstemp(".log", "vllm-")
         self.log = Path(name)
+        words = [sys.executable, "-m", __name__, str(os.getpid()), *command]
+        # The stop button does not reach another session.
+        options = {"env": os.environ | variables, "start_new_session": True}
+        options |= {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         with open(descriptor, "wb") as output:
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(os.getpid()), *command],
-                env=os.environ | variables,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Or the stop button would reach it as well.
-            )
+            self._keeper = subprocess.Popen(words, stdout=output, **options)
         self.pid = self._keeper.pid
 
     def check(self) -> None:

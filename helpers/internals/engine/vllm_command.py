@@ -9,17 +9,10 @@ here holds in them as well.
 
 import importlib.metadata
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from ...models import whole_name
-from ..machine.settings import Settings
 from ..machine.versions import find_version
-from .hub import find_snapshot
-from .plan import resolve_model_path
-from .weights import is_quantised
 
 _version = importlib.metadata.version
 
@@ -40,26 +33,6 @@ def vllm_command(*arguments: str, **options: Any) -> list[str]:
             texts = [json.dumps(v) if isinstance(v, dict) else str(v) for v in values]
             flags += [f"--{flag}", *texts]
     return [sys.executable, "-m", __spec__.name, *arguments, *flags]
-
-
-def serve_command(
-    model: str | os.PathLike, settings: Settings, **options: Any
-) -> list[str]:
-    """Return the command of a server that loads as `FastLanguageModel` does.
-
-    `options` win over its flags. `settings` have their "auto" resolved.
-    """
-    path, on_cpu = resolve_model_path(model), settings.device == "cpu"
-    path = whole_name(path) if on_cpu else path
-    folder = Path(find_snapshot(path) or path)
-    flags: dict[str, Any] = {"max_model_len": settings.max_seq_length}
-    if on_cpu:  # Nothing is quantised there, or compiled.
-        flags |= {"dtype": "float32", "enforce_eager": True}
-    else:
-        flags["gpu_memory_utilization"] = settings.gpu_memory_utilization
-        if settings.load_in_4bit and not is_quantised(folder):
-            flags["quantization"] = "bitsandbytes"
-    return vllm_command("serve", str(folder), **flags | options)
 
 
 def version_with_cpu(name: str) -> str:
