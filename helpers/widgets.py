@@ -197,9 +197,9 @@ class DistributionExplorer:
         handle = show_widget(ipywidgets.VBox([self.chart, self.view]), self.panel())
 
         def leave_panel() -> None:
+            ended = "The kernel has ended: run the notebook again to use the controls."
             last = self.panel()
-            last.html += "<p><em>The kernel has ended: run the notebook again.</em></p>"
-            handle.update(last)
+            handle.update(Panel(f"{last.html}<p><em>{ended}</em></p>", last.text))
 
         if handle:  # None outside a notebook.
             at_shutdown.append(leave_panel)
