@@ -94,8 +94,8 @@ def warn_of_stretching(folder: Path, name: str, max_seq_length: int) -> None:
     """Warn where Unsloth would scale a model's positions on a GPU without a word."""
     most = read_config(folder).get("max_position_embeddings") or max_seq_length
     if max_seq_length > most:
-        text = f"{name} knows {most:,} tokens: give max_seq_length={most} at most. Past "
-        text += "it Unsloth stretches its positions, and short answers get worse, too."
+        text = f"{name} knows {most:,} tokens: give at most max_seq_length={most}. For "
+        text += "more Unsloth stretches positions, and short answers get worse, too."
         warnings.warn(text, stacklevel=2)
 
 
