@@ -184,7 +184,7 @@ class Batch:
                     result = self._result(prompt, output)
                     budget = larger_budget(as_record(result), self.room, self._retries)
                     if budget:
-                        again.append(with_budget(prompt, prompt.tries, budget))
+                        again.append(with_budget(prompt, budget))
                     else:
                         yield result
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from .journal import as_record, larger_budget, open_journal
-from .prompts import Prompt, with_budget
 
 
 def answer_in_memory(batch: Any, source: Any, shown: bool) -> list[Any]:
@@ -34,22 +33,13 @@ def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) 
     """Answer the prompts whose records are not in the file at `path` yet."""
     started, count = round(time.time(), 3), source.job["prompts"]
     with open_journal(path, {**batch.job, **source.job}, count) as journal:
-        again: dict[int, tuple[int, int]] = {}
         for record in journal.load():
-            again.pop(record["index"], None)  # Of two records the later one counts.
-            if budget := larger_budget(record, batch.room, retries):
-                again[record["index"]] = record["tries"], budget
-
-        def still_open() -> Iterator[Prompt]:
-            for prompt in source:
-                if prompt.index in again:
-                    yield with_budget(prompt, *again[prompt.index])
-                elif journal.offsets[prompt.index] < 0:
-                    yield prompt
-
-        done = len(journal) - len(again)
+            if larger_budget(record, batch.room, retries):  # More retries than before.
+                journal.offsets[record["index"]] = -1
+        still_open = (prompt for prompt in source if journal.offsets[prompt.index] < 0)
+        done = len(journal)
         if done < count:
-            with closing(batch.run(still_open())) as results:
+            with closing(batch.run(still_open)) as results:
                 for result in _with_bar(results, count, done, shown):
                     journal.append(as_record(result, started))
         journal.finish()

@@ -50,10 +50,10 @@ class Prompt:
     tries: int = 1
 
 
-def with_budget(prompt: Prompt, tries: int, budget: int) -> Prompt:
-    """Return a prompt that was asked `tries` times, with room for `budget` tokens."""
+def with_budget(prompt: Prompt, budget: int) -> Prompt:
+    """Return the prompt for another try, with room for `budget` tokens."""
     own = plain_values(prompt.sampling_params) | {"max_tokens": budget}
-    return replace(prompt, sampling_params=own, tries=tries + 1)
+    return replace(prompt, sampling_params=own, tries=prompt.tries + 1)
 
 
 def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
