@@ -69,7 +69,7 @@ def _from_pretrained(
     cpu.require_packages(fast_inference, load_in_4bit)
     if on_cpu_engine:
         plan = replace(plan, path=whole_name(plan.path))
-        cpu.refuse_adapter(plan.path)
+        cpu.refuse_for_engine(plan.path)
         arguments = cpu.take_engine_arguments(kwargs, unsloth_class.from_pretrained)
     kwargs["fast_inference"] = fast_inference and has_gpu
     if on_cpu_engine or (not has_gpu and plan.spec and plan.spec.is_embedded):

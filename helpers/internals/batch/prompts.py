@@ -70,7 +70,14 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
             raise ValueError(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
         sampling = _parsed_json(row.get("sampling_params"), dict)
         own = template_arguments(_parsed_json(row.get("chat_template_kwargs"), dict))
-        return Prompt(index, given, _chat_of(row), key, sampling, {**template, **own})
+        kwargs = {**template, **own}
+        binds = is_request and "structured_outputs" in (sampling or {})
+        if binds and kwargs.get("enable_thinking", True):
+            raise ValueError(
+                "response_format would bind the thinking as well: switch that off with "
+                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
+            )
+        return Prompt(index, given, _chat_of(row), key, sampling, kwargs)
     except Exception as error:
         return Prompt(index, given, id=key, refused=str(error))
 
@@ -107,6 +114,13 @@ def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in kept.items() if v not in (None, [], {}, _DEFAULTS.get(k))}
     if "max_completion_tokens" in kept:  # OpenAI's newer name of max_tokens.
         kept["max_tokens"] = kept.pop("max_completion_tokens")
+    match kept.pop("response_format", None):
+        case {"type": "json_object"}:
+            kept["structured_outputs"] = {"json_object": True}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            kept["structured_outputs"] = {"json": schema}
+        case form if form:
+            kept["response_format"] = form
     return found | {"sampling_params": kept or None}
 
 

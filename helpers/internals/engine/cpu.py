@@ -4,10 +4,12 @@ In go settings, a plan or arguments; out come the package, the engine, or an err
 names what is missing. It knows nothing of GPUs.
 """
 
+import codecs
 import dataclasses
 import functools
 import importlib.util
 import inspect
+import locale
 import os
 import sys
 import warnings
@@ -22,7 +24,7 @@ from .errors import LoadPlan
 from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .hub import find_snapshot
 from .quiet import is_loud, quiet, quieten_packages
-from .weights import adapter_config
+from .weights import adapter_config, read_config
 
 # PyTorch's threads (GNU OpenMP) spin while they wait, against all else that runs:
 # beside a second engine each made 575 tokens/s, and 1,350 to 1,780 with this.
@@ -126,14 +128,20 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
         )
 
 
-def refuse_adapter(path: str) -> None:
-    """Raise `ModelLoadError` for an adapter's folder, which vLLM can't load alone."""
+def refuse_for_engine(path: str) -> None:
+    """Raise `ModelLoadError` for a folder that vLLM can't load alone, or on a CPU."""
     if config := adapter_config(path):
         raise ModelLoadError(
             f"{path} is an adapter. Load its model with fast_inference=True and "
             f"max_lora_rank={config.get('r', '(its rank)')} "
             f"({config['base_model_name_or_path']}), and pass lora_request=LoRARequest("
             f"'name', 1, {path!r}), or load both together by fast_inference=False."
+        )
+    quantised = read_config(Path(path)).get("quantization_config") or {}
+    if quantised.get("quant_method") == "bitsandbytes":
+        raise ModelLoadError(
+            f"{path} is quantised by bitsandbytes, which vLLM can't run on a CPU: load "
+            "the model in 16 bits that it was made from, or fast_inference=False."
         )
 
 
@@ -172,6 +180,11 @@ def import_unsloth(settings: Settings) -> Any:
         variables = {"TORCHINDUCTOR_ERROR_ON_CUSTOM_OP_ALIASING": "0"}
         os.environ |= variables | (CPU_VARIABLES if on_cpu else {}) | os.environ
         hide_unusable_extension()
+    if codecs.lookup(locale.getencoding()).name == "ascii":
+        raise EngineUnavailableError(
+            "this locale reads files as ASCII, and vLLM's are UTF-8: set LANG=C.UTF-8 "
+            "or PYTHONUTF8=1 before Python starts."
+        )
     with quiet(settings):
         try:
             import unsloth

@@ -5,6 +5,7 @@ It knows nothing of what the name stands for: `plan` does.
 """
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,6 +61,11 @@ def ask_hub(repository: str, revision: Any = None, token: Any = None) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
+    if os.environ.get("UNSLOTH_USE_MODELSCOPE", "0") not in ("", "0"):
+        raise ModelLoadError(
+            "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub: `modelscope "
+            f"download {repository} --local_dir FOLDER`, then MODEL_NAME=FOLDER."
+        )
     url = hf_hub_url(repository, "config.json", revision=revision)
     with contextlib.suppress(EntryNotFoundError):  # An adapter has none.
         get_hf_file_metadata(url, token=token, timeout=4.0)  # seconds

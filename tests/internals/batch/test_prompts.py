@@ -138,6 +138,31 @@ def test_what_a_request_asks_for_in_vain_is_named(asked: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ({"type": "json_object"}, {"json_object": True}),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
+            {"json": {"type": "object"}},
+        ),
+    ],
+)
+def test_response_format_binds_a_model_that_does_not_think(
+    asked: dict, meant: dict
+) -> None:
+    """Thinking is off in the request itself, or for the whole batch."""
+    off = {"enable_thinking": False}
+    for body, shared in (({"chat_template_kwargs": off}, {}), ({}, off)):
+        line = request(response_format=asked, **body)
+        prompt = to_prompt(0, line, shared)
+        assert prompt.sampling_params == {"structured_outputs": meant}
+        assert sampling_params(prompt.sampling_params).structured_outputs
+    on = request(response_format=asked, chat_template_kwargs={"enable_thinking": True})
+    for line, shared in ((request(response_format=asked), {}), (on, off)):
+        assert "bind the thinking" in to_prompt(0, line, shared).refused
+
+
+@pytest.mark.parametrize(
     "harmless",
     [
         {"logit_bias": {}, "tools": [], "logprobs": False, "top_logprobs": 0},

@@ -6,9 +6,9 @@ import huggingface_hub.constants
 import pytest
 from hub_server import fill_cache
 
-from helpers.internals.engine.cpu import refuse_adapter
+from helpers.internals.engine.cpu import refuse_for_engine
 from helpers.internals.engine.exceptions import ModelLoadError, ModelNotFoundError
-from helpers.internals.engine.hub import find_folder
+from helpers.internals.engine.hub import ask_hub, find_folder
 from helpers.internals.engine.plan import adapter_base, resolve_model_path
 from helpers.internals.engine.weights import check_files
 from helpers.models import (
@@ -192,11 +192,32 @@ def test_a_folder_without_a_tokenizer_says_how_to_save_one(folder: Path) -> None
         check_files(folder)
 
 
+def test_bitsandbytes_on_vllms_cpu_engine_is_refused_with_what_to_do(
+    folder: Path,
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="16 bits .*or fast_inference=False"):
+        refuse_for_engine(str(folder))
+
+
 def test_an_adapter_without_its_rank_is_refused_all_the_same(tmp_path: Path) -> None:
     config = '{"base_model_name_or_path": "tiny-thinker"}'
     (tmp_path / "adapter_config.json").write_text(config)
     with pytest.raises(ModelLoadError, match=r"max_lora_rank=\(its rank\)"):
-        refuse_adapter(str(tmp_path))
+        refuse_for_engine(str(tmp_path))
+
+
+def test_a_gguf_file_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"llama\.cpp"):
+        resolve_model_path(tmp_path / "model.Q4_K_M.gguf")
+
+
+def test_modelscope_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNSLOTH_USE_MODELSCOPE", "1")
+    with pytest.raises(ModelLoadError, match="modelscope download a/b"):
+        ask_hub("a/b")
 
 
 @pytest.mark.parametrize(
