@@ -28,6 +28,11 @@ def test_a_gpu_that_torch_can_not_use_is_not_measured(nvml, monkeypatch):
     assert len(list_gpus()) == 3
 
 
+def test_a_monitor_may_sample_while_torch_is_imported(nvml, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())
+    assert measure_gpu_memory() == 1000
+
+
 def test_resident_memory_counts_children():
     before = measure_resident_memory()
     with subprocess.Popen(

@@ -16,10 +16,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from ...models import TINY_THINKER_DIRECTORY
 from ..machine.devices import list_gpus, runs_cuda
 from ..machine.settings import Settings
-from ..machine.versions import PATCHED_BY_UNSLOTH, find_version, lacks_plugin
+from ..machine.versions import find_version
 from .errors import LoadPlan
 from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .hub import find_snapshot
@@ -119,8 +121,9 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
             f"fast_inference=True needs vLLM, which is {problem}. "
             "`make setup` installs it; fast_inference=False works without it."
         )
-    by_vllm = fast_inference and lacks_plugin()
-    package = "vllm-bnb-plugin" if by_vllm else "bitsandbytes"
+    vllm = fast_inference and find_version("vllm")
+    by_plugin = vllm and vllm >= Version("0.28")  # Its 4-bit code moved there.
+    package = "vllm-bnb-plugin" if by_plugin else "bitsandbytes"
     if load_in_4bit and find_version(package) is None:
         raise EngineUnavailableError(
             f"4-bit weights need {package}, which is not installed. `pip install "
@@ -167,7 +170,8 @@ def import_unsloth(settings: Settings) -> Any:
     if it can't be imported.
     """
     if "unsloth" not in sys.modules:
-        if early := [name for name in PATCHED_BY_UNSLOTH if name in sys.modules]:
+        # Unsloth patches these; code that imported them before stays unpatched.
+        if early := sorted({"transformers", "trl", "vllm"} & sys.modules.keys()):
             warnings.warn(
                 f"{', '.join(early)} imported before unsloth, which then can't speed "
                 "it up: restart the kernel, and import FastLanguageModel first.",

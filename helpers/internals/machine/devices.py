@@ -91,13 +91,13 @@ def _read_card(index: int) -> list[Gpu]:
 
 def current_gpu() -> Gpu | None:
     """Find the GPU that holds this process's models; None if torch can use none."""
-    torch = sys.modules.get("torch")
-    if torch and not torch.cuda.is_available():
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)  # Not while torch loads.
+    if cuda and not cuda.is_available():
         return None
     gpus = list_gpus()
-    if torch and torch.cuda.is_initialized():
+    if cuda and cuda.is_initialized():
         # Only CUDA itself knows its order where cards of different kinds are mixed.
-        current = torch.cuda.get_device_properties(torch.cuda.current_device())
+        current = cuda.get_device_properties(cuda.current_device())
         gpus = [gpu for gpu in gpus if gpu.uuid.endswith(str(current.uuid))] or gpus
     return gpus[0] if gpus else None
 

@@ -14,8 +14,6 @@ ROOT = Path(__file__).resolve().parents[3]
 # The packages that break in practice, by their proper names.
 ENGINES = {"torch": "PyTorch", "unsloth": "Unsloth", "vllm": "vLLM"}
 ENGINES |= {"transformers": "Transformers", "bitsandbytes": "bitsandbytes"}
-# Unsloth patches these when imported; code imported before that stays unpatched.
-PATCHED_BY_UNSLOTH = ("transformers", "trl", "vllm")
 
 
 def find_version(name: str) -> Version | None:
@@ -33,9 +31,3 @@ def pinned_version(name: str, device: str) -> Version | None:
     pins = dict(line.split("==") for line in lines)
     pin = pins.get(name) or pins.get(f"{name}-cpu")
     return Version(pin) if pin else None
-
-
-def lacks_plugin() -> bool:
-    """Return True if vLLM can't load 4-bit weights: 0.28 moved that to a plugin."""
-    vllm, plugin = find_version("vllm"), find_version("vllm-bnb-plugin")
-    return bool(vllm and vllm >= Version("0.28") and not plugin)
