@@ -58,7 +58,7 @@ lab: setup
 benchmark: setup
 	@$(VENV_PYTHON) -m tools.compare_engines
 
-# From notebooks/figures/h100.json, which the command above wrote on a GPU.
+# From notebooks/figures/, which the command above wrote on GPUs.
 figures: setup
 	@$(VENV_PYTHON) -m tools.figures
 
