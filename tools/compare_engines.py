@@ -29,10 +29,10 @@ from typing import Any
 from helpers.internals.engine.plan import detect_device
 from helpers.internals.machine.devices import list_gpus
 from helpers.models import TINY_THINKER
-from helpers.notebook import is_noise
 from helpers.speed import engine_table, load_figures
 
 from .engines import ROWS, Job
+from .measuring import describe_model, write_json
 
 POLL_SECONDS = 2.0
 LEAST_SECONDS = 40.0  # No row is begun with less time left: it loads for half of that.
@@ -67,7 +67,7 @@ def run(jobs: Sequence[Job], out: Path, passes: int, seconds: float) -> dict[str
                     return  # A later pass counts when it is whole.
                 results.update(record.pop("machine", {}))
                 _put(results, job, _together(earlier, record))
-                out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+                write_json(out, results)
 
             run_child(job, keep, left)
     return results
@@ -77,10 +77,8 @@ def _begin(job: Job, out: Path) -> dict[str, Any]:
     """Return the results that `out` holds, or new ones for the same kind of job."""
     kind = asdict(job)
     del kind["row"], kind["model"]
-    name = Path(job.model).name
-    model = f"random weights in the shape of {name}" if is_noise(job.model) else name
-    results = {"model": model, "job": json.loads(json.dumps(kind)), "engines": []}
-    out.parent.mkdir(parents=True, exist_ok=True)
+    results = {"model": describe_model(job.model), "engines": []}
+    results["job"] = json.loads(json.dumps(kind))
     if out.exists():
         before = json.loads(out.read_text("utf-8"))
         results["device"] = before.get("device")
@@ -148,7 +146,7 @@ def merge(files: Sequence[Path], out: Path) -> dict[str, Any]:
                 if cells := earlier.get(name, {}) | record.get(name, {}):
                     record[name] = cells
             _put(results, job, earlier | record)
-    out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    write_json(out, results)
     return results
 
 

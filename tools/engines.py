@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helpers.internals.engine.plan import resolve_model_path
+from helpers.internals.engine.plan import detect_device, resolve_model_path
+from helpers.internals.machine.settings import load_settings
 
 from .quantise import write_quantised
 
@@ -183,6 +184,23 @@ def load_vllm(
         **arguments,
     )
     return engine, partial(generate_with_vllm, engine.generate, None)
+
+
+def load_in_process(model: str, most: int, **arguments: Any) -> Any:
+    """Load bare vLLM for `most` requests at once where its steps can be watched.
+
+    `arguments` are those of `vllm.LLM`, and win.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    load_settings().apply()
+    from vllm import LLM
+
+    own: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
+    if detect_device() == "cuda":
+        own = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
+    own["max_num_seqs"] = 257 if most == 256 else most  # Unsloth takes 256 for none.
+    path = str(Path(resolve_model_path(model)).resolve())
+    return LLM(path, enable_prefix_caching=False, **own | arguments)
 
 
 def start_engine(job: Job, number: int, device: str) -> ProcessPoolExecutor:

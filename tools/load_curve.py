@@ -22,7 +22,7 @@ from typing import Any
 
 from helpers.serving import Server, serve
 
-from .measuring import describe_machine
+from .measuring import describe_machine, describe_model, write_json
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 ANSWER, REPEATS = 128, 3  # tokens of an answer; the fastest of the repeats counts
@@ -109,7 +109,7 @@ def measure(
     command = [sys.executable, "-m", "tools.load_curve", "--steps", "--model", model]
     command += ["--out", str(out), "--clients", *map(str, clients)]
     subprocess.run([*command, "--answer", str(answer)], check=True)
-    record = {**describe_machine(), "model": Path(model).name, "answer": answer}
+    record = {**describe_machine(), "model": describe_model(model), "answer": answer}
     record |= json.loads(out.read_text("utf-8"))
     with serve(model, max_model_len=1024, enable_prefix_caching=False) as server:
 
@@ -126,9 +126,9 @@ def measure(
             count = max(4, REPEATS * n)
             record["measured"][n] = count * answer / seconds(n, count, answer)
             print(f"{n:>4}: {record['measured'][n]:,.0f} of {predicted[n]:,.0f}")
-            out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+            write_json(out, record)
     record["measured_knee"] = find_knee(record["measured"])
-    out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    write_json(out, record)
     return record
 
 
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["LOAD_IN_4BIT"] = "false"  # The server reads it, too.
     if options.steps:
         steps = time_steps(options.model, options.clients, options.answer)
-        options.out.write_text(json.dumps(steps), "utf-8")
+        write_json(options.out, steps)
         return 0
     record = measure(options.model, options.clients, options.answer, options.out)
     knees = (record["predicted_knee"], record["measured_knee"])

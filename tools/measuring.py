@@ -1,8 +1,9 @@
 """Name the machine, and time what it does: what the other measurements begin with.
 
-Nothing here knows engines or models. Needs PyTorch where something is timed.
+Nothing here knows engines. Needs PyTorch where something is timed.
 """
 
+import json
 import os
 import platform
 import statistics
@@ -10,11 +11,13 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from helpers.internals.engine.plan import detect_device
 from helpers.internals.machine.devices import list_gpus
 from helpers.internals.machine.versions import find_version
+from helpers.notebook import is_noise
 
 PACKAGES = ("unsloth", "vllm", "torch", "transformers", "bitsandbytes")
 # Larger than the caches of any processor or GPU.
@@ -32,6 +35,18 @@ def describe_machine() -> dict[str, Any]:
         "device": name,
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def describe_model(model: str) -> str:
+    """Return the last part of a model's name, or the shape of its random weights."""
+    name = Path(model).name
+    return f"random weights in the shape of {name}" if is_noise(model) else name
+
+
+def write_json(path: Path, found: Any) -> None:
+    """Write a file of figures, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
 
 
 def time_work(work: Callable[[], Any], repeats: int, device: str) -> list[float]:

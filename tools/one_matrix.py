@@ -6,14 +6,13 @@ Notebook 03 draws the file beside its own measurement.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .measuring import describe_machine, measure_bandwidth, time_work
+from .measuring import describe_machine, measure_bandwidth, time_work, write_json
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=16_384)
     options = parser.parse_args(arguments)
     record = measure(options.side)
-    options.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    write_json(options.out, record)
     for count, values in record["milliseconds"].items():
         print(f"{count:>4}: {statistics.median(values):.3f} ms")
     return 0

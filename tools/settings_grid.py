@@ -11,7 +11,6 @@ lengths, for a machine without a GPU.
 
 import argparse
 import itertools
-import json
 import math
 import os
 import random
@@ -21,15 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from helpers.internals.engine.plan import detect_device, resolve_model_path
-from helpers.internals.machine.settings import load_settings
+from helpers.internals.engine.plan import detect_device
 from helpers.models import TINY_THINKER
-from helpers.notebook import is_noise
 from helpers.schedule import watch_schedule
 
 from .compare_engines_child import alike
-from .engines import generate_with_vllm
-from .measuring import describe_machine
+from .engines import generate_with_vllm, load_in_process
+from .measuring import describe_machine, describe_model, write_json
 
 Lengths = tuple[int, int]  # The shortest and the longest, in tokens.
 # Prompts, answers: lengths between these bounds, spread evenly over their logarithm.
@@ -60,24 +57,16 @@ def lengths(count: int, shrink: int) -> dict[str, tuple[list[int], list[int]]]:
     return {name: (draw(p), draw(a)) for name, (p, a) in MIXES.items()}
 
 
-def load_engine(model: str, shrink: int, device: str) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # The limits change in it.
-    load_settings().apply()
-    from vllm import LLM
-
-    block_size = 16 if device == "cuda" else 32
-    on_cpu = {"enforce_eager": True, "dtype": "float32"}
-    on_gpu = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
-    return LLM(
-        str(Path(resolve_model_path(model)).resolve()),
+def load_engine(model: str, shrink: int) -> Any:
+    block_size = 16 if detect_device() == "cuda" else 32
+    return load_in_process(
+        model,
+        max(SLOTS),
         max_model_len=4096 // shrink,
-        max_num_seqs=257,  # Unsloth takes 256 for "not given".
         max_num_batched_tokens=max(BUDGETS) // shrink,
         enable_chunked_prefill=True,
-        enable_prefix_caching=False,
         block_size=block_size,
         num_gpu_blocks_override=CACHE_TOKENS // shrink // block_size + 1,
-        **(on_cpu if device == "cpu" else on_gpu),
     )
 
 
@@ -99,15 +88,9 @@ def run(
 
 def record(options: argparse.Namespace) -> None:
     """Measure `FIT` and the grid; write the file after each job."""
-    engine = load_engine(options.model, options.shrink, detect_device())
-    noise, name = is_noise(options.model), Path(options.model).name
-    found: dict[str, Any] = {
-        **describe_machine(),
-        "model": f"random weights in the shape of {name}" if noise else name,
-        "fit": [],
-        "mixes": {},
-    }
-
+    engine = load_engine(options.model, options.shrink)
+    found = {**describe_machine(), "model": describe_model(options.model)}
+    found |= {"fit": [], "mixes": {}}
     budgets = [budget // options.shrink for budget in BUDGETS]
     for number, (count, *both) in enumerate((FIT[1], *FIT)):
         prompt, answer = (max(1, length // options.shrink) for length in both)
@@ -120,7 +103,7 @@ def record(options: argparse.Namespace) -> None:
         for slots, budget in itertools.product(SLOTS, budgets):
             jobs.append(run(engine, prompts, answers, slots, budget))
             print(name, jobs[-1], flush=True)
-            options.out.write_text(json.dumps(found) + "\n", "utf-8")
+            write_json(options.out, found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,7 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=96, help="of each mix")
     parser.add_argument("--shrink", type=int, default=1, help="divides all lengths")
     options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     record(options)
     os._exit(0)  # Its threads may take long to end.
 

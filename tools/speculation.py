@@ -19,15 +19,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from helpers.internals.engine.plan import detect_device, resolve_model_path
-from helpers.internals.machine.settings import load_settings
 from helpers.models import TINY_THINKER
-from helpers.notebook import is_noise
 
-from .measuring import describe_machine
+from .engines import load_in_process
+from .measuring import describe_machine, describe_model, write_json
 
 DRAFTED = 4
 FILLER = 300  # A token of ordinary text in every tokenizer here.
@@ -42,18 +42,8 @@ SPECULATION = {
 }
 
 
-def path_of(model: str) -> str:
-    return str(Path(resolve_model_path(model)).resolve())
-
-
 def load_engine(options: argparse.Namespace, speculate: bool, device: str) -> Any:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # The acceptance is set in it.
-    load_settings().apply()
-    from vllm import LLM
-
-    arguments: dict[str, Any] = {"enforce_eager": True, "dtype": "float32"}
-    if device == "cuda":
-        arguments = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
+    arguments: dict[str, Any] = {"max_model_len": 512, "disable_log_stats": False}
     if speculate:
         synthetic = {
             "rejection_sample_method": "synthetic",
@@ -61,17 +51,10 @@ def load_engine(options: argparse.Namespace, speculate: bool, device: str) -> An
         }
         chosen = speculation(options) | (synthetic if device == "cuda" else {})
         if options.draft:
-            chosen["model"] = path_of(options.draft)
+            chosen["model"] = str(Path(resolve_model_path(options.draft)).resolve())
         arguments["speculative_config"] = chosen
     most = max(options.batch_sizes)
-    engine = LLM(
-        path_of(options.model),
-        max_model_len=512,
-        max_num_seqs=257 if most == 256 else most,
-        enable_prefix_caching=False,
-        disable_log_stats=False,
-        **arguments | options.options,
-    )
+    engine = load_in_process(options.model, most, **arguments | options.options)
     if speculate and not options.draft:
         engine.collective_rpc(fill_up_drafts)
     return engine
@@ -130,12 +113,9 @@ def measure(engine: Any, size: int, repeats: int) -> dict[str, Any]:
 
     # Few different ids, so that a lookup has something to find.
     numbers = random.Random(0)
+    draw = partial(numbers.randrange, 300, 330)
     prompts = [
-        {
-            "prompt_token_ids": [
-                numbers.randrange(300, 330) for _ in range(PROMPT_TOKENS)
-            ]
-        }
+        {"prompt_token_ids": [draw() for _ in range(PROMPT_TOKENS)]}
         for _ in range(size)
     ]
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
@@ -171,7 +151,7 @@ def measure_engine(options: argparse.Namespace) -> None:
         cells = found.setdefault("acceptance", {}).setdefault(name, {})
         for size in sizes:
             cells[str(size)] = measure(engine, size, options.repeats)
-            options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            write_json(options.out, found)
     os._exit(0)  # Its threads may take long to end.
 
 
@@ -192,16 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.engine:
         measure_engine(options)
-    noise, name = is_noise(options.model), Path(options.model).name
     found = {
         **describe_machine(),
-        "model": f"random weights in the shape of {name}" if noise else name,
+        "model": describe_model(options.model),
         "job": {"prompt_tokens": PROMPT_TOKENS, "max_tokens": MAX_TOKENS},
         "speculation": speculation(options),
         "options": options.options,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    write_json(options.out, found)
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = [sys.executable, "-m", "tools.speculation", *given, "--engine"]
     statuses = [

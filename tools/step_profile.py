@@ -12,24 +12,22 @@ recorded file by the patterns of today. On a CPU the operators are taken instead
 
 import argparse
 import json
-import os
 import re
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.internals.engine.plan import detect_device, resolve_model_path
-from helpers.internals.machine.settings import load_settings
+from helpers.internals.engine.plan import detect_device
 from helpers.models import TINY_THINKER
-from helpers.notebook import is_noise
 
 from .compare_engines_child import alike
-from .measuring import describe_machine
+from .engines import load_in_process
+from .measuring import describe_machine, describe_model, write_json
 
 GAPS = "gaps"  # Nothing runs: on a GPU it waits, on a CPU Python works.
 OTHER = "other"
@@ -171,52 +169,28 @@ def _events(recording: Any, device: str) -> Iterator[tuple[str, float]]:
             yield event.name, event.self_cpu_time_total
 
 
-def load_engine(model: str, job: Job, device: str, options: dict[str, Any]) -> Any:
-    """Load bare vLLM into this process, where its steps can be watched."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    load_settings().apply()
-    from vllm import LLM
-
-    on_cpu = {"enforce_eager": True, "dtype": "float32"}
-    on_gpu = {"gpu_memory_utilization": 0.5, "dtype": "bfloat16"}
-    most = max(job.batch_sizes)
-    return LLM(
-        str(Path(resolve_model_path(model)).resolve()),
-        max_model_len=-(-(job.prompt_tokens + job.max_tokens + 1) // 256) * 256,
-        max_num_seqs=257 if most == 256 else most,
-        enable_prefix_caching=False,
-        **(on_cpu if device == "cpu" else on_gpu) | options,
+def record(model: str, job: Job, out: Path, options: dict[str, Any]) -> None:
+    """Load the model and measure each batch size; the file is written after each."""
+    length = -(-(job.prompt_tokens + job.max_tokens + 1) // 256) * 256
+    engine = load_in_process(
+        model, max(job.batch_sizes), **{"max_model_len": length} | options
     ).llm_engine
-
-
-def record(
-    model: str,
-    job: Job,
-    keep: Callable[[dict[str, Any]], None],
-    options: dict[str, Any],
-) -> None:
-    """Load the model and measure each batch size; `keep` gets the file as it grows."""
-    device = detect_device()
-    engine = load_engine(model, job, device, options)
-    name = Path(model).name
-    found: dict[str, Any] = {
-        **describe_machine(),
-        "model": f"random weights in the shape of {name}" if is_noise(model) else name,
-        "job": {"prompt_tokens": job.prompt_tokens, "max_tokens": job.max_tokens},
-        "options": options,
-        "steps": {},
-    }
+    found = {**describe_machine(), "model": describe_model(model)}
+    found["job"] = {"prompt_tokens": job.prompt_tokens, "max_tokens": job.max_tokens}
+    found |= {"options": options, "steps": {}}
     for size in job.batch_sizes:
-        found["steps"][str(size)] = measure(engine, job, size, device)
-        keep(found)
+        found["steps"][str(size)] = measure(engine, job, size, detect_device())
+        write_json(out, found)
 
 
-def split_again(found: dict[str, Any]) -> None:
+def split_again(path: Path) -> None:
     """Split what a file holds by the patterns of today."""
+    found = json.loads(path.read_text("utf-8"))
     for step in found["steps"].values():
         parts = split(step["kernels_ms"], step["step_ms"])
         step["parts_ms"] = parts
         step["named"] = round(1 - parts.get(OTHER, 0) / step["step_ms"], 4)
+    write_json(path, found)
 
 
 def show(found: dict[str, Any]) -> None:
@@ -235,21 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-sizes", default="1,64,256")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args(arguments)
-    found: dict[str, Any] = {}
-
-    def keep(measured: dict[str, Any]) -> None:
-        found.update(measured)
-        out = options.again or options.out
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(measured, indent=1) + "\n", "utf-8")
-
+    out = options.again or options.out
     if options.again:
-        recorded = json.loads(options.again.read_text("utf-8"))
-        split_again(recorded)
-        keep(recorded)
+        split_again(out)
     else:
         sizes = tuple(int(size) for size in options.batch_sizes.split(","))
-        record(options.model, Job(batch_sizes=sizes), keep, options.options)
+        record(options.model, Job(batch_sizes=sizes), out, options.options)
+    found = json.loads(out.read_text("utf-8"))
     show(found)
     return int(any(step["named"] < 0.95 for step in found["steps"].values()))
 
