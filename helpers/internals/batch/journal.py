@@ -14,7 +14,7 @@ import warnings
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from typing import IO, Any
 from ...models import CACHE
 
 _ROWS = 1024  # of Parquet in memory at once
+_JSON_IDS = {b"ids": b"json"}  # marks a Parquet file whose ids are JSON
 # What a record has, and its type in Parquet. `started` is when its run of the job was,
 # `time` when its answer was finished, both in seconds since 1970.
 COLUMNS = {"index": "int64", "id": "string", "thinking": "string", "response": "string"}
@@ -147,11 +148,12 @@ def _write_parquet(output: Path, path: Path) -> None:
     # A column has one type. Ids of several become JSON, where 1 and "1" stay two.
     kinds = {type(record["id"]) for record in read_records(path)} - {type(None)}
     schema = pa.schema(COLUMNS | {"id": "int64" if kinds == {int} else "string"})
+    schema = schema.with_metadata(_JSON_IDS if len(kinds) > 1 else None)
     records = read_records(path)
     with _replacing(output) as file, ParquetWriter(file, schema) as writer:
         while rows := list(islice(records, _ROWS)):
             for row in rows:
-                if row["id"] is not None and kinds not in ({int}, {str}):
+                if row["id"] is not None and len(kinds) > 1:
                     row["id"] = json.dumps(row["id"])
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
@@ -213,8 +215,12 @@ def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
         if str(output).endswith(".jsonl"):
             yield from filter(None, map(read_record, file))
             return
-        for batch in ParquetFile(file).iter_batches(_ROWS):
-            yield from batch.to_pylist()
+        table = ParquetFile(file)
+        as_json = _JSON_IDS.items() <= (table.schema_arrow.metadata or {}).items()
+        for row in chain.from_iterable(
+            b.to_pylist() for b in table.iter_batches(_ROWS)
+        ):
+            yield row | {"id": json.loads(row["id"] or "null")} if as_json else row
 
 
 @contextmanager
