@@ -74,7 +74,7 @@ class _Waiting:
         self._announced, self._rest, self._since = -1, 0.0, float("inf")
         app.shell.events.register("pre_execute", self._begin_cell)
         app.shell.events.register("post_execute", self._end_cell)
-        at_shutdown.append(self._leave)
+        at_shutdown.append(self._stop_waiting)
         self._end_in_time()
 
     def goes_on(self) -> bool:
@@ -113,7 +113,7 @@ class _Waiting:
         else:
             self._app.kernel.io_loop.call_later(0.5, self._end_in_time)
 
-    def _leave(self) -> None:
+    def _stop_waiting(self) -> None:
         self._app.shell.events.unregister("post_execute", self._end_cell)
         self._note.unlink(missing_ok=True)
 

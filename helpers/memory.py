@@ -39,7 +39,7 @@ class MemoryMonitor:
         self.title = self.kind[0].upper() + self.kind[1:]
         self.samples: list[Sample] = []
         self._page: Any = None  # The handle of the live view.
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._keep_sampling, daemon=True)
         self._stopping = threading.Event()
         self._lock = threading.Lock()
 
@@ -48,7 +48,7 @@ class MemoryMonitor:
         if self.samples:
             raise RuntimeError("This monitor has run already: make a new one.")
         self._started = time.perf_counter()
-        self._sample("start")
+        self._take_sample("start")
         self._thread.start()
         if self.live:
             from IPython.display import display
@@ -63,7 +63,7 @@ class MemoryMonitor:
             return
         self._stopping.set()
         self._thread.join()
-        self._sample("stop")
+        self._take_sample("stop")
         if self._page:  # None outside a notebook.
             chart = self.plot()
             self._page.update(Panel(chart.html + self._html_steps(), chart.text))
@@ -77,7 +77,7 @@ class MemoryMonitor:
         """Sample now under this name; return the MiB in use."""
         if not self.samples or self._stopping.is_set():
             raise RuntimeError("The monitor is not running: start it first.")
-        return self._sample(label)
+        return self._take_sample(label)
 
     @property
     def marks(self) -> list[Sample]:
@@ -111,11 +111,11 @@ class MemoryMonitor:
         steps = ", ".join(f"{label} {mib:+,} MiB" for label, mib in self.steps())
         return Chart(axes.figure, f"{axes.get_title()}. Steps: {steps or 'none'}.")
 
-    def _watch(self) -> None:
+    def _keep_sampling(self) -> None:
         while not self._stopping.wait(self.interval_s):
-            self._sample()
+            self._take_sample()
 
-    def _sample(self, label: str = "") -> int:
+    def _take_sample(self, label: str = "") -> int:
         with self._lock:  # Keeps the samples in order of time.
             mib = measure_memory(self.kind)
             seconds = time.perf_counter() - self._started

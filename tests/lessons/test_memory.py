@@ -118,7 +118,7 @@ def test_monitor_sees_an_allocation_between_marks(no_driver):
 
 def test_monitor_samples_from_its_thread(nvml, monkeypatch):
     monitor = MemoryMonitor(interval_s=0.001)
-    sample, sampled = monitor._sample, []
+    sample, sampled = monitor._take_sample, []
 
     def twice(label=""):
         nvml.cards[0].used = 5000 if not label else 1000
@@ -128,7 +128,7 @@ def test_monitor_samples_from_its_thread(nvml, monkeypatch):
             if len(sampled) == 2:
                 monitor._stopping.set()
 
-    monkeypatch.setattr(monitor, "_sample", twice)
+    monkeypatch.setattr(monitor, "_take_sample", twice)
     monitor.start()
     monitor._thread.join()
     assert monitor.kind == "GPU memory"

@@ -142,16 +142,16 @@ def _forget_variables(owners: list[Any]) -> None:
         mappings += [*shell.all_ns_refs, shell.user_ns.get("Out", {})]
         keepers = [shell.displayhook, shell.last_execution_result]
     for mapping in mappings:
-        for name in [key for key, value in mapping.items() if _refers(value, owners)]:
+        for name in [k for k, v in mapping.items() if _refers_to(v, owners)]:
             del mapping[name]
     for keeper in keepers:
         for name, value in getattr(keeper, "__dict__", {}).items():
-            if _refers(value, owners):
+            if _refers_to(value, owners):
                 setattr(keeper, name, None)
     vars(sys).update(last_exc=None, last_value=None, last_traceback=None)
 
 
-def _refers(value: Any, owners: list[Any]) -> bool:
+def _refers_to(value: Any, owners: list[Any]) -> bool:
     """Return True for an owner or one of its bound methods, wrapped or not."""
     value = getattr(value, "__wrapped__", value)
     target = getattr(value, "__self__", value)
