@@ -21,6 +21,7 @@ from .internals.batch.journal import as_record, larger_budget, staged
 from .internals.batch.prompts import Prompt, PromptSource, check_formatted, with_budget
 from .internals.batch.summary import BatchSummary, summarise
 from .internals.engine.errors import ends_everything
+from .internals.engine.plan import resolve_model_path
 from .internals.engine.sampling_params import Sampling
 from .internals.engine.stop import abort_all, engine_of, stoppable
 from .scaling import RayEngine, RayRunner
@@ -88,7 +89,7 @@ def run_batch(
         batch: Any = Batch(model, *shared)
     elif engine == "ray" or isinstance(engine, RayEngine):
         where = RayEngine() if engine == "ray" else engine
-        batch = RayRunner(Batch, _load_engine, model, where, *shared)
+        batch = RayRunner(_load_batch, model, where, *shared)
     else:
         raise ValueError(f"engine is 'vllm', 'ray' or a RayEngine, not {engine!r}")
     shown = "CI" not in os.environ if progress is None else progress
@@ -99,10 +100,17 @@ def run_batch(
     return summarise(output)
 
 
-def _load_engine(*args: Any, **kwargs: Any) -> Any:
+def _load_batch(name: str, where: RayEngine, *shared: Any) -> "Batch":
+    room, gpus, more = where.max_seq_length, where.gpus_per_worker, where.load
+    if gpus > 1:  # Unsloth's engine keeps to one.
+        from vllm import LLM
+
+        options = {"max_model_len": room, "tensor_parallel_size": gpus}
+        return Batch(LLM(resolve_model_path(name), **options, **more), *shared)
     from .loading import FastLanguageModel  # imports Unsloth
 
-    return FastLanguageModel.from_pretrained(*args, fast_inference=True, **kwargs)[0]
+    options = {"max_seq_length": room, "fast_inference": True}
+    return Batch(FastLanguageModel.from_pretrained(name, **options, **more)[0], *shared)
 
 
 class Batch:

@@ -59,14 +59,12 @@ class RayEngine:
 class RayRunner:
     """Answers prompts as `Batch` does with one engine, with all those of a cluster.
 
-    Each worker loads `model`, a name or path, by `load` where one GPU is enough, and
-    makes a `Batch` of it by `make_batch`. Raises `EngineUnavailableError` where Ray is
-    missing, `TypeError` for a loaded model, `ValueError` for bad `sampling_params`.
+    Each worker makes a `Batch` of `model`, a name or path, by `load`. Raises
+    `EngineUnavailableError` where Ray is missing, `TypeError` for a loaded model,
+    `ValueError` for bad `sampling_params`.
     """
 
-    def __init__(
-        self, make_batch: Any, load: Any, model: Any, engine: RayEngine, *shared: Any
-    ) -> None:
+    def __init__(self, load: Any, model: Any, engine: RayEngine, *shared: Any) -> None:
         if not isinstance(model, str | PathLike):
             raise TypeError("Ray's workers load the model: pass its name or path")
         # Ray reads these at its start: no usage reports, no messages of progress.
@@ -85,8 +83,7 @@ class RayRunner:
         # Bad ones fail here, before any model is loaded.
         known["sampling_params"] = Sampling(path, sampling_params).resolved
         self.job = job_of(path, load=engine.load, **known)
-        self._engine = engine
-        self._made_with = make_batch, load, model, engine, *shared
+        self._engine, self._made_with = engine, (load, model, engine, *shared)
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]:
         """Answer prompts, each as soon as its worker is done with its batch.
@@ -123,21 +120,12 @@ class RayRunner:
 class Worker:
     """One engine, in a process that Ray runs."""
 
-    def __init__(
-        self, make_batch: Any, load: Any, model: str, engine: RayEngine, *shared: Any
-    ) -> None:
-        options = {"max_seq_length": engine.max_seq_length}
-        if engine.gpus_per_worker > 1:  # Unsloth's engine keeps to one.
-            from vllm import LLM
-
-            load, model = LLM, resolve_model_path(model)
-            options = {"max_model_len": engine.max_seq_length}
-            options["tensor_parallel_size"] = engine.gpus_per_worker
+    def __init__(self, load: Any, *made_with: Any) -> None:
         # Unsloth writes modules as it is imported. Workers of one host that write the
         # same ones would read each other's half-written files.
         with tempfile.TemporaryDirectory(prefix="unsloth_") as folder:
             os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
-            self._batch = make_batch(load(model, **options, **engine.load), *shared)
+            self._batch = load(*made_with)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         prompts = map(pickle.loads, batch["prompt"])
