@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from .internals.engine import cpu
 from .internals.engine.errors import LoadPlan, explained, not_cached
 from .internals.engine.exceptions import ModelLoadError, ModelNotCachedError
-from .internals.engine.hub import ask_hub, find_folder, hub_switched_off
+from .internals.engine.hub import ask_hub, find_folder
 from .internals.engine.plan import adapter_base, needed_mib, plan_load
 from .internals.engine.quiet import announced, is_loud, quiet
 from .internals.engine.stop import finishing, interruptible
@@ -136,7 +137,8 @@ def _from_here_or_hub(
         raise not_cached(path, why)
     if is_here:
         try:
-            with hub_switched_off():
+            # Libraries that are not told `local_files_only` read this.
+            with mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True):
                 return load(local_files_only=True)
         except ModelNotCachedError:
             if only_here:

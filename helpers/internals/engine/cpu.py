@@ -26,7 +26,7 @@ from .errors import LoadPlan
 from .exceptions import EngineUnavailableError, ImportOrderWarning, ModelLoadError
 from .hub import find_snapshot
 from .quiet import is_loud, quiet, quieten_packages
-from .weights import adapter_config, read_config
+from .weights import adapter_config, read_json
 
 # PyTorch's threads (GNU OpenMP) spin while they wait, against all else that runs:
 # beside a second engine each made 575 tokens/s, and 1,350 to 1,780 with this.
@@ -140,8 +140,8 @@ def refuse_for_engine(path: str) -> None:
             f"({config['base_model_name_or_path']}), and pass lora_request=LoRARequest("
             f"'name', 1, {path!r}), or load both together by fast_inference=False."
         )
-    quantised = read_config(Path(path)).get("quantization_config") or {}
-    if quantised.get("quant_method") == "bitsandbytes":
+    config = read_json(Path(path, "config.json"))
+    if (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
         raise ModelLoadError(
             f"{path} is quantised by bitsandbytes, which vLLM can't run on a CPU: load "
             "the model in 16 bits that it was made from, or fast_inference=False."

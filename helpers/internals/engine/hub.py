@@ -8,7 +8,6 @@ import contextlib
 import os
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from ...models import whole_name
 from .exceptions import ModelLoadError
@@ -46,11 +45,6 @@ def find_snapshot(repository: str, **which: Any) -> Path | None:
         require_files(folder)
         return folder
     return None
-
-
-def hub_switched_off() -> contextlib.AbstractContextManager[bool]:
-    """Keep all libraries from sending requests to the Hub while a block runs."""
-    return mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def ask_hub(repository: str, revision: Any = None, token: Any = None) -> None:

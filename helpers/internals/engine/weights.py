@@ -22,20 +22,14 @@ _SMALL = 8e9  # Bytes of weights that are read for NaN: 0.1 s/GB, and the disk's
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raise `ModelLoadError` that names the file if it is none."""
+    """Read a JSON object, {} if there is no file; raise `ModelLoadError` for others."""
     try:
-        return {**json.loads(file.read_bytes().decode())}
+        return {**json.loads(file.read_bytes().decode())} if file.is_file() else {}
     except (ValueError, TypeError) as error:
         raise ModelLoadError(
             f"{file} can't be read as JSON ({error}). Copy or download it again (a "
             "pointer of Git LFS: git lfs pull), or save it without a byte order mark."
         ) from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return what a folder's config.json says; {} if there is none."""
-    file = folder / "config.json"
-    return read_json(file) if file.is_file() else {}
 
 
 def require_files(folder: Path) -> list[Path]:
@@ -92,25 +86,25 @@ def check_files(folder: Path) -> None:
 
 def warn_of_stretching(folder: Path, name: str, max_seq_length: int) -> None:
     """Warn where Unsloth would scale a model's positions on a GPU without a word."""
-    most = read_config(folder).get("max_position_embeddings") or max_seq_length
+    config = read_json(folder / "config.json")
+    most = config.get("max_position_embeddings") or max_seq_length
     if max_seq_length > most:
         text = f"{name} knows {most:,} tokens: give at most max_seq_length={most}. For "
         text += "more Unsloth stretches positions, and short answers get worse, too."
         warnings.warn(text, stacklevel=2)
 
 
-def adapter_config(path: str) -> dict[str, Any] | None:
-    """Return what a folder says of the adapter in it; None for any other path."""
-    file = Path(path, "adapter_config.json")
-    config = read_json(file) if file.is_file() else None
-    if config is not None and not config.get("base_model_name_or_path"):
+def adapter_config(path: str) -> dict[str, Any]:
+    """Return what a folder says of the adapter in it; {} for any other path."""
+    config = read_json(file := Path(path, "adapter_config.json"))
+    if file.is_file() and not config.get("base_model_name_or_path"):
         raise ModelLoadError(f'{file} names no model: add "base_model_name_or_path".')
     return config
 
 
 def is_quantised(folder: Path) -> bool:
     """Return True if a model has quantised weights, by its config or else its name."""
-    if config := read_config(folder):
+    if config := read_json(folder / "config.json"):
         return "quantization_config" in config
     return bool(re.search(r"(?i)4bit|fp8|awq|gptq|int[48]|w[48]a", folder.name))
 
@@ -170,7 +164,7 @@ def _check_values(folder: Path) -> None:
 
     files = sorted(folder.glob("*.safetensors"))
     is_small = sum(file.stat().st_size for file in files) < _SMALL
-    is_plain = "quantization_config" not in read_config(folder)
+    is_plain = "quantization_config" not in read_json(folder / "config.json")
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
