@@ -17,8 +17,7 @@ from .internals.thinking.splitting import Split, Turn
 
 Ids = Iterable[int]
 
-# `</think>` in Qwen3's vocabulary, from Qwen/Qwen3-4B-Thinking-2507's tokenizer_config.
-# Parsing never uses it: other tokenizers have other ids.
+# `</think>` of Qwen3, to compare with: parsing never uses it, as others have other ids.
 THINK_END_TOKEN_ID = 151668
 
 INCOMPLETE_HINT = "The thinking is not finished: raise max_tokens and generate again."
@@ -28,18 +27,16 @@ INCOMPLETE_HINT = "The thinking is not finished: raise max_tokens and generate a
 class ThinkingResult:
     """One parsed completion; unpacks as `thinking, response`, both stripped.
 
-    `response` is None while the thinking is unfinished, and `hint` gives the reason.
-    `thinking_tokens` and `response_tokens` count generated tokens, an end-of-turn token
-    included, the markers that cut left out. If the model spelled these in letters, they
-    count as thinking, and `markers_in_text` is True.
+    Its counts include an end-of-turn token and leave out the markers that cut. If the
+    model spelled these in letters, they count as thinking.
     """
 
     thinking: str
-    response: str | None
+    response: str | None  # None while the thinking is unfinished; see `hint`.
     thinking_tokens: int = 0
     response_tokens: int = 0
     finish_reason: str | None = None
-    markers_in_text: bool = False
+    markers_in_text: bool = False  # True where these are spelled in letters.
 
     def __getitem__(self, place: int) -> str | None:
         """Give a pair's items, which unpacking asks for as well."""
@@ -59,13 +56,10 @@ class ThinkingResult:
     @property
     def hint(self) -> str:
         """The reason for a missing response, and the remedy; "" for a complete one."""
-        if self.complete:
-            return ""
-        if self.finish_reason in (None, "length"):
-            return INCOMPLETE_HINT
-        if self.finish_reason == "abort":  # vLLM's word for a request that was stopped
-            return "It was stopped while it was thinking."
-        return "The model ended before it had closed its thinking."
+        stopped = "It was stopped while it was thinking."  # vLLM's word is "abort".
+        known = {None: INCOMPLETE_HINT, "length": INCOMPLETE_HINT, "abort": stopped}
+        ended = "The model ended before it had closed its thinking."
+        return "" if self.complete else known.get(self.finish_reason, ended)
 
     def __repr__(self) -> str:
         facts = [f"{k}={v!r}" for k, v in vars(self).items() if v is not False]
@@ -136,10 +130,9 @@ class ThinkingParser:
     def _usual_prompt(self) -> list[int]:
         """The prompt that the chat template makes of a question; empty if it fails."""
         question = [{"role": "user", "content": "Hello"}]
+        form = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
         try:
-            return self._tokenizer.apply_chat_template(
-                question, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+            return self._tokenizer.apply_chat_template(question, **form)
         except Exception:  # No template, or one that wants tools or a system prompt.
             return []
 
@@ -153,11 +146,9 @@ class ThinkingParser:
         if self._markers.breaks:
             return self._markers.breaks
         template = str(getattr(self._tokenizer, "chat_template", None) or "")
-        found = set(self._special)
-        for token_id, token in self._added.items():
-            written = token.content in template or token_id in self._usual_prompt
-            if token.content.strip() and (written or not template):
-                found.add(token_id)
+        added = {i: t.content for i, t in self._added.items() if t.content.strip()}
+        written = {i for i in added if added[i] in template or i in self._usual_prompt}
+        found = self._special | (written if template else added.keys())
         return frozenset(found - self._markers.texts.keys())
 
 
@@ -177,7 +168,6 @@ def parse_thinking_response(
     after a prompt that is known not to have opened the thinking, it is text.
     `finish_reason` is that of vLLM's `CompletionOutput`. `markers` are the model's own
     start and end marker, tokens or not, where it is of no family in `THINK_MARKERS`.
-
     Raises TypeError for a nested sequence or what is no tokenizer, and ValueError for
     tokens that the tokenizer can't have made.
     """
@@ -197,9 +187,8 @@ def parse_thinking_responses(
     `prompt_token_ids` has one entry for each completion; ValueError if it has not.
     """
     completions = list(completions)
-    unknown = [None] * len(completions)
-    prompts = unknown if prompt_token_ids is None else prompt_token_ids
-    cases = zip(completions, prompts, strict=True)
+    given = [None] * len(completions) if prompt_token_ids is None else prompt_token_ids
+    cases = zip(completions, given, strict=True)
     return ThinkingParser(tokenizer, markers).parse_all(cases)
 
 
@@ -230,14 +219,12 @@ def as_token_ids(token_ids: Any) -> list[int]:
 
     Raises TypeError for anything else and ValueError for negative numbers.
     """
-    if isinstance(token_ids, Mapping):
-        token_ids = token_ids.get("input_ids")
-    if hasattr(token_ids, "tolist"):
-        token_ids = token_ids.tolist()
+    ids = token_ids.get("input_ids") if isinstance(token_ids, Mapping) else token_ids
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
     try:
         # Python takes bytes for numbers, and a set has no order.
-        unfit = isinstance(token_ids, bytes | bytearray | Set)
-        ids = list(map(index, None if unfit else token_ids))
+        unfit = isinstance(ids, bytes | bytearray | Set)
+        ids = list(map(index, None if unfit else ids))
     except TypeError:
         why = "expected the token ids of one completion or prompt, in a flat sequence"
         raise TypeError(why) from None
