@@ -139,9 +139,10 @@ class Batch:
         shape, self.room = config.model_config, config.model_config.max_model_len
         self._most = self.IN_FLIGHT * config.scheduler_config.max_num_seqs
         self._tokenizer = engine.get_tokenizer()
+        self._templates = tokenizer or self._tokenizer
         self._parser = ThinkingParser(self._tokenizer)
         name = (template or {}).get("chat_template")
-        text = fingerprint.template_text(tokenizer or self._tokenizer, name)
+        text = fingerprint.template_text(self._templates, name)
         text = text if tokenizer or name else engine.chat_template
         self._chat_template, own = text, shape.get_diff_sampling_param()
         self._sampling = Sampling(shape.model, sampling_params, own)
@@ -204,13 +205,16 @@ class Batch:
         begun = last["role"] == "assistant" and not last.get("tool_calls")
         thinks = bool(kwargs.get("enable_thinking", True))
         params = self._sampling.for_prompt(prompt.sampling_params, thinks)
+        template = self._chat_template
+        if name := kwargs.pop("chat_template", None):
+            template = fingerprint.template_text(self._templates, name)
         before = len(self._states)
         try:
             self._engine.enqueue_chat(
                 prompt.messages,
                 params,
                 use_tqdm=False,
-                chat_template=kwargs.pop("chat_template", self._chat_template),
+                chat_template=template,
                 add_generation_prompt=not begun,
                 continue_final_message=begun,
                 chat_template_kwargs=kwargs,

@@ -191,6 +191,12 @@ llama.chat_template = "<|endoftext|>" + tokenizer.chat_template
 result["start_token"] = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 run("llama", model, ["hello"], greedy, tokenizer=llama, progress=False)
 
+several = copy.deepcopy(tokenizer)
+several.chat_template = {"rag": tokenizer.chat_template, "tool_use": "{{ 1 / 0 }}"}
+named = {"tokenizer": several, "chat_template_kwargs": {"chat_template": "rag"}}
+own = {"prompt": "hello", "chat_template_kwargs": {"chat_template": "tool_use"}}
+run("several", model, ["hello", own], greedy, progress=False, **named)
+
 # A hybrid model as Qwen3-4B is: its template closes the thinking when told to.
 hybrid = copy.deepcopy(tokenizer)
 closed = "('' if enable_thinking | default(true) else '<think>\\n\\n</think>')"

@@ -204,6 +204,12 @@ def test_a_template_that_writes_the_start_token_gives_one(child: dict) -> None:
     assert ids.count(child["start_token"]) == 1
 
 
+def test_a_chat_template_is_found_by_its_name(child: dict) -> None:
+    rows = {row["index"]: row for row in child["several"]["rows"]}
+    assert rows[0]["response"] == child["good"]["rows"][3]["response"]
+    assert "division" in rows[1]["error"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

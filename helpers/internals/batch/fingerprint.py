@@ -58,7 +58,8 @@ def digest_of(prompts: Iterable[Any]) -> dict[str, Any]:
     for prompt in prompts:
         count += 1
         try:
-            digest.update(_encode_json(prompt, sort_keys=True) + b"\n")
+            # Keys of two kinds can't be sorted before they are JSON's.
+            digest.update(_encode_json(plain_value(prompt), sort_keys=True) + b"\n")
         except Exception as error:  # It is refused in these words.
             digest.update(str(error).encode())
     return {"prompts": count, "prompts_hash": digest.hexdigest()}

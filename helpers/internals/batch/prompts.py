@@ -105,7 +105,7 @@ def _parsed_json(value: Any, kind: type) -> Any:
 def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     """Return the prompt of a request; SamplingParams refuse what they do not have."""
     body, url = _parsed_json(row["body"], dict), row.get("url") or "chat/completions"
-    if "chat/completions" not in url:
+    if "chat/completions" not in str(url):
         raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
     if not isinstance(body, dict) or "messages" not in body:
         raise ValueError("a request needs a body, a JSON object with messages.")

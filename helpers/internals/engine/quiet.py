@@ -35,6 +35,15 @@ def quieten_packages() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def _open_missing_streams() -> None:
+    """Give a process that was started without stdout or stderr the null device."""
+    if None in (sys.stdout, sys.stderr):
+        while os.open(os.devnull, os.O_RDWR) < 2:
+            pass  # The lowest free one is opened: 0, 1 and 2 exist afterwards.
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  It stays.
+        sys.stderr = sys.stderr or sys.stdout
+
+
 @contextmanager
 def quiet(settings: Settings) -> Iterator[None]:
     """Hold back what the block prints, at the level of Python and of the process.
@@ -44,10 +53,11 @@ def quiet(settings: Settings) -> Iterator[None]:
     """
     from IPython.utils.capture import capture_output
 
-    streams = {sys.stdout, sys.stderr}  # None in a process that was started without.
-    if is_loud(settings) or None in streams:
+    _open_missing_streams()
+    if is_loud(settings):
         yield
         return
+    streams = {sys.stdout, sys.stderr}
     text = {"encoding": "utf-8", "errors": "replace"}
     bars = capture_output(stdout=False, stderr=False)  # They are widgets in a notebook.
     with tempfile.TemporaryFile("w+", **text) as held, warnings.catch_warnings(), bars:

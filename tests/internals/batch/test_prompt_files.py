@@ -145,6 +145,9 @@ def test_prompts_tell_by_value_if_they_are_the_same() -> None:
     for text in ("What is 7 + 5?", "Who wrote Faust?"):
         chat = [{"role": "user", "content": text}]
         different.append([np.array(chat, dtype=object)])
+    for text in "ab":  # Keys of two kinds have no order.
+        kwargs = {"a": {1: 2, "b": 3}}
+        different.append([{"prompt": text, "chat_template_kwargs": kwargs}])
     assert len({digest(one)["prompts_hash"] for one in different}) == len(different)
     assert digest([np.array(CHAT, dtype=object)]) == digest([CHAT])
     circle: list = []

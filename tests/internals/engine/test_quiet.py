@@ -86,7 +86,8 @@ def test_the_start_up_code_of_a_kernel_has_no_cell_to_show_it_in() -> None:
 
 
 def test_a_process_without_stdout_and_stderr_can_be_quiet(tmp_path) -> None:
-    program = START_UP + "import sys\nopen(sys.argv[1], 'w').write('done')\n"
+    program = START_UP + "import sys\nsys.stderr.write('logged')\n"
+    program += "open(sys.argv[1], 'w').write('done')\n"
     file = tmp_path / "said.txt"
     command = '"$0" -c "$1" "$2" >&- 2>&-'
     arguments = ["bash", "-c", command, sys.executable, program, str(file)]
