@@ -18,6 +18,9 @@ MIB = 1024 * 1024
 
 TINY_THINKER, SMOLLM2 = "tiny-thinker", "smollm2"
 GPU_MODEL = "unsloth/Qwen3-4B-Thinking-2507-unsloth-bnb-4bit"
+QWEN3_MODEL = "unsloth/Qwen3-4B-unsloth-bnb-4bit"  # Thinking is a choice.
+MINISTRAL_MODEL = "unsloth/Ministral-3-3B-Reasoning-2512"
+LLAMA_MODEL = "unsloth/Llama-3.2-3B-Instruct-bnb-4bit"
 TINY_THINKER_DIRECTORY = Path(__file__).resolve().parent / "tiny_thinker" / "model"
 # Made by internals.engine.smollm2; outside of the project, so that it stays.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
@@ -100,29 +103,15 @@ _QWEN3_4B = Shape(4_022_468_096, 151_936 * 2560 + 360_000_000, layers=36)
 _MINISTRAL_3B = Shape(3_849_090_048, 131_072 * 3072 + 420_083_712, layers=26)
 _LLAMA_3B = Shape(3_212_749_824, 128_256 * 3072, layers=28)
 QWEN3_THINKING_SAMPLING = fixed(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
+_QWEN3_SAMPLING = fixed(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
+_MINISTRAL_SAMPLING = fixed(temperature=0.7, top_p=0.95)  # From vLLM's recipes.
 _SPECS = (
     ModelSpec(TINY_THINKER, _TINY, 4096, QWEN3_THINKING_SAMPLING),
     ModelSpec(SMOLLM2, _SMOLLM2, 8192, fixed(temperature=0.2, top_p=0.9)),
     ModelSpec(GPU_MODEL, _QWEN3_4B, 262_144, QWEN3_THINKING_SAMPLING),
-    ModelSpec(
-        "unsloth/Ministral-3-3B-Reasoning-2512",
-        _MINISTRAL_3B,
-        262_144,
-        fixed(temperature=0.7, top_p=0.95),  # From vLLM's recipes.
-    ),
-    ModelSpec(
-        "unsloth/Qwen3-4B-unsloth-bnb-4bit",
-        _QWEN3_4B,
-        32_768,
-        fixed(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0),
-        QWEN3_THINKING_SAMPLING,
-    ),
-    ModelSpec(
-        "unsloth/Llama-3.2-3B-Instruct-bnb-4bit",
-        _LLAMA_3B,
-        131_072,
-        fixed(temperature=0.6, top_p=0.9),
-    ),
+    ModelSpec(MINISTRAL_MODEL, _MINISTRAL_3B, 262_144, _MINISTRAL_SAMPLING),
+    ModelSpec(QWEN3_MODEL, _QWEN3_4B, 32_768, _QWEN3_SAMPLING, QWEN3_THINKING_SAMPLING),
+    ModelSpec(LLAMA_MODEL, _LLAMA_3B, 131_072, fixed(temperature=0.6, top_p=0.9)),
 )
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({s.name: s for s in _SPECS})
 _BY_SHORT_NAME = {s.name.lower().split("/")[-1]: s for s in _SPECS}

@@ -112,14 +112,13 @@ def set_up() -> Setup:
     name, noise = settings.model_name, is_noise(settings.model_name)
     with suppress(ValueError, ModelLoadError):  # load() says what is wrong with it.
         spec = find_model(resolve_model_path(name, make=False))
-    does_sums = spec is not None and spec.name == TINY_THINKER
     room = NOISE_TOKENS if noise else ANSWER_TOKENS
     return Setup(
         **settings.model_dump(include=set(Setup.__annotations__)),
         device_name=gpu.name if gpu else f"a CPU with {os.cpu_count()} cores",
         sampling=spec.sampling if spec else QWEN3_THINKING_SAMPLING,
         is_noise=noise,
-        text_model=SMOLLM2 if noise or does_sums else name,
+        text_model=SMOLLM2 if noise or (spec and spec.name == TINY_THINKER) else name,
         max_tokens=min(room, settings.max_seq_length // 2),
     )
 

@@ -43,9 +43,8 @@ def preset(
     side does not know, and what `SamplingParams` raises for a value out of its range.
     """
     if name not in PRESETS:
-        raise ValueError(
-            f"no preset is called {name!r}; there are {', '.join(PRESETS)}"
-        )
+        known = ", ".join(PRESETS)
+        raise ValueError(f"no preset is called {name!r}; there are {known}")
     values = {**PRESETS[name], **overrides}
     return _generate_arguments(values) if for_generate else sampling_params(values)
 
@@ -94,22 +93,15 @@ def reshape(
     if temperature < 1e-5:  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
         return np.eye(1, logits.size, logits.argmax())[0]  # 1 for the likeliest.
     logits = logits / temperature
-    probabilities = _softmax(logits)
-    logits[probabilities < min_p * probabilities.max()] = -np.inf
-    if 0 < top_k < logits.size:
-        logits[logits < np.partition(logits, -top_k)[-top_k]] = -np.inf  # Ties stay.
+    weights = np.exp(logits - logits.max())  # That of the likeliest is 1.
+    weights[weights < min_p] = 0
+    if 0 < top_k < weights.size:
+        weights[weights < np.partition(weights, -top_k)[-top_k]] = 0  # Ties stay.
     if top_p < 1:
-        order = np.argsort(logits, kind="stable")
-        below = np.cumsum(_softmax(logits)[order]) <= 1 - top_p
+        order = np.argsort(weights, kind="stable")
+        below = np.cumsum((weights / weights.sum())[order]) <= 1 - top_p
         below[-1] = False  # The most likely token is never lost.
-        logits[order[below]] = -np.inf
-    return _softmax(logits)
-
-
-def _softmax(logits: "ndarray") -> "ndarray":
-    import numpy as np
-
-    weights = np.exp(logits - logits.max())
+        weights[order[below]] = 0
     return weights / weights.sum()
 
 

@@ -91,10 +91,9 @@ def measure_engine(
             lengths = list(map(len, generate(batch, tokens)))
             seconds.append(time.perf_counter() - start)
             if lengths != [tokens] * len(batch):
-                raise ValueError(
-                    f"{engine} was asked for {len(batch)} x {tokens} tokens and "
-                    f"returned {lengths}: switch off its end-of-text token"
-                )
+                asked = f"{engine} was asked for {len(batch)} x {tokens} tokens"
+                found = f"returned {lengths}: switch off its end-of-text token"
+                raise ValueError(f"{asked} and {found}")
         return seconds[1:]  # The first one is the warm-up.
 
     throughput, ttft = {}, {}
@@ -141,14 +140,12 @@ def engine_table(*engines: EngineFigures) -> Panel:
         "load (s)": [one.load_seconds for one in engines],
         "first token (ms)": [1000 * one.ttft for one in engines],
     }
-    for label, key in (
-        ("tokens/s, batch {}", "tokens_per_second"),
-        ("tokens/s, {} prompts of different lengths", "mixed"),
-    ):
+    mixed = "{} prompts of different lengths"
+    for key, label in (("tokens_per_second", "batch {}"), ("mixed", mixed)):
         found = [getattr(one, key) for one in engines]
         for size in sorted(set().union(*found)):
             runs = [by_size.get(size) for by_size in found]
-            measured[label.format(size)] = list(map(_median_and_spread, runs))
+            measured["tokens/s, " + label.format(size)] = list(map(_with_spread, runs))
     measured["memory (MiB)"] = [one.memory_mib for one in engines]
     names = [one.name for one in engines]
     rows = [{"": k} | dict(zip(names, v, strict=True)) for k, v in measured.items()]
@@ -158,7 +155,7 @@ def engine_table(*engines: EngineFigures) -> Panel:
     return show_table(rows, caption=caption[0].upper() + caption[1:])
 
 
-def _median_and_spread(values: Sequence[float] | None) -> str | None:
+def _with_spread(values: Sequence[float] | None) -> str | None:
     if values is None:
         return None
     spread = f"{min(values):,.0f} to {max(values):,.0f}" if values[1:] else "one run"

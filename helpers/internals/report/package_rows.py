@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,20 +26,16 @@ IMPORTED = ("torch", "unsloth", "vllm")  # `try_import` knows these.
 TIMEOUT_S = 180.0  # For an import.
 
 
-def check_packages(settings: Settings) -> Iterator[Check]:
-    """Yield a row for each engine, by its name in `ENGINES`."""
+def check_packages(settings: Settings) -> list[Check]:
+    """Make a row for each of `ENGINES`."""
     with ThreadPoolExecutor(len(IMPORTED)) as pool:
         found = pool.map(lambda name: probe(name, settings.device), IMPORTED)
     problems = dict(zip(IMPORTED, found, strict=True))
-    for name in ENGINES:
-        yield check_engine(name, settings, problems)
+    return [check_engine(name, settings, problems) for name in ENGINES]
 
 
 def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> Check:
-    """Make the row of one of `ENGINES`: the first thing that is wrong, if any.
-
-    `problems` are those of the imports that were tried, "" for one that works.
-    """
+    """Make an engine's row; `problems` has "" for each import that works."""
     device, found = settings.device, find_version(name)
     pin, rebuild = pinned_version(name, device), f"make clean setup DEVICE={device}"
     needed = "failed" if name != "bitsandbytes" or settings.load_in_4bit else "warning"

@@ -1,10 +1,7 @@
-"""The form of a report: rows, shown as text, as HTML and as JSON.
-
-In go the rows, out comes one table. It knows nothing of what is checked.
-"""
+"""The form of a report: rows go in, out comes a table as text, as HTML and as JSON."""
 
 import json
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from ...charts import Panel, show_table
 
@@ -17,13 +14,10 @@ class Check(NamedTuple):
     status: Literal["ok", "warning", "failed"] = "ok"
     fix: str = ""
 
-    def unless(
-        self, fits: object, problem: str, fix: str, status: str = "failed"
-    ) -> "Check":
-        """Return the row with a problem, unless it `fits` or has one already."""
-        if fits or self.status != "ok":
-            return self
-        return Check(self.name, self.detail + problem, status, fix)
+    def unless(self, fits: object, flaw: str, fix: str, status: str = "failed") -> Self:
+        """Return the row with a flaw, unless it `fits` or has one already."""
+        failed = Check(self.name, self.detail + flaw, status, fix)
+        return self if fits or self.status != "ok" else failed
 
 
 class EnvironmentReport(Panel):
