@@ -82,10 +82,7 @@ def serve(model: str | os.PathLike, *, port: int = 0, **options: Any) -> Server:
 def serve_command(
     model: str | os.PathLike, settings: Settings, **options: Any
 ) -> list[str]:
-    """Return the command of a server that loads as `FastLanguageModel` does.
-
-    `options` win over its flags. `settings` have their "auto" resolved.
-    """
+    """Return a server's command; `options` win over what `settings`, resolved, say."""
     path, on_cpu = resolve_model_path(model), settings.device == "cpu"
     path = whole_name(path) if on_cpu else path
     folder = Path(find_snapshot(path) or path)

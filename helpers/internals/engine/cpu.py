@@ -42,11 +42,9 @@ CPU_VARIABLES = {
 
 
 def take_engine_arguments(kwargs: dict[str, Any], loads_model: Any) -> dict[str, Any]:
-    """Move the arguments that are vLLM's alone out of `kwargs`; add the defaults.
+    """Move what vLLM takes and Unsloth's `loads_model` does not out of `kwargs`.
 
-    Those are the fields of vLLM's `EngineArgs` that Unsloth's `from_pretrained`, here
-    `loads_model`, does not have. The engine takes adapters, which cost speed, only if
-    `max_loras` (those in one batch) or `max_lora_rank` (the largest) is given.
+    Adds defaults. Adapters cost speed: without `max_loras` or `max_lora_rank`, none.
     """
     from vllm.engine.arg_utils import EngineArgs
 
@@ -64,10 +62,7 @@ def take_engine_arguments(kwargs: dict[str, Any], loads_model: Any) -> dict[str,
 
 
 def load_engine(plan: LoadPlan, dtype: Any, arguments: dict, which: dict) -> Any:
-    """Load vLLM's CPU engine, a `vllm.LLM`; raise `EngineUnavailableError` without.
-
-    `which` are the Hub's `revision`, `cache_dir` and `token`.
-    """
+    """Load vLLM's CPU engine, a `vllm.LLM`; `which` are arguments of the Hub's."""
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -164,11 +159,7 @@ def set_threads(plan: LoadPlan) -> None:
 
 
 def import_unsloth(settings: Settings) -> Any:
-    """Import unsloth quietly, after it is told of this machine's CPU.
-
-    Warns (`ImportOrderWarning`) if it comes too late; raises `EngineUnavailableError`
-    if it can't be imported.
-    """
+    """Import unsloth quietly, set up for this machine; warn if that comes too late."""
     if "unsloth" not in sys.modules:
         # Unsloth patches these; code that imported them before stays unpatched.
         if early := sorted({"transformers", "trl", "vllm"} & sys.modules.keys()):

@@ -44,8 +44,7 @@ class KeptProcess:
 
     def check(self) -> None:
         """Raise `ModelLoadError` with the end of the log if the command has ended."""
-        status = self._keeper.poll()
-        if status is not None:
+        if (status := self._keeper.poll()) is not None:
             tail = self.log.read_text("utf-8", "replace")[-2000:]
             raise ModelLoadError(
                 f"{self!r} has died (status {status}; 0 where only its engine did). "

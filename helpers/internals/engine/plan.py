@@ -32,8 +32,7 @@ def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
     """Find what to load for a name: a directory, a supported model's path, a hub path.
 
     The files of smollm2 are made if they are missing, unless `make` is False. Raises
-    `UnknownModelError` for a name that is none of these, and `ModelNotFoundError` for a
-    directory (it begins with ".", "/" or "~") that is not there.
+    `UnknownModelError`, and for a directory that is not there `ModelNotFoundError`.
     """
     name = os.fspath(model_name).strip()
     if (folder := Path(name).expanduser()).is_dir():
@@ -81,12 +80,9 @@ def resolve_settings(settings: Settings) -> Settings:
 
 
 def needed_mib(plan: LoadPlan, share: float = 0.0) -> float:
-    """Estimate the free memory that a load needs, in MiB; 0 if nothing is known.
-
-    vLLM on a GPU takes `share` of the whole card, whatever the model is.
-    """
+    """Estimate the free memory that a load needs, in MiB; 0 if nothing is known."""
     gpu, estimate = current_gpu(), plan.estimate()
-    if gpu and share:
+    if gpu and share:  # vLLM takes this share of the whole card for any model.
         return share * gpu.total_mib
     return estimate.total_mib if estimate else 0.0
 

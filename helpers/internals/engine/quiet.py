@@ -110,11 +110,10 @@ def announced(what: str) -> Iterator[None]:
         publisher.publish(data, transient={"display_id": line}, update=is_there)
 
     def keep_writing() -> None:
-        pause = FIRST_SECONDS
-        while not ended.wait(pause):
+        if not ended.wait(FIRST_SECONDS):
             write(" ...")
-            pause = 1.0
-        if pause == 1.0:
+            while not ended.wait(1.0):
+                write(" ...")
             write(":")
 
     # Jupyter finds the cell of an output by the context.

@@ -15,17 +15,14 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 2048  # For thinking and answer, unless the caller sets another limit.
 # Fields of SamplingParams that concern the output, not the sampling.
 _ABOUT_OUTPUT = {"output_kind", "output_text_buffer_length", "skip_clone", "detokenize"}
-_OFF_WHEN_GREEDY = {"top_p", "top_k", "min_p"}
 
 
 def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
     """Make `SamplingParams` of these values; convert each to its type.
 
     vLLM itself takes a seed of `"7"`, and its engine fails on it or hangs. Here text
-    and NumPy's numbers become numbers, and None stands for vLLM's default.
-
-    Raises `TypeError` for an unknown name or a wrong type, `ValueError` for a value out
-    of its range.
+    and NumPy's numbers become numbers, and None stands for vLLM's default. Raises
+    `TypeError` for an unknown name or a wrong type, `ValueError` for a bad value.
     """
     import msgspec
     from vllm import SamplingParams
@@ -46,13 +43,10 @@ def sampling_params(values: Mapping[str, Any]) -> "SamplingParams":
 
 
 def plain_values(params: Any) -> dict[str, Any]:
-    """Return sampling parameters as a dict, without those that greedy decoding resets.
-
-    Raises `ValueError` if `params` is neither a mapping nor `SamplingParams`.
-    """
+    """Return parameters as a dict, without those that greedy decoding resets."""
     if hasattr(params, "__struct_fields__"):
-        greedy = _OFF_WHEN_GREEDY if params.temperature == 0 else set()
-        names = sorted({*params.__struct_fields__} - _ABOUT_OUTPUT - greedy)
+        unused = {"top_p", "top_k", "min_p"} if params.temperature == 0 else set()
+        names = sorted({*params.__struct_fields__} - _ABOUT_OUTPUT - unused)
         return {name: getattr(params, name) for name in names if name[0] != "_"}
     if not isinstance(params, Mapping | None):
         kind = type(params).__name__
@@ -67,9 +61,7 @@ class Sampling:
     A supported model's values are those of its card; another's are `own`, a dict of its
     `generation_config` in vLLM's names. Both get 2,048 new tokens. `shared` are a dict
     or `SamplingParams`. `resolved` lists all values that differ from vLLM's: one dict,
-    or two where thinking makes a difference.
-
-    Raises `ValueError` for a bad value of `shared` or of the model's.
+    or two where thinking makes a difference. Raises `ValueError` for a bad value.
     """
 
     def __init__(self, path: str, shared: Any = None, own: Any = None) -> None:
@@ -80,18 +72,15 @@ class Sampling:
         thinking = (spec and spec.thinking_sampling) or usual
         self._usual = {False: {**usual, **room}, True: {**thinking, **room}}
         self._shared = plain_values(shared)
-        self.resolved: list[dict[str, Any]] = []
         vllms = plain_values(SamplingParams())
-        for thinks in self._usual:
-            params = plain_values(self.for_prompt(None, thinks))
-            changed = {k: v for k, v in params.items() if v != vllms.get(k)}
-            self.resolved += [changed] if changed not in self.resolved else []
+        both = [plain_values(self.for_prompt(None, thinks)) for thinks in self._usual]
+        changed = [{k: v for k, v in p.items() if v != vllms.get(k)} for p in both]
+        self.resolved = changed[:1] if changed[0] == changed[1] else changed
 
     def for_prompt(self, own: Any, thinks: bool) -> "SamplingParams":
-        """Return the parameters of a prompt with `own` sampling, or with None.
+        """Return a prompt's parameters; raise `ValueError` for a bad value of `own`.
 
         `thinks` is False where the prompt switches a hybrid model's thinking off.
-        Raises `ValueError` for a bad value.
         """
         usual, given = self._usual[thinks], self._shared | plain_values(own)
         try:

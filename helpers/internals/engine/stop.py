@@ -39,9 +39,8 @@ def parts_of(model: Any) -> list[Any]:
 def interruptible(engine: Any, show_progress: bool = False) -> Callable[..., list]:
     """Make a `vllm.LLM` safe to interrupt, and return its `fast_generate`.
 
-    A Ctrl-C (Jupyter's stop button) in `generate`, in `chat` or in a loop of
-    `llm_engine.step()` takes effect between two steps, and aborts what was running: the
-    next call works and returns its own outputs.
+    A Ctrl-C in `generate`, `chat` or a loop of `llm_engine.step()` ends it between two
+    steps: the next call works and returns its own outputs.
     """
     core, step = engine.llm_engine, engine.llm_engine.step
 

