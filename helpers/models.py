@@ -166,12 +166,8 @@ class MemoryEstimate:
     load_in_4bit: bool
     weights_mib: int
     request_mib: float  # The KV cache of one sequence of full length.
+    kv_cache_mib: int  # That of all sequences which are in flight at once.
     overhead_mib: int
-
-    @property
-    def kv_cache_mib(self) -> int:
-        """The KV cache of all sequences that are in flight at once, in MiB."""
-        return math.ceil(self.concurrency * self.request_mib)
 
     @property
     def fixed_mib(self) -> int:
@@ -243,5 +239,6 @@ def estimate_memory(
     weights = math.ceil(spec.weight_bytes(load_in_4bit) / MIB)
     request = spec.kv_bytes_per_token * max_seq_length / MIB
     overhead = CPU_OVERHEAD_MIB if spec.is_embedded else GPU_OVERHEAD_MIB
+    cache = math.ceil(concurrency * request)
     asked = (spec, max_seq_length, concurrency, load_in_4bit)
-    return MemoryEstimate(*asked, weights, request, overhead)
+    return MemoryEstimate(*asked, weights, request, cache, overhead)

@@ -107,8 +107,7 @@ def measure_engine(
 def load_figures(name: str, directory: Path = RECORDED) -> list[EngineFigures]:
     """Read a recorded comparison; `device` says where, when and with what it was made.
 
-    `name` is that of a JSON file in `directory`, without its ending. Raises
-    `FileNotFoundError` for another name.
+    Raises `FileNotFoundError` unless `directory` has a JSON file of this `name`.
     """
 
     def numbered(read: dict[str, Any]) -> dict[Any, Any]:

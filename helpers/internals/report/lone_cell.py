@@ -5,10 +5,8 @@ An extension of IPython, which `make lab` switches on: tools/lab_config/kernels.
 
 from typing import Any
 
-HINT = (
-    "This kernel does not know it. A cell above makes it: Run > Run All Above Selected "
-    "Cell, then this cell again."
-)
+HINT = "This kernel does not know it. A cell above makes it: "
+HINT += "Run > Run All Above Selected Cell, then this cell again."
 
 
 def load_ipython_extension(shell: Any) -> None:
