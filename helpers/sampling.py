@@ -37,10 +37,9 @@ def preset(
     """Make vLLM `SamplingParams` of a preset, or keyword arguments of `generate`.
 
     `overrides` are named as in `SamplingParams` (`max_tokens` in tokens, `seed`, ...)
-    and win over the preset. With `for_generate=True` no engine is imported.
-
-    Raises `ValueError` for an unknown name, `TypeError` for an override that the chosen
-    side does not know, and what `SamplingParams` raises for a value out of its range.
+    and win over the preset. With `for_generate=True` no engine is imported. Raises
+    `ValueError` for an unknown name, `TypeError` for an override that the chosen side
+    does not know, and what `SamplingParams` raises for a value out of its range.
     """
     if name not in PRESETS:
         known = ", ".join(PRESETS)
@@ -78,9 +77,7 @@ def reshape(
     `logprobs` are the model's own, natural logarithms; they and the result have the
     shape (vocabulary,). The order is that of vLLM's sampler: temperature, min_p, top_k,
     top_p. (transformers applies min_p last.) A `temperature` of 0 is greedy and ignores
-    the rest; `top_k` of 0 or -1 is off.
-
-    Raises `ValueError` for a parameter out of its range.
+    the rest; `top_k` of 0 or -1 is off. Raises `ValueError` for one out of its range.
     """
     import numpy as np
 
