@@ -118,8 +118,7 @@ def _result_card(result: Any, title: str) -> Panel:
     else:
         notes = {"abort": " (stopped)", "length": " (cut off: raise max_tokens)"}
         answer = result.response + notes.get(result.finish_reason, "")
-    html = f"<b>{escape(title)}</b>" if title else ""
-    text = f"[{title}]\n" if title else ""
+    html, text = (f"<b>{escape(title)}</b>", f"[{title}]\n") if title else ("", "")
     if result.thinking is not None:
         opened, state = ("", "") if result.complete else (" open", ", unfinished")
         head = f"Thinking ({result.thinking_tokens} tokens{state})"
@@ -132,10 +131,7 @@ def _result_card(result: Any, title: str) -> Panel:
 
 
 def new_axes(width: float, height: float, columns: int = 1, **grid: Any) -> Any:
-    """Make empty axes for a `Chart`; an array of them for `columns`.
-
-    The picture's size is in inches; `grid` goes to `Figure.subplots`.
-    """
+    """Make axes for a `Chart`, sized in inches; an array of them for more `columns`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -149,10 +145,7 @@ def new_axes(width: float, height: float, columns: int = 1, **grid: Any) -> Any:
 
 
 class Chart(Panel):
-    """A matplotlib figure for light pages and dark ones, with its facts as text.
-
-    A dollar sign in a title or a label is a dollar sign, and begins no formula.
-    """
+    """A matplotlib figure for light pages and dark ones, with its facts as text."""
 
     def __init__(self, figure: Any, text: str) -> None:
         self.figure, self.text = figure, text
@@ -160,15 +153,13 @@ class Chart(Panel):
     @property
     def html(self) -> str:
         """The picture as HTML, since only there it can have an alternative text."""
+        style, png = "max-width:100%;height:auto", base64.b64encode(self.png()).decode()
         # This class keeps Sphinx's dark themes from adding a white background.
-        html = (
-            f'<img class="dark-light" alt="{escape(self.text)}" style="max-width:100%;'
-        )
-        png = base64.b64encode(self.png()).decode()
-        return f'{html}height:auto" src="data:image/png;base64,{png}">'
+        html = f'<img class="dark-light" alt="{escape(self.text)}" style="{style}"'
+        return f'{html} src="data:image/png;base64,{png}">'
 
     def png(self) -> bytes:
-        """Draw the picture; return the bytes of a PNG file."""
+        """Draw the picture as a PNG file; a dollar sign in a text begins no formula."""
         from matplotlib.legend import Legend
         from matplotlib.text import Text
 
@@ -273,18 +264,14 @@ def _draw_line(axes: Any, by_size: BySize, **style: Any) -> dict[int, float]:
 
 
 def svg_line(points: Sequence[tuple], marks: Sequence[float], label: str) -> str:
-    """Draw a line over places from 0 as SVG, with an upright at each of `marks`.
-
-    It is cheap to draw often: the eye sees no more than some 400 points.
-    """
+    """Draw a line over places from 0 as SVG, with an upright at each of `marks`."""
     right, top = points[-1][0] or 1, max(y for _, y in points) or 1
+    # It is drawn often, and the eye sees no more than some 400 points.
     thinned = [*points[:: len(points) // 400 + 1], points[-1]]
     line = " ".join(f"{x:.2f},{-y}" for x, y in thinned)
     uprights = "".join(f"M{x:.2f},0V{-top}" for x in marks)
     pen = 'vector-effect="non-scaling-stroke" stroke'
-    return (
-        f'<svg role="img" aria-label="{escape(label)}" preserveAspectRatio="none" '
-        f'viewBox="0 {-top} {right:.2f} {top}" fill="none" style="height:10em;'
-        f'width:40em;max-width:100%;overflow:visible"><path d="{uprights}" '
-        f'{pen}="#777"/><polyline points="{line}" {pen}="#1F84C4"/></svg>'
-    )
+    html = f'<svg role="img" aria-label="{escape(label)}" preserveAspectRatio="none" '
+    html += f'viewBox="0 {-top} {right:.2f} {top}" fill="none" style="height:10em;'
+    html += f'width:40em;max-width:100%;overflow:visible"><path d="{uprights}" '
+    return f'{html}{pen}="#777"/><polyline points="{line}" {pen}="#1F84C4"/></svg>'

@@ -26,31 +26,24 @@ _STYLES = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the phase of each unfinished request, by its number in the call.
-
-    `blocks` of the KV cache are there. `tokens` are computed; their requests have
-    `context` tokens in the cache before.
-    """
+    """One step: the phase of each unfinished request, by its number in the call."""
 
     phases: dict[int, str]
     blocks_used: int = 0
-    blocks: int = 0
-    tokens: int = 0
-    context: int = 0
+    blocks: int = 0  # Of the KV cache, used or free.
+    tokens: int = 0  # Computed in this step.
+    context: int = 0  # In the cache before, of the requests that are computed.
 
 
 @dataclass
 class Schedule:
-    """The steps of a generation: at most `slots` requests and `budget` tokens in each.
+    """The steps of a generation, and the engine's limits."""
 
-    The KV cache has `blocks` blocks of `block_size` tokens.
-    """
-
-    slots: int = 0
+    slots: int = 0  # The most requests in a step.
     steps: list[Step] = field(default_factory=list)
-    budget: int = 0
-    blocks: int = 0
-    block_size: int = 1
+    budget: int = 0  # The most tokens in a step.
+    blocks: int = 0  # Of the KV cache.
+    block_size: int = 1  # in tokens
 
     @property
     def idle_slots(self) -> int:

@@ -193,10 +193,9 @@ def parse_thinking_responses(
 
 
 class ThinkingStream:
-    """The same for a completion that is being written.
+    """Parses a completion that is being written, from its beginning each time.
 
-    `feed` only keeps the tokens. `result` parses all of them again, so ask for it once
-    for each time that you draw, not for each token.
+    So ask for `result` when you draw, not for each token.
     """
 
     def __init__(self, tokenizer: Any, prompt_token_ids: Ids | None = None) -> None:

@@ -39,10 +39,8 @@ _LIVE = f"{TEXT_STYLE};display:flex;flex-direction:column-reverse;max-height:20e
 
 
 def show_widget(widget: ipywidgets.Widget, fallback: Panel) -> Any:
-    """Display `widget`, with `fallback` where no widgets run; return the handle.
-
-    Update it at the end, as a widget without its kernel shows an error instead.
-    """
+    """Display `widget`, with `fallback` where no widgets run; return the handle."""
+    # The handle is for the end: a widget without its kernel shows an error instead.
     texts = {"text/html": fallback._repr_html_(), "text/plain": fallback.text}
     return display({**widget._repr_mimebundle_(), **texts}, raw=True, display_id=True)
 
@@ -93,10 +91,7 @@ class LiveResponse:
             self._draw()
 
     def end(self) -> None:
-        """Keep the finished response as `result`, and leave it on the page.
-
-        Its `finish_reason` is "abort" if it was stopped, "stop" if the model ended it.
-        """
+        """Keep the finished response as `result`, and leave it on the page."""
         if self._stream is None or self.result is not None:
             return
         reason = "abort" if self._stop.is_set() else self._reason
@@ -139,17 +134,15 @@ class LiveResponse:
 class DistributionExplorer:
     """A next-token distribution with a slider for each sampling parameter.
 
-    `logprobs` are as `reshape` takes them, and so are `parameters`, neutral where not
-    given; sliders change them. The likeliest `tokens` are shown. The button shows what
-    `sample(parameters)` returns. Where no widgets run (a saved page, a test runner) the
-    cell shows `panel()`. Raises `KeyError` for a parameter that has no slider.
+    `parameters` are neutral where not given; sliders change them. Where no widgets run
+    the cell shows `panel()`. Raises `KeyError` for a parameter that has no slider.
     """
 
-    logprobs: Any
+    logprobs: Any  # As `reshape` takes them.
     decode: Callable[[list[int]], str]
-    sample: Callable[[dict[str, float]], Any]
+    sample: Callable[[dict[str, float]], Any]  # The button shows what it returns.
     parameters: Mapping[str, float] = field(default_factory=dict)
-    tokens: int = 10
+    tokens: int = 10  # The likeliest, shown.
     title: str = "The next token"
 
     def __post_init__(self) -> None:
