@@ -31,10 +31,7 @@ def find_folder(path: str, adapter: Path | None = None, **which: Any) -> Path | 
 
 
 def find_snapshot(repository: str, **which: Any) -> Path | None:
-    """Find the folder of one repository; None if a file is missing.
-
-    `repository` may be a directory; `which` are the Hub's `revision` and `cache_dir`.
-    """
+    """Find the folder of one repository, or directory; None if a file is missing."""
     from huggingface_hub import snapshot_download
 
     if Path(repository).is_dir():

@@ -60,10 +60,7 @@ class KeptProcess:
 
 
 def keep(owner: int, command: list[str]) -> int | None:
-    """Run `command` until it ends by itself, SIGTERM comes or `owner` is gone.
-
-    Of what it started nothing is left, not even a process whose parent died first.
-    """
+    """Run `command` until it ends, SIGTERM comes or `owner` is gone; leave nothing."""
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_CHILD_SUBREAPER, 1)  # Orphans of the command become children here.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

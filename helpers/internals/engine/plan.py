@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ... import models
-from ...models import GPU_MODEL, SMOLLM2, TINY_THINKER, UnknownModelError
+from ...models import GPU_MODEL, SMOLLM2, TINY_THINKER, UnknownModelError, find_model
 from ..machine.devices import current_gpu, list_gpus, runs_cuda
 from ..machine.settings import AUTO, Settings, load_settings
 from .errors import LoadPlan
@@ -94,5 +94,4 @@ def plan_load(
     path, folder = resolve_model_path(name), Path(name).expanduser()
     # A notebook shows the name of a folder, and not where it lies.
     shown = folder.name if folder.is_dir() else os.fspath(name)
-    spec = models.find_model(path)
-    return LoadPlan(shown, path, spec, device, in_4bit, max_seq_length)
+    return LoadPlan(shown, path, find_model(path), device, in_4bit, max_seq_length)

@@ -89,10 +89,7 @@ _line_on_page = ""  # The display_id of the last line.
 
 @contextmanager
 def announced(what: str) -> Iterator[None]:
-    """Show in a notebook's cell that `what` goes on, with the seconds.
-
-    The line appears after two seconds, and ends as the time that the block took.
-    """
+    """Show in a notebook's cell that `what` goes on, and at last its seconds."""
     ended, start = threading.Event(), time.monotonic()
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
