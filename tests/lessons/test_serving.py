@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import openai
 import psutil
 import pytest
 from child import run_child
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from helpers.internals.engine.exceptions import ModelLoadError
 from helpers.internals.machine.settings import Settings
 from helpers.models import TINY_THINKER_DIRECTORY
 from helpers.serving import Server, serve, serve_command
@@ -246,6 +248,16 @@ def test_a_stream_ends_when_the_server_is_stopped(server, client):
     except openai.APIError:  # in the stream, or a broken connection
         count = 0
     assert count < LONGEST - 1
+
+
+def test_weights_that_lack_a_tensor_are_not_served(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEVICE", "cpu")
+    folder = Path(shutil.copytree(TINY_THINKER_DIRECTORY, tmp_path / "mine"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.q_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"Missing: model.layers.1.self_attn.q_p"):
+        serve(folder)
 
 
 GPU = {"device": "cuda", "gpu_memory_utilization": 0.5, "max_seq_length": 512}

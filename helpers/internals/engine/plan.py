@@ -37,7 +37,7 @@ def resolve_model_path(model_name: str | os.PathLike, make: bool = True) -> str:
     name = os.fspath(model_name).strip()
     if (folder := Path(name).expanduser()).is_dir():
         return str(folder)
-    if name.endswith(".gguf"):
+    if name.lower().endswith(".gguf"):
         raise ModelLoadError(f"{name} is for llama.cpp: load the model's own folder.")
     if name.startswith((".", "/", "~")):
         raise ModelNotFoundError(f"there is no directory {name}.")

@@ -10,9 +10,11 @@ here holds in them as well.
 import importlib.metadata
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from ..machine.versions import find_version
+from .weights import check_tensors
 
 
 def vllm_command(*arguments: str, **options: Any) -> list[str]:
@@ -42,6 +44,8 @@ if __name__ in ("__main__", "__mp_main__") and (cpu_build := find_version("vllm-
         patch_lora_for_plain_prompts()
 
 if __name__ == "__main__":
+    if Path(sys.argv[2]).is_dir():  # Or vLLM answers noise where one is missing.
+        check_tensors(Path(sys.argv[2]))
     from vllm.entrypoints.cli.main import main
 
     sys.exit(main())

@@ -97,7 +97,8 @@ def warn_of_stretching(folder: Path, name: str, max_seq_length: int) -> None:
 def adapter_config(path: str) -> dict[str, Any]:
     """Return what a folder says of the adapter in it; {} for any other path."""
     config = read_json(file := Path(path, "adapter_config.json"))
-    if file.is_file() and not config.get("base_model_name_or_path"):
+    base = config.get("base_model_name_or_path")
+    if file.is_file() and not (base and isinstance(base, str)):
         raise ModelLoadError(f'{file} names no model: add "base_model_name_or_path".')
     return config
 
@@ -116,7 +117,6 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
     it compares the names alone, on the device "meta"; it knows what is rightly absent,
     such as tied embeddings. What it can't build is left to the engine.
     """
-    import peft
     import transformers
     from transformers import AutoConfig
 
@@ -124,14 +124,19 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
     with contextlib.suppress(Exception):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         quantised = config.__dict__.pop("quantization_config", None)
-        name = (config.architectures or ["AutoModelForCausalLM"])[0]
+        # Unsloth takes any other class, or one of its own, for a language model.
+        name = (config.architectures or [""])[0]
+        name *= name.endswith(("ForCausalLM", "ForConditionalGeneration"))
+        kind = getattr(transformers, name, transformers.AutoModelForCausalLM)
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, found[folder] = getattr(transformers, name).from_pretrained(
+        model, found[folder] = kind.from_pretrained(
             folder, config=config, device_map="meta", **options
         )
         if quantised:
             _drop_renamed(found[folder])
         if adapter:
+            import peft
+
             lora = peft.LoraConfig.from_pretrained(adapter)
             model = peft.PeftModel(model, lora, low_cpu_mem_usage=True)
             loaded = model.load_adapter(adapter, "default", torch_device="cpu")

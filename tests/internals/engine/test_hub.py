@@ -210,8 +210,9 @@ def test_an_adapter_without_its_rank_is_refused_all_the_same(tmp_path: Path) -> 
 
 
 def test_a_gguf_file_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"llama\.cpp"):
-        resolve_model_path(tmp_path / "model.Q4_K_M.gguf")
+    for name in ("model.Q4_K_M.gguf", "MODEL.GGUF"):
+        with pytest.raises(ModelLoadError, match=r"llama\.cpp"):
+            resolve_model_path(tmp_path / name)
 
 
 def test_modelscope_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +226,7 @@ def test_modelscope_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("{}", "names no model"),
         ('{"base_model_name_or_path": null}', "names no model"),
+        ('{"base_model_name_or_path": 5}', "names no model"),
         ('{"base_model_name_or_path": "/elsewhere/base"}', "adapter .*no directory"),
         ('{"base_model_name', "can't be read as JSON"),
     ],

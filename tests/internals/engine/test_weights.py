@@ -23,7 +23,7 @@ def test_weights_that_fit_load_with_tied_embeddings(said: dict, case: str) -> No
 
 
 def test_a_missing_tensor_is_named_before_either_engine_loads(said: dict) -> None:
-    for text in (said["without_projection"], *said["loaded"]):
+    for text in (said["without_projection"], said["of_own_class"], *said["loaded"]):
         assert text.startswith("ModelLoadError: ")
         assert f"Missing: {PROJECTION}; not used: none" in text
 

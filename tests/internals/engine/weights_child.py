@@ -106,6 +106,9 @@ for change in (*changes, with_tied_head, with_integers, with_nan):
     folder = copy(TINY_THINKER_DIRECTORY, change.__name__, change)
     found[change.__name__] = said(check_tensors, folder)
 bad = str(Path(sys.argv[1], "without_projection"))
+file = copy(Path(bad), "of_own_class", dict) / "config.json"
+file.write_text(file.read_text().replace("Qwen3For", "MineFor"))
+found["of_own_class"] = said(check_tensors, file.parent)
 found["loaded"] = [
     said(load, bad, 512, load_in_4bit=False, fast_inference=fast)
     for fast in (False, True)
