@@ -208,19 +208,13 @@ class Batch:
         template = self._chat_template
         if name := kwargs.pop("chat_template", None):
             template = fingerprint.template_text(self._templates, name)
+        how = {"chat_template": template, "chat_template_kwargs": kwargs}
+        how |= {"add_generation_prompt": not begun, "continue_final_message": begun}
+        # The template writes the start token.
+        how |= {"tokenization_kwargs": {"add_special_tokens": False}, "use_tqdm": False}
         before = len(self._states)
         try:
-            self._engine.enqueue_chat(
-                prompt.messages,
-                params,
-                use_tqdm=False,
-                chat_template=template,
-                add_generation_prompt=not begun,
-                continue_final_message=begun,
-                chat_template_kwargs=kwargs,
-                # The template writes the start token.
-                tokenization_kwargs={"add_special_tokens": False},
-            )
+            self._engine.enqueue_chat(prompt.messages, params, **how)
             state = next(reversed(self._states.values()))
             text = state.prompt or self._tokenizer.decode(state.prompt_token_ids)
             check_formatted(prompt.messages, text, kwargs.get("tools"))

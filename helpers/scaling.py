@@ -95,23 +95,20 @@ class RayRunner:
         import ray
         from ray.data import ActorPoolStrategy, from_arrow_refs
 
-        engine, blocks = self._engine, []
+        engine, size, blocks = self._engine, self._engine.batch_size, []
         rows = ({"prompt": pickle.dumps(prompt)} for prompt in prompts)
         with _cluster(engine.address):
-            while block := list(islice(rows, engine.batch_size)):
+            while block := list(islice(rows, size)):
                 blocks.append(ray.put(pa.Table.from_pylist(block)))
             if not blocks:
                 return
             gpus = int(ray.cluster_resources().get("GPU", 0))
             workers = engine.workers or max(1, gpus // engine.gpus_per_worker)
             pool = ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)
+            each = {"num_gpus": engine.gpus_per_worker if gpus else 0}
+            each |= {"num_cpus": engine.cpus_per_worker, "batch_size": size}
             results = from_arrow_refs(blocks).map_batches(
-                Worker,
-                fn_constructor_args=self._made_with,
-                batch_size=engine.batch_size,
-                compute=pool,
-                num_cpus=engine.cpus_per_worker,
-                num_gpus=engine.gpus_per_worker if gpus else 0,
+                Worker, fn_constructor_args=self._made_with, compute=pool, **each
             )
             for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
                 yield from map(pickle.loads, batch["result"])

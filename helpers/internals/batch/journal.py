@@ -14,7 +14,7 @@ import warnings
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -89,8 +89,7 @@ class Journal:
     def __init__(self, output: Path, file: Any, count: int) -> None:
         self._output, self._file, self._path = output, file, Path(file.name)
         self.offsets = array("q", [-1]) * count
-        self._end = self._lines = 0  # of the whole lines: bytes, and how many
-        self._in_order = True
+        self._end = self._next = 0  # whole lines' end; next index in order, or -1
 
     def __len__(self) -> int:
         return len(self.offsets) - self.offsets.count(-1)
@@ -110,8 +109,7 @@ class Journal:
         """Note where a line begins; return True if it is the record of a prompt."""
         if is_known := index in range(len(self.offsets)):
             self.offsets[index] = self._end
-        self._in_order &= is_known and index == self._lines
-        self._lines += 1
+        self._next = index + 1 if is_known and index == self._next else -1
         self._end += len(line)
         return is_known
 
@@ -130,7 +128,7 @@ class Journal:
 
     def finish(self) -> None:
         """Leave the output with each record once, in the order of the prompts."""
-        if not self._in_order:
+        if self._next < 0:
             with _replacing(self._path) as copy, open(self._path, "rb") as file:
                 for offset in self.offsets:
                     if offset >= 0:
@@ -217,10 +215,9 @@ def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
             return
         table = ParquetFile(file)
         as_json = _JSON_IDS.items() <= (table.schema_arrow.metadata or {}).items()
-        for row in chain.from_iterable(
-            b.to_pylist() for b in table.iter_batches(_ROWS)
-        ):
-            yield row | {"id": json.loads(row["id"] or "null")} if as_json else row
+        for batch in table.iter_batches(_ROWS):
+            for row in batch.to_pylist():
+                yield row | {"id": json.loads(row["id"] or "null")} if as_json else row
 
 
 @contextmanager
@@ -237,10 +234,9 @@ def staged(output: str | PathLike) -> Iterator[Path]:
     files, there = fsspec.url_to_fs(str(output))
     local = CACHE / fsspec.utils.tokenize(str(output)) / there.rpartition("/")[2]
     local.parent.mkdir(parents=True, exist_ok=True)
-    pairs = {f"{local}.job": f"{there}.job", str(local): there}
+    here, away = [f"{local}.job", str(local)], [f"{there}.job", there]
     if not local.exists() and files.exists(there):
-        for here, away in pairs.items():
-            files.get(away, here)
+        files.get(away, here)
     yield local
-    files.put(list(pairs), list(pairs.values()))
+    files.put(here, away)
     shutil.rmtree(local.parent)

@@ -228,11 +228,10 @@ class PromptSource:
         rows = islice(chain(self._rows(), repeat(gone)), self.job["prompts"])
         for index, given in enumerate(rows):
             prompt = to_prompt(index, given, self._template)
-            if prompt.id in seen:
+            if prompt.id is not None and prompt.id in seen:
                 why = f"the id {prompt.id!r} is that of an earlier prompt."
                 prompt = replace(prompt, refused=why)
-            elif prompt.id is not None:
-                seen.add(prompt.id)
+            seen.add(prompt.id)
             yield prompt
 
 
@@ -245,9 +244,8 @@ def _read_rows(path: str, kind: str) -> Iterator[Any]:
         try:
             yield from _read_parquet(file) if kind == ".parquet" else _read_lines(file)
         except Exception as error:  # Each library has its own for what is damaged.
-            raise ValueError(
-                f"{path.partition('?')[0]} can't be read: {error}"
-            ) from error
+            why = f"{path.partition('?')[0]} can't be read: {error}"
+            raise ValueError(why) from error
 
 
 def _read_lines(file: Any) -> Iterator[Any]:

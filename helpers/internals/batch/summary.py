@@ -87,16 +87,11 @@ def summarise(output: str | PathLike) -> BatchSummary:
     for record in read_records(output):
         cut = record["finish_reason"] == "length"
         answers = record["response"] is not None
-        counts.update(
-            prompts=1,
-            answered=answers and not cut,
-            thinking_unfinished=cut and not answers,
-            answer_cut_short=cut and answers,
-            errors=record["error"] is not None,
-            asked_more_than_once=record["tries"] > 1,
-            prompt_tokens=record["prompt_tokens"],
-            completion_tokens=record["completion_tokens"],
-        )
+        found = {"prompts": 1, "asked_more_than_once": record["tries"] > 1}
+        found |= {"answered": answers and not cut, "answer_cut_short": answers and cut}
+        found |= {"errors": record["error"] is not None}
+        found |= {k: record[k] for k in ("prompt_tokens", "completion_tokens")}
+        counts.update(found, thinking_unfinished=cut and not answers)
         numbers.extend(record[name] for name in (*_LENGTHS, "started", "time"))
     *lengths, starts, times = np.reshape(numbers, (-1, 5)).T
     starts = np.where(starts, starts, times)
