@@ -114,10 +114,9 @@ def _load_batch(name: str, where: RayEngine, *shared: Any) -> "Batch":
 
 
 class Batch:
-    """One engine and what all prompts share, ready to answer any number of prompts.
+    """One engine and what all prompts share; arguments and errors are `run_batch`'s.
 
-    `job` is what the answers depend on, beside the prompts; `room` is the context in
-    tokens. The arguments and what is raised are those of `run_batch`.
+    `job` is what answers depend on beside the prompts, `room` the context in tokens.
     """
 
     IN_FLIGHT = 2  # prompts handed to vLLM for each that it can work on at once
@@ -130,8 +129,7 @@ class Batch:
         retries: int = 0,
         tokenizer: Any = None,
     ) -> None:
-        engine = engine_of(model)
-        if engine is None:
+        if (engine := engine_of(model)) is None:
             raise TypeError("run_batch needs vLLM: load with fast_inference=True")
         self._engine, self._core, self._retries = engine, engine.llm_engine, retries
         self._states = self._core.output_processor.request_states
@@ -178,8 +176,7 @@ class Batch:
             try:
                 outputs = self._core.step()
             except Exception as error:  # It does not say which prompt is bad.
-                asked = list(running.values())
-                running.clear()
+                asked, running, outputs = list(running.values()), {}, ()
                 result = _failed(asked[0], error)  # Raises what ends everything.
                 abort_all(self._core)
                 if half := len(asked) // 2:
@@ -187,7 +184,6 @@ class Batch:
                     yield from self._answer(iter(asked[half:]))
                 else:
                     yield result
-                continue
             for output in outputs:
                 if output.finished and (prompt := running.pop(output.request_id, None)):
                     result = self._result(prompt, output)

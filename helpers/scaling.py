@@ -57,12 +57,7 @@ class RayEngine:
 
 
 class RayRunner:
-    """Answers prompts as `Batch` does with one engine, with all those of a cluster.
-
-    Each worker makes a `Batch` of `model`, a name or path, by `load`. Raises
-    `EngineUnavailableError` where Ray is missing, `TypeError` for a loaded model,
-    `ValueError` for bad `sampling_params`.
-    """
+    """Answers prompts as a `Batch` does, by those that `load` makes in the workers."""
 
     def __init__(self, load: Any, model: Any, engine: RayEngine, *shared: Any) -> None:
         if not isinstance(model, str | PathLike):
@@ -78,11 +73,10 @@ class RayRunner:
             raise EngineUnavailableError(why) from error
         load_settings().apply()
         path, self.room = resolve_model_path(model), engine.max_seq_length
-        sampling_params, template, *_ = shared
-        known = {"chat_template_kwargs": template, "context": self.room}
-        # Bad ones fail here, before any model is loaded.
-        known["sampling_params"] = Sampling(path, sampling_params).resolved
-        self.job = job_of(path, load=engine.load, **known)
+        given, template, *_ = shared
+        sampling = Sampling(path, given).resolved  # Bad ones fail before any load.
+        known = {"chat_template_kwargs": template, "sampling_params": sampling}
+        self.job = job_of(path, load=engine.load, context=self.room, **known)
         self._engine, self._made_with = engine, (load, model, engine, *shared)
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[Any]:

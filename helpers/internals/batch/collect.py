@@ -1,8 +1,7 @@
 """Collect a batch's results: in a list, or in a file that the same call goes on with.
 
 In go a `Batch`, or another that has its `job`, `room` and `run`, and a `PromptSource`.
-Out come the results in the prompts' order, or a file with a record for each. A bar
-shows prompts, new tokens per second, and how many were cut short.
+Out come the results in the prompts' order, or a file with a record for each.
 """
 
 import time
@@ -37,8 +36,7 @@ def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) 
             if larger_budget(record, batch.room, retries):  # More retries than before.
                 journal.offsets[record["index"]] = -1
         still_open = (prompt for prompt in source if journal.offsets[prompt.index] < 0)
-        done = len(journal)
-        if done < count:
+        if (done := len(journal)) < count:
             with closing(batch.run(still_open)) as results:
                 for result in _with_bar(results, count, done, shown):
                     journal.append(as_record(result, started))

@@ -1,8 +1,7 @@
 """What decides a job's answers, as plain values that two runs can compare.
 
 In go a model's path, a chat template, prompts; out come names, commits and digests.
-Everything counts by its value: an array by its numbers, a function by its JSON schema.
-What has no value to compare is refused.
+Everything counts by its value, an array by its numbers; what has none is refused.
 """
 
 import json

@@ -164,10 +164,7 @@ def as_record(result: Any, started: float = 0.0) -> dict[str, Any]:
 
 
 def larger_budget(record: dict[str, Any], room: int, retries: int) -> int:
-    """Return twice a record's tokens if its thinking ran out of them, else 0.
-
-    0 also after `retries` further tries, and where the model's `room` is used up.
-    """
+    """Double the tokens of thinking that ran out if tries and room are left, else 0."""
     tokens = record["completion_tokens"]
     ran_out = record["finish_reason"] == "length" and record["response"] is None
     fits = record["prompt_tokens"] + tokens < room and record["tries"] <= retries
@@ -196,12 +193,11 @@ def _line_of(record: dict[str, Any]) -> bytes:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, that takes the place of `path` if all goes well."""
     path = path.resolve()  # Replace a link's target, not the link.
-    temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
+    with open(f"{path}.tmp", "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())  # Or a power cut could leave an empty file.
-    os.replace(temporary, path)
+    os.replace(file.name, path)
 
 
 def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
@@ -222,11 +218,8 @@ def read_records(output: str | PathLike) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def staged(output: str | PathLike) -> Iterator[Path]:
-    """A local path to write `output` to, which goes to a URL when it is done.
-
-    Object stores can't append. Until then the file is in the user's cache.
-    """
-    if "://" not in str(output):
+    """Give a local path to write `output` to; one for a URL is in the user's cache."""
+    if "://" not in str(output):  # Object stores can't append.
         yield Path(output).expanduser()
         return
     import fsspec

@@ -84,10 +84,9 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
 
 def _checked_id(key: Any) -> str | int | None:
     key = plain_value(key)
-    if key != key:  # pandas has NaN where an id is missing,
+    if key != key:  # pandas has NaN where an id is missing, and floats beside it.
         return None
-    if isinstance(key, float) and key.is_integer():  # and floats beside it.
-        key = int(key)
+    key = int(key) if isinstance(key, float) and key.is_integer() else key
     if isinstance(key, str | None) or type(key) is int and abs(key) < 2**63:
         return key
     raise ValueError("an id is a text or a whole number of at most 64 bits.")
@@ -153,15 +152,12 @@ def _chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _said_in(message: Mapping[str, Any]) -> list[str]:
-    """Return what a template has to write: texts, and the names of tools called.
-
-    Of an assistant's text it is the last line: templates leave out earlier thinking.
-    """
+    """Return what a template has to write: texts, and the names of tools called."""
     content, calls = message.get("content") or (), message.get("tool_calls") or ()
     parts = [content] if isinstance(content, str) else content
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     texts = [text.strip() for text in texts if isinstance(text, str)]
-    if message["role"] == "assistant":
+    if message["role"] == "assistant":  # Templates leave out its earlier thinking.
         texts = [text.rpartition("\n")[2] for text in texts]
     return [*filter(None, texts), *(call["function"]["name"] for call in calls)]
 
@@ -169,8 +165,7 @@ def _said_in(message: Mapping[str, Any]) -> list[str]:
 def check_formatted(messages: list[dict[str, Any]], text: str, tools: Any = ()) -> None:
     """Raise `ValueError` for a message or tool that the template left out of `text`.
 
-    What is said twice has to be there twice. Warns of a message with the marker that
-    begins the text.
+    Two equal messages must be there twice. Warns of one with the text's first marker.
     """
     names = [tool.get("function", tool)["name"] for tool in tools or ()]
     said = [(f"the tool {name!r}", name) for name in names]

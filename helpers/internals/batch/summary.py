@@ -1,7 +1,6 @@
 """What a batch was like: how its answers ended, how long they are, and how fast.
 
-In goes the file that `run_batch` wrote, finished or not. Out comes a summary that shows
-itself as a table and a chart. This module knows nothing of engines.
+In goes the file that `run_batch` wrote, finished or not; out comes a summary of it.
 """
 
 from array import array
@@ -71,12 +70,10 @@ class BatchSummary:
             speed.set(xlabel="seconds", ylabel="tokens per second", title="Speed")
             speed.set_ylim(bottom=0)
         thinking, answer = (part.max(initial=0) for part in lengths)
-        return Chart(
-            axes[0].figure,
-            f"{self.prompts:,} prompts, {self.answered:,} answered; at most "
-            f"{thinking:.0f} tokens of thinking and {answer:.0f} of answer; "
-            f"{self.tokens_per_second:,.0f} tokens per second.",
-        )
+        words = f"{self.prompts:,} prompts, {self.answered:,} answered; at most "
+        words += f"{thinking:.0f} tokens of thinking and {answer:.0f} of answer; "
+        words += f"{self.tokens_per_second:,.0f} tokens per second."
+        return Chart(axes[0].figure, words)
 
 
 def summarise(output: str | PathLike) -> BatchSummary:
