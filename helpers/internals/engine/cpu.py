@@ -42,10 +42,7 @@ CPU_VARIABLES = {
 
 
 def take_engine_arguments(kwargs: dict[str, Any], loads_model: Any) -> dict[str, Any]:
-    """Move what vLLM takes and Unsloth's `loads_model` does not out of `kwargs`.
-
-    Adds defaults. Adapters cost speed: without `max_loras` or `max_lora_rank`, none.
-    """
+    """Move what vLLM takes and `loads_model` does not out of `kwargs`; add defaults."""
     from vllm.engine.arg_utils import EngineArgs
 
     known = {field.name for field in dataclasses.fields(EngineArgs)}
@@ -54,7 +51,7 @@ def take_engine_arguments(kwargs: dict[str, Any], loads_model: Any) -> dict[str,
     arguments = {"max_logprobs": 0, "enforce_eager": True}  # The first as on a GPU.
     # To read a prompt in chunks vLLM rewinds seeded generators; a CPU's can't be.
     arguments["enable_chunked_prefill"] = False
-    if {"max_lora_rank", "max_loras"} & kwargs.keys():
+    if {"max_lora_rank", "max_loras"} & kwargs.keys():  # Adapters cost speed.
         arguments |= {"enable_lora": True, "max_lora_rank": 64}  # As in Unsloth's.
     arguments["seed"] = kwargs.get("random_state", 3407)
     arguments["trust_remote_code"] = kwargs.get("trust_remote_code", False)

@@ -26,18 +26,14 @@ _Errors = list[BaseException]
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """A model that is to be loaded, made once from a name and the settings.
-
-    `path` is a folder or hub path, `spec` None for a model that is not in `MODELS`,
-    `max_seq_length` None for the model's own context.
-    """
+    """A model that is to be loaded, made once from a name and the settings."""
 
     name: str
-    path: str
-    spec: models.ModelSpec | None
+    path: str  # A folder or hub path.
+    spec: models.ModelSpec | None  # None for a model that is not in `MODELS`.
     device: str
     in_4bit: bool
-    max_seq_length: int | None
+    max_seq_length: int | None  # None for the model's own context.
 
     def estimate(self) -> models.MemoryEstimate | None:
         """Estimate the memory of the load; None for a model that is not known."""
