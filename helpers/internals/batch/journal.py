@@ -179,6 +179,8 @@ def read_record(line: bytes) -> dict[str, Any] | None:
         for name, kind in COLUMNS.items():
             if kind in _NUMBERS:
                 record[name] = _NUMBERS[kind](record[name] or 0)
+        if isinstance(record["id"], float):
+            record["id"] = int(record["id"])
         return record | {"index": int(found["index"])}
     except Exception:
         return None

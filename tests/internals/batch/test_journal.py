@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -114,6 +115,20 @@ def test_ids_of_parquet_have_one_type(tmp_path: Path, ids: list, written: list) 
         with journal_of(output, count=len(ids)) as journal:
             assert len(list(journal.load())) == len(ids)
             journal.finish()
+
+
+def test_ids_that_pandas_wrote_as_floats_become_whole_again(tmp_path: Path) -> None:
+    output = tmp_path / "a.parquet"
+    with journal_of(output, count=3) as journal:
+        for index, key in enumerate((7, None, None)):
+            journal.append(record(index, id=key))
+        journal.finish()
+    pd.read_parquet(output).head(2).to_parquet(output)  # A column of floats now.
+    with journal_of(output, count=3) as journal:
+        assert [r["id"] for r in journal.load()] == [7, None]
+        journal.append(record(2, id=None))
+        journal.finish()
+    assert pq.read_table(output)["id"].to_pylist() == [7, None, None]
 
 
 def test_of_two_records_the_later_counts(tmp_path: Path) -> None:
