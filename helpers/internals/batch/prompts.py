@@ -146,7 +146,9 @@ def _chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
                 raise ValueError(f"arguments of a call are not a JSON object: {call}.")
     if chat and chat[-1]["role"] == "assistant" and not _said_in(chat[-1]):
         chat.pop()  # An empty turn is one to be written, not one to go on with.
-    if not any(map(_said_in, chat)):
+    parts = [part for message in chat for part in message.get("content") or ()]
+    pictures = [part for part in parts if isinstance(part, dict) and "text" not in part]
+    if not pictures and not any(map(_said_in, chat)):
         raise ValueError("the prompt is empty: write a question, or leave it out.")
     return chat
 

@@ -234,3 +234,10 @@ def test_a_tool_that_the_template_leaves_out_is_an_error() -> None:
     chat = [{"role": "user", "content": "Call add or weather."}]
     with pytest.raises(ValueError, match="does not write the tool"):
         check_formatted(chat, chat[0]["content"], tools)
+
+
+def test_a_picture_without_words_is_a_question() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "a.png"}}
+    chat = [{"role": "user", "content": [picture]}]
+    prompt = to_prompt(0, chat, {})
+    assert (prompt.refused, prompt.messages) == ("", chat)
