@@ -152,8 +152,9 @@ def cached_name(path: str) -> str | None:
 
 def find_model(path: str) -> ModelSpec | None:
     """Return the supported model of a folder or a hub path, quantised or not."""
-    path = cached_name(path) or path
-    return next((s for s in _SPECS if path in (s.path, s.path_16bit)), None)
+    real = os.path.realpath(path)  # of a relative path, or of a link
+    names = {path, real, cached_name(real)} - {None}
+    return next((s for s in _SPECS if names & {s.path, s.path_16bit}), None)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import json
 import struct
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from helpers.models import (
     UnknownModelError,
     did_you_mean,
     estimate_memory,
+    find_model,
     get_model,
 )
 
@@ -296,3 +298,14 @@ def test_specs_can_not_be_changed() -> None:
         spec.path = "elsewhere"
     with pytest.raises(TypeError):
         spec.sampling["temperature"] = 0
+
+
+def test_a_model_is_known_by_a_relative_path_and_by_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = MODELS["tiny-thinker"]
+    (tmp_path / "link").symlink_to(spec.path)
+    monkeypatch.chdir(tmp_path)
+    for path in (spec.path, "link", str(tmp_path / "link")):
+        assert find_model(path) is spec
+    assert find_model("nowhere") is None
