@@ -44,8 +44,9 @@ if __name__ in ("__main__", "__mp_main__") and (cpu_build := find_version("vllm-
         patch_lora_for_plain_prompts()
 
 if __name__ == "__main__":
-    if Path(sys.argv[2]).is_dir():  # Or vLLM answers noise where one is missing.
-        check_tensors(Path(sys.argv[2]))
+    for model in map(Path, sys.argv[2:3]):
+        if model.is_dir():  # Or vLLM answers noise where a tensor is missing.
+            check_tensors(model)
     from vllm.entrypoints.cli.main import main
 
     sys.exit(main())
