@@ -21,9 +21,11 @@ from .internals.batch.journal import as_record, larger_budget, staged
 from .internals.batch.prompts import Prompt, PromptSource, check_formatted, with_budget
 from .internals.batch.summary import BatchSummary, summarise
 from .internals.engine.errors import ends_everything
+from .internals.engine.hub import find_snapshot
 from .internals.engine.plan import resolve_model_path
 from .internals.engine.sampling_params import Sampling
 from .internals.engine.stop import abort_all, engine_of, stoppable
+from .internals.engine.weights import check_tensors
 from .scaling import RayEngine, RayRunner
 from .thinking import ThinkingParser, ThinkingResult
 
@@ -84,6 +86,7 @@ def run_batch(
     """
     template = fingerprint.template_arguments(chat_template_kwargs)
     source = PromptSource(prompts, template)
+    source.job["own_template"] = fingerprint.own_template(tokenizer, template)
     shared = sampling_params, template, retry_truncated, tokenizer
     if engine == "vllm":
         batch: Any = Batch(model, *shared)
@@ -103,10 +106,12 @@ def run_batch(
 def _load_batch(name: str, where: RayEngine, *shared: Any) -> "Batch":
     room, gpus, more = where.max_seq_length, where.gpus_per_worker, where.load
     if gpus > 1:  # Unsloth's engine keeps to one.
+        if folder := find_snapshot(path := resolve_model_path(name)):
+            check_tensors(folder)  # vLLM takes noise for what is missing.
         from vllm import LLM
 
         options = {"max_model_len": room, "tensor_parallel_size": gpus}
-        return Batch(LLM(resolve_model_path(name), **options, **more), *shared)
+        return Batch(LLM(path, **options, **more), *shared)
     from .loading import FastLanguageModel  # imports Unsloth
 
     options = {"max_seq_length": room, "fast_inference": True}

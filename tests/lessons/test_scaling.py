@@ -1,13 +1,19 @@
 """The same batch on Ray: the same records, on two nodes and with a worker killed."""
 
+import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from child import run_child
+from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer
 
-from helpers.batch import run_batch
-from helpers.internals.engine.exceptions import EngineUnavailableError
+from helpers.batch import BatchResult, _load_batch, run_batch
+from helpers.internals.batch.prompts import Prompt
+from helpers.internals.engine.exceptions import EngineUnavailableError, ModelLoadError
+from helpers.models import TINY_THINKER_DIRECTORY
 from helpers.scaling import RayEngine
 
 
@@ -57,6 +63,43 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineUnavailableError, match=r'pip install "ray\[data\]"'):
         run_batch("tiny-thinker", ["hello"], engine="ray")
+
+
+class OfTokenizer:
+    """In the place of Ray, since the file is all that matters."""
+
+    job, room = {"model": "mine"}, 512
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:
+        for p in prompts:
+            yield BatchResult(index=p.index, prompt=p.given, response="12")
+
+
+def test_another_chat_template_is_another_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("helpers.batch.RayRunner", OfTokenizer)
+    common = {"engine": "ray", "output": tmp_path / "a.jsonl", "progress": False}
+    tokenizer = AutoTokenizer.from_pretrained(TINY_THINKER_DIRECTORY)
+    for _ in range(2):
+        assert run_batch("mine", ["7 + 5?"], tokenizer=tokenizer, **common).answered
+    with pytest.raises(ValueError, match="own_template was .*, is None"):
+        run_batch("mine", ["7 + 5?"], **common)
+    tokenizer.chat_template += " "
+    with pytest.raises(ValueError, match="own_template was"):
+        run_batch("mine", ["7 + 5?"], tokenizer=tokenizer, **common)
+
+
+def test_weights_for_several_gpus_are_checked_too(tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY_THINKER_DIRECTORY, tmp_path / "mine")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"Missing: model\.norm\.weight"):
+        _load_batch(str(folder), RayEngine(gpus_per_worker=2))
 
 
 def test_a_model_that_is_loaded_already_is_refused() -> None:

@@ -104,6 +104,12 @@ def template_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
         raise ValueError(f"{why}: {error}") from error
 
 
+def own_template(tokenizer: Any, template: Mapping[str, Any]) -> str | None:
+    """Return a digest of the chat template that a tokenizer brings; None without."""
+    text = tokenizer and template_text(tokenizer, template.get("chat_template"))
+    return text and short_digest(text.encode())
+
+
 def template_text(tokenizer: Any, name: str | None = None) -> str | None:
     """Return the chat template of this name, or the only one; None for one in code.
 
