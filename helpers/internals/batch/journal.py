@@ -60,6 +60,7 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
         else:
             file.truncate(0)
             print(json.dumps(job), file=file, flush=True)
+            os.fsync(file.fileno())
         if held and not path.exists():  # Go on with a finished Parquet file.
             with _replacing(path) as copy:
                 copy.writelines(map(_line_of, read_records(output)))
@@ -71,7 +72,10 @@ def open_journal(output: Path, job: dict[str, Any], count: int) -> Iterator["Jou
 
 def _check_owner(stored: str, job: dict[str, Any], held: str) -> None:
     """Raise `ValueError` unless what both jobs know is equal; Ray knows less."""
-    old = json.loads(stored or "{}")
+    try:
+        old = dict(json.loads(stored))
+    except (ValueError, TypeError):  # empty, or torn by a power cut
+        old = {}
     differ = [f"{k} was {old[k]}, is {v}" for k, v in job.items() if old.get(k, v) != v]
     if differ or old.keys().isdisjoint(job):
         raise ValueError(

@@ -261,6 +261,19 @@ def test_half_a_download_is_not_taken_for_the_records(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("torn", ["", '{"mod', "null", "[1]"])
+def test_a_torn_job_names_the_records_that_it_was_for(
+    tmp_path: Path, torn: str
+) -> None:
+    output = tmp_path / "a.jsonl"
+    with journal_of(output) as journal:
+        journal.append(record(0))
+    (tmp_path / "a.jsonl.job").write_text(torn)
+    why = "a.jsonl holds the records of another job: unknown"
+    with pytest.raises(ValueError, match=why), journal_of(output):
+        pass
+
+
 def test_a_file_of_someone_else_is_left_alone(tmp_path: Path) -> None:
     output = tmp_path / "a.jsonl"
     output.write_text("mine\n")
