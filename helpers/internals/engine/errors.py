@@ -60,6 +60,8 @@ def ends_everything(error: Exception) -> bool:
     """Return True if vLLM's engine can't go on after this error, for any prompt."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    if isinstance(error, ValueError):  # It is about a prompt, whose text it may quote.
+        return False
     # After a CUDA error every later call in this process fails as well.
     dead = isinstance(error, EngineDeadError) or "CUDA error" in str(error)
     return dead or is_out_of_memory([error])

@@ -1,7 +1,7 @@
 import pytest
 
 from helpers.internals.engine import errors
-from helpers.internals.engine.errors import explained
+from helpers.internals.engine.errors import ends_everything, explained
 from helpers.internals.engine.exceptions import NotEnoughMemoryError
 from helpers.internals.engine.plan import plan_load
 from helpers.internals.machine.settings import Settings
@@ -45,3 +45,9 @@ def test_a_second_failure_is_not_explained_by_the_first() -> None:
         raise MemoryError("out of memory")
     except MemoryError:
         assert type(explain(ValueError("something else"))) is ValueError
+
+
+@pytest.mark.parametrize("words", ["CUDA error", "CUDA out of memory", "MemoryError"])
+def test_a_prompt_about_such_an_error_ends_nothing(words: str) -> None:
+    assert not ends_everything(ValueError(f"the id {words!r} is an earlier prompt's."))
+    assert ends_everything(RuntimeError(words))
