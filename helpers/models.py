@@ -198,17 +198,17 @@ class MemoryEstimate:
             requests = f"{count:,} requests of {self.max_seq_length:,} tokens"
             return f"Fits: {requests} at once in {share:,.0f} MiB; vLLM queues more."
         least = self.fixed_mib + math.ceil(self.request_mib)
-        room = (share - self.fixed_mib) * MIB // self.model.kv_bytes_per_token
+        four = estimate_memory(self.model, self.max_seq_length, load_in_4bit=True)
+        room = (share - four.fixed_mib) * MIB // self.model.kv_bytes_per_token
         if self.fits(free_mib * MOST_OF_A_GPU):
             enough = math.ceil(20 * least / free_mib) / 20
             change = f"Set GPU_MEMORY_UTILIZATION to auto or {enough:g}."
-        elif not self.load_in_4bit:
-            four = estimate_memory(self.model, self.max_seq_length, load_in_4bit=True)
-            change = f"LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
-        elif room >= 512:
-            change = f"Lower MAX_SEQ_LENGTH to {int(room) // 256 * 256}."
-        else:
+        elif room < 512:
             change = f"Choose a smaller model: MODEL_NAME={TINY_THINKER} runs anywhere."
+        elif not self.load_in_4bit:
+            change = f"LOAD_IN_4BIT=true brings it to {four.total_mib:,} MiB."
+        else:
+            change = f"Lower MAX_SEQ_LENGTH to {int(room) // 256 * 256}."
         need = f"{least:,} MiB needed, {share:,.0f} MiB available"
         return f"Does not fit: {need}. {change}"
 

@@ -281,8 +281,9 @@ def test_following_the_advice_makes_it_fit(available: int, concurrency: int) -> 
     assert estimate_memory(QWEN_THINKING, length, concurrency, True).fits(available)
 
 
-def test_advice_for_a_hopeless_case_is_another_model() -> None:
-    estimate = estimate_memory(QWEN_THINKING, 2048, 1, True)
+@pytest.mark.parametrize("in_4bit", [True, False])
+def test_advice_for_a_hopeless_case_is_another_model(in_4bit: bool) -> None:
+    estimate = estimate_memory(QWEN_THINKING, 2048, 1, in_4bit)
     assert "MODEL_NAME=tiny-thinker" in estimate.advice(2000)
 
 
