@@ -46,6 +46,10 @@ def test_integers_for_floats_and_nan_are_named(said: dict, case: str) -> None:
     assert said[case].startswith(f"ModelLoadError: {PROJECTION} in ")
 
 
+def test_numbers_whose_sums_are_too_large_are_no_nan(said: dict) -> None:
+    assert said["with_halves_of_large_sums"] == "nothing"
+
+
 @pytest.mark.parametrize(
     "method", ["bitsandbytes", "gptq", "fp8", "compressed-tensors"]
 )
