@@ -113,9 +113,11 @@ def set_up() -> Setup:
     with suppress(ValueError, ModelLoadError):  # load() says what is wrong with it.
         spec = find_model(resolve_model_path(name, make=False))
     room = NOISE_TOKENS if noise else ANSWER_TOKENS
+    cores = f"a CPU with {os.cpu_count()} cores"
+    device = cores if settings.device == "cpu" else gpu.name if gpu else "CUDA"
     return Setup(
         **settings.model_dump(include=set(Setup.__annotations__)),
-        device_name=gpu.name if gpu else f"a CPU with {os.cpu_count()} cores",
+        device_name=device,
         sampling=spec.sampling if spec else QWEN3_THINKING_SAMPLING,
         is_noise=noise,
         text_model=SMOLLM2 if noise or (spec and spec.name == TINY_THINKER) else name,

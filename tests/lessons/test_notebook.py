@@ -11,6 +11,7 @@ import pytest
 from child import find_child, run_child
 from transformers import AutoTokenizer
 
+from helpers import loading, notebook
 from helpers.internals.machine.versions import find_version
 from helpers.models import MODELS, TINY_THINKER, TINY_THINKER_DIRECTORY
 from helpers.notebook import ANSWER_TOKENS, NOISE_TOKENS, Setup, to_token_ids
@@ -69,6 +70,15 @@ def test_the_line_says_model_precision_context_machine_and_versions():
     )
     noise = replace(SETUP, load_in_4bit=False, is_noise=True)
     assert "(16-bit, context 4,096 tokens, random weights: its text is" in repr(noise)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda", "CUDA"), ("cpu", "a CPU")])
+def test_a_gpu_that_nvml_does_not_show_is_no_cpu(monkeypatch, device, expected):
+    monkeypatch.setitem(vars(loading), "FastLanguageModel", None)
+    monkeypatch.setattr(notebook, "current_gpu", lambda: None)
+    monkeypatch.setenv("DEVICE", device)
+    monkeypatch.setenv("MODEL_NAME", "tiny-thinker")
+    assert notebook.set_up().device_name.startswith(expected)
 
 
 def test_it_can_not_be_changed():
