@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def shutdown_kernel() -> None:
     # Runners say with each cell that nobody would answer a question, front ends don't.
     answers = app.kernel.get_parent()["content"].get("allow_stdin")
     if not (answers and _Waiting(app).goes_on()):
-        print(_end_all(app))
+        print(_end_all(app, partial(app.shell.events.register, "post_execute")))
 
 
 def make_room(needed_mib: float) -> None:
@@ -108,7 +108,8 @@ class _Waiting:
         rest = time.monotonic() - self._since  # Negative while a cell runs.
         asked = rest >= 0 and not self._note.exists()
         if asked or rest > IDLE_SECONDS:
-            text = "Another notebook needs the memory.\n" * asked + _end_all(self._app)
+            text = "Another notebook needs the memory.\n" * asked
+            text += _end_all(self._app, self._app.kernel.io_loop.add_callback)
             self._output.update({"text/plain": text}, raw=True)
         else:
             self._app.kernel.io_loop.call_later(0.5, self._end_in_time)
@@ -118,15 +119,15 @@ class _Waiting:
         self._note.unlink(missing_ok=True)
 
 
-def _end_all(app: Any) -> str:
-    """End all that this kernel started, then it; return the text for the reader."""
+def _end_all(app: Any, call_later: Callable) -> str:
+    """End all that this kernel started, and later it; return a text for the reader."""
     for action in at_shutdown:
         with suppress(Exception):
             action()
     logging.disable(logging.CRITICAL)  # or vLLM reports the death of its engine
     ended = _end_children(CHILD_SECONDS)
     thread = threading.Thread(target=_end_kernel, args=[app], daemon=True)
-    app.kernel.io_loop.add_callback(thread.start)  # The loop waits for the cell's end.
+    call_later(lambda: thread.is_alive() or thread.start())
     return (
         f"Ended {ended} child process{'es' * (ended != 1)}. The kernel ends now; its "
         "memory is free again.\n"

@@ -254,6 +254,15 @@ def test_polite_child_may_clean_up(
     check_all_gone(workdir, with_child=True)  # the worker that it orphaned included
 
 
+def test_a_cell_that_awaits_something_goes_on_to_its_end(
+    workdir: Path, raw_client: BlockingKernelClient
+) -> None:
+    execute(raw_client, RECORD)
+    rest = "\nimport asyncio\nawait asyncio.sleep(2.5)\nprint('the last line')"
+    assert execute(raw_client, SHUTDOWN + rest).endswith("the last line\n")
+    check_all_gone(workdir, with_child=False)
+
+
 def test_exit_that_hangs_is_forced(
     workdir: Path, raw_client: BlockingKernelClient
 ) -> None:
