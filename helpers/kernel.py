@@ -33,10 +33,9 @@ def shutdown_kernel() -> None:
     """End this kernel, its child processes and the memory that they hold.
 
     Where nobody can answer (nbmake, nbconvert, papermill) the kernel ends at once. For
-    a reader it stays for the exercises. It ends ten minutes after the last cell, at
-    once when this cell is run again by itself, or when a load in another notebook needs
-    the memory. A Jupyter server that only a password opens, or that listens on a Unix
-    socket, can't be asked to end the kernel: it starts an empty one again.
+    a reader it ends ten minutes after the last cell, when this cell is run again by
+    itself, or when a load in another notebook needs the memory. A Jupyter server that
+    only a password or a Unix socket opens can't be asked: it starts an empty one again.
     """
     kernelapp = sys.modules.get("ipykernel.kernelapp")
     if not (kernelapp and kernelapp.IPKernelApp.initialized()):

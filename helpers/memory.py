@@ -28,10 +28,9 @@ class MemoryMonitor:
     """Sample memory from a thread while something runs.
 
     Use the monitor once, as a context manager or over several cells with `start()` and
-    `stop()`. The memory is that of all processes on the GPU, or without one that of
-    this process and its children. An allocation shorter than `interval_s` (seconds) can
-    pass unseen, except at a `mark`. With `live=True` the page shows the samples, and
-    from the end on the chart.
+    `stop()`. The memory is that of all processes on the GPU, or of this process and its
+    children. An allocation shorter than `interval_s` (seconds) can pass unseen, except
+    at a `mark`. With `live=True` the page shows the samples, and at last the chart.
     """
 
     def __init__(self, interval_s: float = 0.2, *, live: bool = False) -> None:

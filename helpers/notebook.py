@@ -31,10 +31,9 @@ class Setup:
     """The settings of a notebook with every "auto" resolved, its model, its machine.
 
     `max_seq_length` is prompt and completion together, in tokens, and `max_tokens` the
-    most that an answer may take, thinking included. `gpu_memory_utilization` is vLLM's
-    share of a GPU's memory. `sampling` is what the model's authors recommend, or else
-    what Qwen does for its thinking models. If the weights are random, `is_noise`, the
-    text can't be checked; `text_model` is the model, or one whose text is real.
+    most of an answer, thinking included. `sampling` is what the model's authors
+    recommend, or else Qwen for its thinking models. If the weights are random,
+    `is_noise`, the text can't be checked; `text_model` is one whose text is real.
     """
 
     model_name: str
@@ -130,10 +129,9 @@ def to_token_ids(
 ) -> list[int]:
     """Write a chat as the model's template does, and return its token ids.
 
-    `messages` is a list of {"role": ..., "content": ...}, or a text, which is one
-    user's message. The ids end where the model's turn begins; if the last message is
-    an assistant's, they end with its content, for the model to continue.
-    `template_kwargs` go to `apply_chat_template`: `tools=`, `enable_thinking=`, ...
+    `messages` is a list of {"role": ..., "content": ...}, or a user's text. The ids end
+    where the model's turn begins, or with the content of an assistant's last message,
+    for the model to continue. `template_kwargs` go to `apply_chat_template` (`tools=`).
     Raises `ValueError` for a tokenizer without a chat template.
     """
     if isinstance(messages, str):

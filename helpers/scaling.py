@@ -30,14 +30,12 @@ from .internals.machine.settings import load_settings
 class RayEngine:
     """How many engines Ray shall run, and where.
 
-    `workers` engines work at the same time; by default one for each GPU of the cluster,
-    or one. `address` is that of a running cluster, "auto" for the one that this machine
-    belongs to; without it Ray starts here and ends with the batch, unless it runs
-    already. `gpus_per_worker` above 1 spreads a model over several GPUs of one host.
-    `cpus_per_worker` are the cores that Ray sets aside for each. `batch_size` prompts
-    go to a worker at a time, and are done again where one dies. `max_seq_length` is in
-    tokens, prompt and completion together. `load` holds further arguments of
-    `FastLanguageModel.from_pretrained`, or of `vllm.LLM` for a model over several GPUs.
+    `workers` engines, by default one for each GPU, have `cpus_per_worker` cores each;
+    `gpus_per_worker` above 1 spreads a model over GPUs of one host. `address` is that
+    of a running cluster, "auto" for this machine's; without it Ray starts here and ends
+    with the batch, unless it runs already. `batch_size` prompts go to a worker at a
+    time, and again where one dies. `max_seq_length` is in tokens. `load` has further
+    arguments of `FastLanguageModel.from_pretrained`, or of `vllm.LLM` for several GPUs.
     """
 
     workers: int | None = None

@@ -69,10 +69,7 @@ class LiveResponse:
         self._next_draw = 0.0
 
     def put(self, token_ids: Any) -> None:
-        """Take the prompt at the first call, new tokens at all later ones.
-
-        Raises `TypeError` for several prompts, KeyboardInterrupt after the stop button.
-        """
+        """Take one prompt, then new tokens. Raises KeyboardInterrupt after Stop."""
         if self._stop.is_set():
             self.end()
             raise KeyboardInterrupt

@@ -80,9 +80,9 @@ def load_engine(plan: LoadPlan, dtype: Any, arguments: dict, which: dict) -> Any
 def patch_lora_for_plain_prompts() -> None:
     """Work around two bugs of vLLM's CPU engines that take adapters.
 
-    A prompt without an adapter was given the last one: its mark, -1, is used as an
-    index. And `prompt_logprobs` beside other requests ended the engine: there are more
-    rows than requests in the output layer, whose adapter is left out, as on a GPU.
+    A prompt without an adapter, marked by -1, was given the last one. And the adapter
+    of the output layer ended the engine where `prompt_logprobs` give it more rows than
+    requests: it is left out, as on a GPU.
     """
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper import punica_cpu
@@ -194,10 +194,9 @@ def import_unsloth(settings: Settings) -> Any:
 
 
 def hide_unusable_extension() -> None:
-    """Keep unsloth from loading a build of vLLM's extension that this CPU can't run.
+    """Keep unsloth from loading `vllm._C` where it ends the process with SIGILL.
 
-    `vllm._C` of a CPU build is for AVX-512 with bfloat16. On another CPU it ends the
-    process with SIGILL, or doubles the variant for this CPU.
+    That of a CPU build is for AVX-512 with bfloat16.
     """
     spec = importlib.util.find_spec("vllm")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()

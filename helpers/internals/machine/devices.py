@@ -54,9 +54,9 @@ def read_driver() -> tuple[str, tuple[int, int], str]:
 def list_gpus(visible: bool = True) -> tuple[Gpu, ...]:
     """List the GPUs that CUDA shows this process, in its order; or all of the machine.
 
-    `CUDA_VISIBLE_DEVICES` may name them by their index in `nvidia-smi` (where cards of
-    different kinds are mixed, set `CUDA_DEVICE_ORDER=PCI_BUS_ID`) or by their whole
-    UUID. A card that is lost is left out; so is, with a warning, one in MIG mode.
+    `CUDA_VISIBLE_DEVICES` may name them by their whole UUID or their index in
+    `nvidia-smi` (cards of different kinds need `CUDA_DEVICE_ORDER=PCI_BUS_ID`). A card
+    that is lost is left out; so is, with a warning, one in MIG mode.
     """
     gpus: list[Gpu] = []
     with contextlib.suppress(pynvml.NVMLError):

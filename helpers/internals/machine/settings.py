@@ -65,9 +65,8 @@ VARIABLES = tuple(name.upper() for name in Settings.model_fields)
 def load_settings() -> Settings:
     """Take the nearest `.env` and the environment, which wins; empty is not set.
 
-    The file is read once in a process, the environment at each call. A folder in the
-    file's MODEL_NAME counts from the file; its variables for other libraries, such as
-    HF_HOME, go into the environment where they are not set. Warns of misspelt names.
+    A folder in the file's MODEL_NAME counts from the file. Its variables for other
+    libraries, as HF_HOME, go into the environment if not set. Warns of misspelt names.
     Raises `SettingsError` for a value that is not allowed or a file that can't be read.
     """
     file, ours = Path(find_dotenv(usecwd=True)), {}  # "." if there is none.
