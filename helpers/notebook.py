@@ -1,8 +1,7 @@
 """What every notebook begins with: `setup = set_up()`, `setup.load()`, `to_token_ids`.
 
 In go the settings of `.env` and this machine; out come one line that says what will
-run, the model with its tokenizer, and the token ids of a chat. It knows nothing of the
-engines: `loading` does.
+run, the model with its tokenizer, and the token ids of a chat.
 """
 
 import os

@@ -1,9 +1,8 @@
 """Tell a thinking model's thinking from its answer, by token and not by text.
 
-In go the generated token ids and their tokenizer. Out comes a `ThinkingResult`. The
-first end marker among the tokens is the cut. All text after it is the answer, as the
-model wrote it: a marker that appears there again stays. Only where a tokenizer has no
-tokens for markers are they looked for in the text.
+In go generated token ids and their tokenizer; out comes a `ThinkingResult`. The first
+end marker is the cut, and all text after it the answer, as the model wrote it. Only
+where a tokenizer has no tokens for markers are they looked for in the text.
 """
 
 from collections.abc import Iterable, Mapping, Set

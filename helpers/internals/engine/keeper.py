@@ -2,9 +2,8 @@
 
     python -m helpers.internals.engine.keeper OWNER_PID COMMAND...
 
-A command goes in; out comes a `KeptProcess`. Its keeper, the small program above, runs
-the command and ends it when SIGTERM comes and when the owner is gone, even by SIGKILL.
-It knows nothing of vLLM, whose engine outlives a server that is killed. Linux only.
+A command goes in; out comes a `KeptProcess`. Its keeper, the program above, runs it and
+ends it when SIGTERM comes or the owner is gone, even by SIGKILL. Linux only.
 """
 
 import ctypes

@@ -1,8 +1,7 @@
 """The user's choices, read from `.env` and the environment, and checked.
 
 In go the nearest `.env` and the environment, which wins; out comes one `Settings`.
-`.env.example` says what each field means. Variables of other libraries are passed on.
-It knows nothing of models: `internals.engine.plan` replaces each "auto".
+`.env.example` explains its fields; `internals.engine.plan` replaces each "auto".
 """
 
 import difflib
