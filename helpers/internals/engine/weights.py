@@ -48,6 +48,8 @@ def require_files(folder: Path) -> list[Path]:
             f"tokenizer.save_pretrained({str(folder)!r}) puts there."
         )
     files = weights | {*folder.glob("*.json"), *folder.glob("*.model")}
+    if folder / "adapter_config.json" not in files:
+        files.add(folder / "config.json")
     if lost := {file.name for file in files if not file.exists()}:
         raise ModelLoadError(
             f"{folder}: {_shorten(lost)} is missing, or is a link to a file that is "

@@ -384,7 +384,13 @@ def take_weights_away(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_weights, leave_a_pointer, take_weights_away])
+def take_config_away(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_weights, leave_a_pointer, take_weights_away, take_config_away]
+)
 def test_a_folder_that_would_not_load_is_not_ok(tmp_path, damage):
     folder = tmp_path / "mine"
     shutil.copytree(TINY_THINKER_DIRECTORY, folder)
