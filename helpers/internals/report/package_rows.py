@@ -62,7 +62,8 @@ def probe(name: str, device: str) -> str:
     # Unsloth writes compiled code to the working directory, and no .env is found here.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file, log = Path(folder, "problem.txt"), Path(folder, "log.txt")
-        program = [sys.executable, "-m", f"{__package__}.package_rows", name, str(file)]
+        module = f"{__package__}.package_rows"  # -u, since `os._exit` flushes nothing.
+        program = [sys.executable, "-u", "-m", module, name, str(file)]
         options = {"cwd": folder, "env": variables, "timeout": TIMEOUT_S}
         try:
             with log.open("w") as out:
