@@ -5,6 +5,7 @@ import copy
 import hashlib
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -214,7 +215,9 @@ def _execute(client: "NotebookClient") -> None:
         # Unsloth would write its code into the notebook's folder.
         environment = {"UNSLOTH_COMPILE_LOCATION": compiled} | os.environ
         loop = runner.get_loop()
-        task = loop.create_task(client.async_execute(env=environment))
+        # What a kernel writes there as it ends is not of the notebook.
+        options = {"env": environment, "stderr": subprocess.DEVNULL}
+        task = loop.create_task(client.async_execute(**options))
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(loop.run_until_complete, task)
             try:
