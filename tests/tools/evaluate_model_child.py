@@ -2,7 +2,7 @@
 
 import json
 
-from helpers.tiny_thinker import MODEL_DIR
+from helpers.models import TINY_THINKER_DIRECTORY
 from tools.tiny_thinker import evaluate
 
-print(json.dumps(evaluate.evaluate(MODEL_DIR, count=25, seed=11)))
+print(json.dumps(evaluate.evaluate(TINY_THINKER_DIRECTORY, count=25, seed=11)))

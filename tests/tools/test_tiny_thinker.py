@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from child import run_child
 
-from helpers.tiny_thinker import MODEL_DIR
+from helpers.models import TINY_THINKER_DIRECTORY
 from tools.tiny_thinker import agreement, chat, curriculum, evaluate, mix, skills
 from tools.tiny_thinker.train import Muon
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def tokenizer():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(MODEL_DIR)
+    return AutoTokenizer.from_pretrained(TINY_THINKER_DIRECTORY)
 
 
 @pytest.mark.parametrize("kind", ["addition", "subtraction"])
@@ -75,11 +75,11 @@ def test_evaluation_asks_only_held_out_problems():
 
 
 def test_files_are_small_and_the_architecture_suits_every_kernel():
-    config = json.loads((MODEL_DIR / "config.json").read_text())
+    config = json.loads((TINY_THINKER_DIRECTORY / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert config["hidden_size"] % 64 == 0
     assert config["head_dim"] == 64
-    size = sum(f.stat().st_size for f in MODEL_DIR.iterdir())
+    size = sum(f.stat().st_size for f in TINY_THINKER_DIRECTORY.iterdir())
     assert size < 8_000_000
 
 
@@ -206,7 +206,7 @@ def test_model_is_right_on_held_out_problems():
 
 
 def test_engines_write_the_same_greedy_tokens():
-    shares = agreement.compare(MODEL_DIR, count=25, seed=21)
+    shares = agreement.compare(TINY_THINKER_DIRECTORY, count=25, seed=21)
     assert shares["unsloth"] == shares["vllm"] == 1
     assert shares["unsloth 16-bit"] >= 0.8
     assert shares["unsloth 4-bit"] >= 0.3

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.tiny_thinker import MODEL_DIR
+from helpers.models import TINY_THINKER_DIRECTORY
 from tools.tiny_thinker.mix import prompt_text, sample
 
 MAX_TOKENS = 200
@@ -86,7 +86,7 @@ def compare(path: Path, count: int, seed: int) -> dict[str, float]:
 def main() -> int:
     """Compare; exit status 1 where vLLM or Unsloth in 32-bit differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
+    parser.add_argument("--model", type=Path, default=TINY_THINKER_DIRECTORY)
     parser.add_argument("--count", type=int, default=50, help="prompts")
     parser.add_argument("--seed", type=int, default=21)
     parser.add_argument("--of", nargs="+", metavar="ENGINE", help="its tokens, as JSON")

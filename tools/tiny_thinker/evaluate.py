@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.internals.machine.settings import load_settings
-from helpers.tiny_thinker import MODEL_DIR
+from helpers.models import TINY_THINKER_DIRECTORY
 from tools.tiny_thinker import agreement
 from tools.tiny_thinker.chat import second_turn, wish, with_tools
 from tools.tiny_thinker.curriculum import TOPICS, Example, arithmetic, strange
@@ -229,7 +229,7 @@ measures it alone); "unsloth" and "vllm" compute in 32-bit too, 4-bit is NF4:
 def main() -> int:
     """Evaluate; exit status 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
+    parser.add_argument("--model", type=Path, default=TINY_THINKER_DIRECTORY)
     parser.add_argument("--count", type=int, default=300, help="problems of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(

@@ -16,7 +16,7 @@ import re
 import time
 from pathlib import Path
 
-from helpers.tiny_thinker import MODEL_DIR
+from helpers.models import TINY_THINKER_DIRECTORY
 from tools.tiny_thinker.mix import CHAT_TEMPLATE, completion_text, prompt_text, sample
 
 VOCABULARY = 1280
@@ -285,7 +285,7 @@ def save(model, tokenizer, out: Path) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=MODEL_DIR)
+    parser.add_argument("--out", type=Path, default=TINY_THINKER_DIRECTORY)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=25_000_000)
     parser.add_argument("--step-tokens", type=int, default=1_500)
