@@ -41,7 +41,7 @@ def measure_time(
     from helpers.loading import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(
-        model_name, max_seq_length=512, fast_inference=True
+        model_name, max_seq_length=1024, load_in_4bit=False, fast_inference=True
     )
     questions = [f"What is {n} + {n + 8}?" for n in range(prompts)]
     chats = [[{"role": "user", "content": question}] for question in questions]

@@ -24,7 +24,7 @@ from helpers.serving import Server, serve
 
 from .measuring import describe_machine, describe_model, write_json
 
-CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 ANSWER, REPEATS = 128, 3  # tokens of an answer; the fastest of the repeats counts
 
 

@@ -3,12 +3,13 @@
     python -m tools.speculation --model DIRECTORY --out FILE.json
 
 Bare vLLM proposes `DRAFTED` tokens in every step, by n-grams or by the model that
-`--draft` names, and checks them in one pass. On a GPU the acceptance is set: vLLM's
-"synthetic" rejection accepts as many as it is told, so that random weights show the
-speed of every acceptance. On a CPU, which lacks it, the acceptance is what the model
-makes of the drafts. `--options` are arguments of `vllm.LLM` for both engines, as JSON.
-The file is written after each measurement; the plain engine is measured first, in a
-process of its own.
+`--draft` names, and checks them in one pass. The n-grams are looked up on the GPU,
+where one is, unless `--method ngram` asks for the processor. On a GPU the acceptance is
+set: vLLM's "synthetic" rejection accepts as many as it is told, so that random weights
+show the speed of every acceptance. On a CPU, which lacks it, the acceptance is what the
+model makes of the drafts. `--options` are arguments of `vllm.LLM` for both engines, as
+JSON. The file is written after each measurement; the plain engine is measured first, in
+a process of its own.
 """
 
 import argparse
@@ -35,7 +36,6 @@ LENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0)  # Tokens of a step: the accepted ones and o
 BATCH_SIZES = (1, 8, 64, 256)
 PROMPT_TOKENS, MAX_TOKENS = 64, 128
 SPECULATION = {
-    "method": "ngram",
     "num_speculative_tokens": DRAFTED,
     "prompt_lookup_min": 1,
     "prompt_lookup_max": 3,
@@ -66,7 +66,8 @@ def speculation(options: argparse.Namespace) -> dict[str, Any]:
         name = Path(options.draft).name
         drafts = {"method": "draft_model", "num_speculative_tokens": DRAFTED}
         return drafts | {"model": name}
-    return dict(SPECULATION)
+    method = "ngram_gpu" if detect_device() == "cuda" else "ngram"
+    return {"method": options.method or method, **SPECULATION}
 
 
 def fill_up_drafts(worker: Any) -> None:
@@ -78,8 +79,11 @@ def fill_up_drafts(worker: Any) -> None:
     drafter = worker.model_runner.drafter
     look_up = drafter.propose
 
-    def propose(drafted: int, sampled: list[list[int]], *rest: Any, **more: Any) -> Any:
+    def propose(drafted: int, sampled: Any, *rest: Any, **more: Any) -> Any:
         found = look_up(drafted, sampled, *rest, **more)
+        if isinstance(found, tuple):  # looked up on the GPU: tokens, how many are valid
+            tokens, valid = found
+            return tokens.masked_fill(tokens < 0, FILLER), valid.fill_(drafted)
         pairs = zip(found, sampled, strict=True)
         return [(d + [FILLER] * drafted)[:drafted] if new else d for d, new in pairs]
 
@@ -167,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=BATCH_SIZES,
     )
     parser.add_argument("--draft", help="a model of the same vocabulary")
+    parser.add_argument("--method", help="of the lookup, as vLLM names it")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--engine", choices=("plain", "speculating"))
     options = parser.parse_args(arguments)
