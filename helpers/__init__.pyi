@@ -7,8 +7,6 @@ from .charts import plot_lines as plot_lines
 from .charts import plot_throughput as plot_throughput
 from .charts import show_table as show_table
 from .charts import show_thinking as show_thinking
-from .internals.engine.exceptions import ModelNotCachedError as ModelNotCachedError
-from .internals.engine.release import TOLERANCE_MIB as TOLERANCE_MIB
 from .internals.engine.release import cleanup_memory as cleanup_memory
 from .internals.engine.release import release_model as release_model
 from .internals.engine.vllm_command import vllm_command as vllm_command

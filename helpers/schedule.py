@@ -115,8 +115,7 @@ class Schedule:
 
     def plot_blocks(self, reserved: int) -> Chart:
         """Draw the cache's blocks in use at each step, and a line at `reserved`."""
-        axes = new_axes(8, 3.6)
-        used = [step.blocks_used for step in self.steps]
+        axes, used = new_axes(8, 3.6), [step.blocks_used for step in self.steps]
         axes.stairs(used, fill=True, color=COLOURS[0], label="in use")
         axes.axhline(reserved, label="room for the longest", color=COLOURS[3], ls="--")
         axes.set(ylabel="blocks of the KV cache", ylim=(0, None))

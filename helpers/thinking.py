@@ -91,8 +91,7 @@ class ThinkingParser:
         cases = [(as_token_ids(token_ids), prompt) for token_ids, prompt in cases]
         splits = [self._split(token_ids, prompt) for token_ids, prompt in cases]
         runs = [run for split in splits for run in split.thinking + split.response]
-        texts = iter(self.decode(runs))
-        results = []
+        texts, results = iter(self.decode(runs)), []
         for (token_ids, _), split in zip(cases, splits, strict=True):
             parts = split.thinking, split.response
             counts = [sum(map(len, part)) for part in parts]

@@ -69,6 +69,15 @@ def claims_on_lengths() -> list[str]:
     ]
 
 
+def test_12_quotes_what_was_recorded():
+    record = json.loads((NOTEBOOKS / "figures" / "serving.json").read_text())
+    off = [record["measured"][n] / x - 1 for n, x in record["predicted"].items()]
+    foretold, seen = (record[f"{name}_knee"] for name in ("predicted", "measured"))
+    more = f"made {100 * min(off):.0f} to {100 * max(off):.0f} % more than was foretold"
+    assert more in text_of("12")
+    assert f"at {seen:.0f} where {foretold:.0f} were foretold" in text_of("12")
+
+
 @pytest.mark.parametrize(
     "claims", [claims_on_engines, claims_on_a_step, claims_on_lengths]
 )

@@ -131,26 +131,27 @@ def test_13_quotes_what_was_recorded() -> None:
         for length, by_size in recorded("speculation")["acceptance"].items()
         for size, cell in by_size.items()
     }
-    alone = {length: f"{speed[length, '1']:.0f}" for length in ("none", "1", "3", "4")}
-    claims = [
-        f"goes from {alone['none']} tokens/s to {alone['3']} with three tokens a step",
-        f"and to {alone['4']} with four",
-        f"{alone['1']} tokens a second are left of {alone['none']}",
-    ]
-    assert [claim for claim in claims if claim not in text] == []
-    gain = {key: speed[key] / speed["none", key[1]] for key in speed}
-    assert gain["2", "8"] < 1.1 and round(gain["3", "8"], 1) == 1.5
-    assert gain["2", "64"] < 1 < gain["3", "64"] and gain["3", "256"] < 1
+    alone = {length: f"{speed[length, '1']:.0f}" for length in ("none", *"345")}
     (limit,) = {
         round(one["limit"]["1"])
         for one in recorded("h200")["engines"]
         if one["row"] == "vllm"
     }
-    assert limit == round(speed["3", "1"])  # "as many as the bandwidth line allows"
+    claims = [
+        f"goes from {alone['none']} tokens/s to {alone['3']} with three tokens a step",
+        f"ends at {limit}: four tokens a step reach {alone['4']}, five {alone['5']}",
+        f"at {alone['3']} a second are {3000 / speed['3', '1']:.1f} ms a step",
+        "three tokens a step are 1.7 times as fast",
+    ]
+    assert [claim for claim in claims if claim not in text] == []
+    gain = {key: speed[key] / speed["none", key[1]] for key in speed}
+    assert gain["2", "8"] < 1.1 and round(gain["3", "8"], 1) == 1.5
+    assert gain["2", "64"] < 1 < gain["3", "64"]
+    assert gain["4", "256"] < 1 < gain["5", "256"] and round(gain["3", "1"], 1) == 1.7
 
 
 def test_the_settings_that_13_works_out_are_the_best_of_the_grid() -> None:
-    """Within 4 % on every mix, from the three jobs of the fit alone."""
+    """Within 2 % on four mixes and 9 % on one, from the three jobs of the fit alone."""
     grid = recorded("settings")
 
     def features(lengths: dict, job: dict) -> list[int]:
@@ -160,11 +161,12 @@ def test_the_settings_that_13_works_out_are_the_best_of_the_grid() -> None:
 
     fit = [features(job, job) for job in grid["fit"]]
     costs = np.linalg.solve(fit, [job["seconds"] for job in grid["fit"]])
-    offs, worst = [], []
+    offs, chosen, worst = [], [], []
     for mix in grid["mixes"].values():
         said = [float(costs @ features(mix, job)) for job in mix["jobs"]]
         took = [job["seconds"] for job in mix["jobs"]]
-        assert took[said.index(min(said))] < 1.04 * min(took)
+        chosen.append(took[said.index(min(said))] / min(took))
         offs += [abs(a / b - 1) for a, b in zip(said, took, strict=True)]
         worst.append(max(took) / min(took))
-    assert statistics.median(offs) < 0.1 and max(worst) > 3
+    assert sorted(chosen)[-2] < 1.02 and max(chosen) < 1.09
+    assert statistics.median(offs) < 0.1 and max(worst) > 2

@@ -90,8 +90,7 @@ def release_model(model: Any, *, before_load_mib: int | None = None) -> MemoryRe
     del model  # Nothing in this frame may hold what is to be freed.
     cleanup_memory()
     _clear_finished_frames(parts)
-    after = cleanup_memory().after_mib
-    alive = len(_still_alive(parameters))
+    after, alive = cleanup_memory().after_mib, len(_still_alive(parameters))
     holders = _find_holders(_still_alive(parts) or _still_alive(parameters)[:1])
     kept = 0 if before_load_mib is None else after - before_load_mib
     return MemoryReport(kind, before, after, len(parameters), alive, holders, kept)

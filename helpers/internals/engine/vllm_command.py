@@ -44,9 +44,8 @@ if __name__ in ("__main__", "__mp_main__") and (cpu_build := find_version("vllm-
         patch_lora_for_plain_prompts()
 
 if __name__ == "__main__":
-    for model in map(Path, sys.argv[2:3]):
-        if model.is_dir():  # Or vLLM answers noise where a tensor is missing.
-            check_tensors(model)
+    for model in filter(Path.is_dir, map(Path, sys.argv[2:3])):
+        check_tensors(model)  # vLLM answers noise where a tensor is missing.
     from vllm.entrypoints.cli.main import main
 
     sys.exit(main())

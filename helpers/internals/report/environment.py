@@ -1,8 +1,7 @@
 """`check_environment()`: one report on machine, packages, settings and model.
 
-In goes what `.env` and the environment say, out comes a table of rows, each ok, a
-warning or failed, and what is not ok with the command that fixes it. Nothing is loaded
-and nothing raised. The user's home does not appear in it.
+In goes what `.env` and the environment say, out comes a table of rows, each ok, or with
+what mends it. Nothing is loaded or raised, and the user's home does not appear in it.
 """
 
 import os
@@ -21,7 +20,7 @@ from ..engine.plan import adapter_base, resolve_model_path, resolve_settings
 from ..machine.devices import list_gpus, main_memory, read_driver, torch_cuda
 from ..machine.settings import Settings, SettingsError, load_settings
 from ..machine.versions import find_version
-from .package_rows import check_packages
+from .package_rows import check_packages, probe
 from .rows import Check, EnvironmentReport
 
 _RUNS_ANYWHERE = f"MODEL_NAME={TINY_THINKER} runs anywhere"
@@ -106,6 +105,9 @@ def _check_model(settings: Settings) -> Iterator[Check]:
         base, spec = adapter_base(path), find_model(path)
         folder = find_folder(base or path, Path(path) if base else None)
         need = spec and estimate_memory(spec, length, 1, settings.load_in_4bit)
+        parts = [Path(one).absolute() for one in (folder, base and path) if one]
+        if folder and (problem := probe("transformers", settings.device, *parts)):
+            raise RuntimeError(problem)
     except Exception as error:  # Whatever the load would end with.
         fix = f"correct MODEL_NAME or MAX_SEQ_LENGTH; {_RUNS_ANYWHERE}"
         yield Check("Model", str(error), "failed", fix)
@@ -116,8 +118,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     row = row.unless(folder or not offline, ", and HF_HUB_OFFLINE is set", fix)
     yield _check_memory(row, need, settings) if need else row
     missing = 0 if folder or not spec else spec.weight_bytes("4bit" in path)
-    # 1 GB is for compiled code, logs and notebooks.
-    yield _check_disk(Path(constants.HF_HUB_CACHE), 1 + missing / 1e9)
+    yield _check_disk(Path(constants.HF_HUB_CACHE), 1 + missing / 1e9)  # 1 for logs
 
 
 def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check:

