@@ -74,12 +74,19 @@ class Lab:
         return [p for p in found if p.is_running() and p.status() != "zombie"]
 
     def end_kernels(self) -> None:
-        """Shut each kernel down as the panel of running kernels does."""
+        """Shut all kernels down as the panel of running kernels does.
+
+        A page that was opened a moment ago may start its own only now.
+        """
         headers = {"Authorization": f"token {self.token}"}
-        for kernel in httpx.get(f"{self.url}api/kernels", headers=headers).json():
-            url = f"{self.url}api/kernels/{kernel['id']}"
-            httpx.delete(url, headers=headers, timeout=START_SECONDS)
-        wait_for(lambda: not self.kernels(), GONE_SECONDS)
+
+        def are_gone() -> bool:
+            for kernel in httpx.get(f"{self.url}api/kernels", headers=headers).json():
+                url = f"{self.url}api/kernels/{kernel['id']}"
+                httpx.delete(url, headers=headers, timeout=START_SECONDS)
+            return not self.kernels()
+
+        wait_for(are_gone, GONE_SECONDS)
 
     def stop(self) -> None:
         family = self.process.children(recursive=True)
