@@ -118,7 +118,7 @@ def _check_model(settings: Settings) -> Iterator[Check]:
     row = row.unless(folder or not offline, ", and HF_HUB_OFFLINE is set", fix)
     yield _check_memory(row, need, settings) if need else row
     missing = 0 if folder or not spec else spec.weight_bytes("4bit" in path)
-    yield _check_disk(Path(constants.HF_HUB_CACHE), 1 + missing / 1e9)  # 1 for logs
+    yield _check_disk(Path(constants.HF_HUB_CACHE), 1 + missing / 1e9)  # 1 GB: logs
 
 
 def _check_memory(row: Check, need: MemoryEstimate, settings: Settings) -> Check:

@@ -80,7 +80,7 @@ def probe(name: str, device: str, *folders: Path) -> str:
 
 
 def try_import(name: str, *folders: str) -> None:
-    """Import one of `IMPORTED`; raise an error if it can't use the device, or them."""
+    """Import a package; raise if it can't use the device, or a model in `folders`."""
     settings = load_settings()
     settings.apply()
     found = device = settings.device

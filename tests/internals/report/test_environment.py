@@ -675,10 +675,11 @@ def test_json():
     assert EnvironmentReport(ROWS[:2]).ok
 
 
-def test_command_line_prints_the_text(report):
-    result = report(program=("-m", "helpers"), MAX_SEQ_LENGTH="none")
+def test_command_line_prints_the_text(tmp_path):
+    program = ("-m", "helpers")
+    result = run_helpers(tmp_path, program=program, MAX_SEQ_LENGTH="none")
     assert result.status == 1
-    assert result.output.splitlines()[0].endswith(" failed.")
+    assert result.output.splitlines()[0].endswith("1 failed.")
     assert re.search(r"^failed +Settings", result.output, re.M)
 
 
