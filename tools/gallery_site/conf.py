@@ -14,6 +14,7 @@ suppress_warnings = ["mystnb.unknown_mime_type", "myst.xref_missing"]
 
 html_theme = "sphinx_book_theme"
 html_theme_options = {
+    "footer_content_items": "",  # It would name an author, and there is no single one.
     "home_page_in_toc": True,
     "navbar_persistent": [],
     "show_toc_level": 2,
