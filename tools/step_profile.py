@@ -121,7 +121,7 @@ def measure(engine: Any, job: Job, size: int, device: str) -> dict[str, Any]:
         "step_ms": round(max(step_ms, sum(kernels.values())), 4),
         "parts_ms": parts,
         "named": round(1 - parts.get(OTHER, 0) / step_ms, 4),
-        "prefill_share": round((first - step) / times[-1][0], 4),
+        "prefill_share": round(max(0.0, first - step) / times[-1][0], 4),
         "kernels_ms": kernels,
     }
 

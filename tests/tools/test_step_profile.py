@@ -23,7 +23,7 @@ def test_the_parts_of_a_real_step_add_up(tmp_path: Path) -> None:
             step["step_ms"], rel=0.01
         )
         assert min(step["parts_ms"][part] for part in ("matrices", "attention")) > 0
-        assert 0 < step["prefill_share"] < 0.5 and step["named"] > 0.95
+        assert 0 <= step["prefill_share"] < 1 and step["named"] > 0.95
 
     # Split again, after a kernel was renamed to what no pattern knows.
     kernels = recorded["steps"]["1"]["kernels_ms"]
