@@ -1,6 +1,7 @@
 """Write a model with a real architecture and random weights.
 
     python -m tools.random_model models/qwen3-4b-random --shape qwen3-4b
+    python -m tools.random_model models/head --head-of models/qwen3-4b-random
 
 Speed and memory do not depend on what the weights say, so such a model measures them
 without a download. Its text is noise, and its model card says so: `is_noise` is how a
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 2 * 10**9
+HEAD_WORDS = 32_000  # A head chooses among the first tokens of the vocabulary.
 # Wide rows for the markers of the end, so that noise ends too: with these, thinking
 # mostly closes within a hundred tokens, and the text some hundred later.
 END_SCALES = MappingProxyType({"</think>": 2.5, "<|im_end|>": 1.8})
@@ -240,13 +242,67 @@ def _shards(tensors: "Iterator[tuple[str, Tensor]]") -> Iterator[dict[str, "Tens
         yield shard
 
 
+def make_head(directory: Path, model: Path) -> None:
+    """Write an EAGLE-3 head of random weights for the model in a folder.
+
+    It is one layer of the model's sizes, over the hidden states of three of its layers.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    values = json.loads((model / "config.json").read_text("utf-8"))
+    hidden, inner, width = (
+        values[name] for name in ("hidden_size", "intermediate_size", "head_dim")
+    )
+    queries = width * values["num_attention_heads"]
+    keys, words = (
+        width * values["num_key_value_heads"],
+        min(HEAD_WORDS, values["vocab_size"]),
+    )
+    layer = {
+        "self_attn.q_proj": (queries, 2 * hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    layer |= dict.fromkeys(("self_attn.k_proj", "self_attn.v_proj"), (keys, 2 * hidden))
+    layer |= dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), (inner, hidden))
+    layer["self_attn.o_proj"] = (hidden, queries)
+    norms = "hidden_norm", "input_layernorm", "post_attention_layernorm"
+    shapes = {f"midlayer.{name}": size for name, size in layer.items()}
+    shapes |= {f"midlayer.{name}": (hidden,) for name in norms}
+    shapes |= {
+        "fc": (hidden, 3 * hidden),
+        "lm_head": (words, hidden),
+        "norm": (hidden,),
+    }
+    tensors = {
+        f"{name}.weight": (
+            torch.randn(size) * 0.02 if len(size) > 1 else torch.ones(size)
+        ).bfloat16()
+        for name, size in shapes.items()
+    }
+    if words < values["vocab_size"]:
+        tensors["d2t"] = torch.zeros(words, dtype=torch.long)
+    own = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama"}
+    own |= {"num_hidden_layers": 1, "draft_vocab_size": words, "dtype": "bfloat16"}
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    text = json.dumps(
+        {**values, **own, "tie_word_embeddings": False, "layer_types": None}
+    )
+    (directory / "config.json").write_text(text, "utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 1 if the directory holds another model."""
     parser = argparse.ArgumentParser("python -m tools.random_model")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-4b")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--head-of", type=Path, help="write a head for this model")
     options = parser.parse_args(arguments)
+    if options.head_of:
+        make_head(options.directory, options.head_of)
+        return 0
     try:
         make_random_model(options.directory, options.shape, seed=options.seed)
     except FileExistsError as error:

@@ -2,14 +2,14 @@
 
     python -m tools.speculation --model DIRECTORY --out FILE.json
 
-Bare vLLM proposes `DRAFTED` tokens in every step, by n-grams or by the model that
-`--draft` names, and checks them in one pass. The n-grams are looked up on the GPU,
-where one is, unless `--method ngram` asks for the processor. On a GPU the acceptance is
-set: vLLM's "synthetic" rejection accepts as many as it is told, so that random weights
-show the speed of every acceptance. On a CPU, which lacks it, the acceptance is what the
-model makes of the drafts. `--options` are arguments of `vllm.LLM` for both engines, as
-JSON. The file is written after each measurement; the plain engine is measured first, in
-a process of its own.
+Bare vLLM proposes `--drafted` tokens in every step, by n-grams or by the model that
+`--draft` names (a head with `--method eagle3`), and checks them in one pass. The
+n-grams are looked up on the GPU, where one is, unless `--method ngram` asks for the
+processor. On a GPU the acceptance is set: vLLM's "synthetic" rejection accepts as many
+as it is told, so that random weights show the speed of every acceptance. On a CPU,
+which lacks it, the acceptance is what the model makes of the drafts. `--options` are
+arguments of `vllm.LLM` for both engines, as JSON. The file is written after each
+measurement; the plain engine is measured first, in a process of its own.
 """
 
 import argparse
@@ -30,16 +30,10 @@ from helpers.models import TINY_THINKER
 from .engines import load_in_process
 from .measuring import describe_machine, describe_model, write_json
 
-DRAFTED = 4
 FILLER = 300  # A token of ordinary text in every tokenizer here.
-LENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0)  # Tokens of a step: the accepted ones and one more.
 BATCH_SIZES = (1, 8, 64, 256)
 PROMPT_TOKENS, MAX_TOKENS = 64, 128
-SPECULATION = {
-    "num_speculative_tokens": DRAFTED,
-    "prompt_lookup_min": 1,
-    "prompt_lookup_max": 3,
-}
+LOOKUP = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
 
 
 def load_engine(options: argparse.Namespace, speculate: bool, device: str) -> Any:
@@ -47,7 +41,7 @@ def load_engine(options: argparse.Namespace, speculate: bool, device: str) -> An
     if speculate:
         synthetic = {
             "rejection_sample_method": "synthetic",
-            "synthetic_acceptance_length": LENGTHS[0],
+            "synthetic_acceptance_length": 1.0,
         }
         chosen = speculation(options) | (synthetic if device == "cuda" else {})
         if options.draft:
@@ -62,16 +56,16 @@ def load_engine(options: argparse.Namespace, speculate: bool, device: str) -> An
 
 def speculation(options: argparse.Namespace) -> dict[str, Any]:
     """Return how tokens are proposed, as the file records it."""
+    drafted = {"num_speculative_tokens": options.drafted}
     if options.draft:
-        name = Path(options.draft).name
-        drafts = {"method": "draft_model", "num_speculative_tokens": DRAFTED}
-        return drafts | {"model": name}
+        method = {"method": options.method or "draft_model"}
+        return method | drafted | {"model": Path(options.draft).name}
     method = "ngram_gpu" if detect_device() == "cuda" else "ngram"
-    return {"method": options.method or method, **SPECULATION}
+    return {"method": options.method or method, **drafted, **LOOKUP}
 
 
 def fill_up_drafts(worker: Any) -> None:
-    """Let the worker propose `DRAFTED` tokens in each step, whatever it looks up.
+    """Let the worker propose as many tokens as it may, whatever it looks up.
 
     Random weights write what was never there before, so a lookup finds too little for
     the speed of a step that checks drafts. The lookup takes its time all the same.
@@ -147,7 +141,9 @@ def measure_engine(options: argparse.Namespace) -> None:
     speculate = options.engine == "speculating"
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     engine = load_engine(options, speculate, device)
-    lengths = LENGTHS if speculate and device == "cuda" else (0.0,)
+    # Tokens of a step: the accepted ones and one more.
+    set_ones = [float(length) for length in range(1, options.drafted + 2)]
+    lengths = set_ones if speculate and device == "cuda" else [0.0]
     for length in lengths:
         name = f"{length:g}" if length else "real" if speculate else "none"
         if length:
@@ -170,8 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=lambda text: tuple(map(int, text.split(","))),
         default=BATCH_SIZES,
     )
-    parser.add_argument("--draft", help="a model of the same vocabulary")
-    parser.add_argument("--method", help="of the lookup, as vLLM names it")
+    parser.add_argument("--draft", help="a model of the same vocabulary, or a head")
+    parser.add_argument("--drafted", type=int, default=4, help="tokens of a step")
+    parser.add_argument("--method", help="of the drafts, as vLLM names it")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--engine", choices=("plain", "speculating"))
     options = parser.parse_args(arguments)

@@ -78,6 +78,25 @@ def test_12_quotes_what_was_recorded():
     assert f"at {seen:.0f} where {foretold:.0f} were foretold" in text_of("12")
 
 
+def test_07_13_and_06_quote_what_other_precisions_cost():
+    engines = {one.name: one for one in load_figures("h200")}
+    bits, fp8, cache, gptq = (
+        engines[f"vLLM, bare, {kind}"]
+        for kind in ("16-bit", "FP8", "FP8, FP8 cache", "GPTQ")
+    )
+    sizes = sorted(bits.tokens_per_second)
+    lost = {n: 100 - 100 * gptq.throughput(n) / bits.throughput(n) for n in sizes}
+    assert [round(lost[n]) for n in (1, 8, 32)] == [4, 5, 3] and round(lost[256]) == 19
+    assert "cost 3 to 5 % up to 32 prompts and 19 % for 256" in text_of("07")
+    lost = [100 - 100 * cache.throughput(n) / fp8.throughput(n) for n in sizes]
+    assert (round(min(lost)), round(max(lost))) == (3, 6)
+    assert "makes each bar 3 to 6 % shorter" in text_of("13")
+    one, many = (f"{cache.throughput(n):,.0f}" for n in (1, 256))
+    without_one, without_many = (f"{fp8.throughput(n):,.0f}" for n in (1, 256))
+    said = f"{one} tokens/s for {without_one} at one prompt, {many} for {without_many}"
+    assert f"{said} at 256" in text_of("06")
+
+
 @pytest.mark.parametrize(
     "claims", [claims_on_engines, claims_on_a_step, claims_on_lengths]
 )

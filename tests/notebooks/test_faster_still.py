@@ -139,9 +139,30 @@ def test_13_quotes_what_was_recorded() -> None:
     }
     claims = [
         f"goes from {alone['none']} tokens/s to {alone['3']} with three tokens a step",
-        f"ends at {limit}: four tokens a step reach {alone['4']}, five {alone['5']}",
+        f"line allows {limit} without drafts: three tokens a step stay below it, "
+        f"four reach {alone['4']}, five {alone['5']}",
         f"at {alone['3']} a second are {3000 / speed['3', '1']:.1f} ms a step",
-        "three tokens a step are 1.7 times as fast",
+        "three tokens a step are 1.7 times as fast if they are looked up, 2.3 times",
+        f"even five make {speed['5', '256']:,.0f} tokens/s",
+    ]
+    head = {
+        size: statistics.median(cell["tokens_per_second"])
+        for size, cell in recorded("eagle")["acceptance"]["3"].items()
+    }
+    claims += [
+        f"makes {head['1']:.0f} tokens a second for one prompt",
+        f"without drafts, and {head['8']:,.0f} for 8",
+        f"with a head (below) {3000 / head['1']:.1f}",
+    ]
+    assert (
+        1.15 < head["1"] / limit < 1.25 and 2.25 < head["1"] / speed["none", "1"] < 2.35
+    )
+    eager = recorded("steps_eager")["steps"]
+    busy = {n: one["step_ms"] - one["parts_ms"]["gaps"] for n, one in eager.items()}
+    claims += [
+        f"works for {busy['1']:.1f} of a step's {eager['1']['step_ms']:.1f} ms",
+        f"waits for {eager['256']['parts_ms']['gaps']:.0f} of "
+        f"{eager['256']['step_ms']:.0f} ms",
     ]
     assert [claim for claim in claims if claim not in text] == []
     gain = {key: speed[key] / speed["none", key[1]] for key in speed}

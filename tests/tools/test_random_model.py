@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from helpers.models import TINY_THINKER, TINY_THINKER_DIRECTORY
 from helpers.notebook import is_noise
 from helpers.thinking import THINK_END_TOKEN_ID
-from tools.random_model import SHAPES, make_random_model
+from tools.random_model import HEAD_WORDS, SHAPES, main, make_random_model
 
 SMALL = {
     "hidden_size": 128,
@@ -78,3 +79,24 @@ def test_it_does_not_write_over_a_real_model(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not of random weights"):
         make_random_model(tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_head_has_one_layer_of_its_models_sizes(models, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    model = models["qwen3-4b"]
+    assert main([str(tmp_path / "head"), "--head-of", str(model)]) == 0
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["num_hidden_layers"] == 1 and config["draft_vocab_size"] == HEAD_WORDS
+    head = load_file(tmp_path / "head" / "model.safetensors")
+    layer = "model.layers.0."
+    for name, tensor in load_file(next(model.glob("*.safetensors"))).items():
+        place = name.replace(layer, "midlayer.")
+        # A head's layer is Llama's, without norms in the attention.
+        if place != name and not place.endswith(("q_norm.weight", "k_norm.weight")):
+            size = list(tensor.shape)  # It reads the text and the hidden states.
+            size[-1] *= 2 if place.endswith(("q_proj.weight", "k_proj.weight")) else 1
+            size[-1] *= 2 if place.endswith("v_proj.weight") else 1
+            assert list(head[place].shape) == size, place
+    assert len(head["d2t"]) == HEAD_WORDS and head["fc.weight"].shape == (128, 384)
