@@ -2,8 +2,7 @@
 
 The stub beside this file, `__init__.pyi`, lists every public name and the module that
 it comes from, for editors and for Python alike. A module is imported when a name of it
-is first used, so importing this package imports no torch, transformers, unsloth or
-vllm, and unsloth can come first.
+is first used, so this package imports no engine, and unsloth can come first.
 """
 
 import lazy_loader

@@ -85,11 +85,9 @@ class _Waiting:
         if this_cell == self._announced + 1 or self._rest > 1.0:
             return False
         self._announced = this_cell
-        text = (
-            f"The kernel stays for the exercises. It ends {IDLE_SECONDS / 60:g} "
-            "minutes after the last cell that you run, or when another notebook needs "
-            "the memory. This cell, run again, ends it at once."
-        )
+        text = f"The kernel stays for the exercises. It ends {IDLE_SECONDS / 60:g} "
+        text += "minutes after the last cell that you run, or when another notebook "
+        text += "needs the memory. This cell, run again, ends it at once."
         self._output = display({"text/plain": text}, raw=True, display_id=True)
         return True
 
@@ -127,12 +125,10 @@ def _end_all(app: Any, call_later: Callable) -> str:
     ended = _end_children(CHILD_SECONDS)
     thread = threading.Thread(target=_end_kernel, args=[app], daemon=True)
     call_later(lambda: thread.is_alive() or thread.start())
-    return (
-        f"Ended {ended} child process{'es' * (ended != 1)}. The kernel ends now; its "
-        "memory is free again.\n"
-        "JupyterLab and Notebook 7 show No Kernel within ten seconds.\n"
-        "Wait for that before you run a cell: it starts a fresh kernel."
-    )
+    text = f"Ended {ended} child process{'es' * (ended != 1)}. The kernel ends now; "
+    text += "its memory is free again.\nJupyterLab and Notebook 7 show No Kernel "
+    text += "within ten seconds.\nWait for that before you run a cell: "
+    return f"{text}it starts a fresh kernel."
 
 
 def _end_children(wait: float) -> int:

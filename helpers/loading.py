@@ -39,10 +39,8 @@ def __getattr__(name: str) -> Any:
         unsloth = cpu.import_unsloth(settings)
     has_gpu = not getattr(unsloth, "_IS_CPU_BACKEND", False)
     if settings.device == "cuda" and not has_gpu:
-        raise ModelLoadError(
-            "DEVICE=cuda, but Unsloth finds no usable GPU. `python -m helpers` says "
-            "why; DEVICE=auto takes the CPU instead."
-        )
+        way = "`python -m helpers` says why; DEVICE=auto takes the CPU instead."
+        raise ModelLoadError(f"DEVICE=cuda, but Unsloth finds no usable GPU. {way}")
     own = unsloth.FastLanguageModel
     load = functools.partial(_from_pretrained, own, has_gpu)
     load = staticmethod(functools.wraps(own.from_pretrained)(load))

@@ -1,7 +1,6 @@
 """Watch memory over time.
 
-Figures are those of NVML, the library behind `nvidia-smi`: they include all processes
-and need no torch. Without a GPU they are those of this process and its children. A
+Figures are NVML's, of all processes, or without a GPU of this one and its children. A
 monitor samples from a thread; out comes a chart, or a live view on the page.
 """
 

@@ -1,7 +1,6 @@
 """Name the models that the notebooks are written for, and the memory that each needs.
 
-In go a name, a context and a precision; out come a spec and an estimate. Sizes are
-computed from each model's published architecture. It knows nothing of this machine.
+In go a name, a context and a precision; out come a spec and an estimate of memory.
 """
 
 import difflib
@@ -233,10 +232,9 @@ def estimate_memory(
     """
     spec = model if isinstance(model, ModelSpec) else get_model(model)
     if concurrency < 1 or not 1 <= max_seq_length <= spec.context_length:
-        raise ValueError(
-            f"{spec.name} takes a max_seq_length from 1 to {spec.context_length:,} "
-            f"tokens and a concurrency from 1, not {max_seq_length:,} and {concurrency}"
-        )
+        most = f"a max_seq_length from 1 to {spec.context_length:,} tokens"
+        given = f"{max_seq_length:,} and {concurrency}"
+        raise ValueError(f"{spec.name} takes {most}, a concurrency from 1, not {given}")
     weights = math.ceil(spec.weight_bytes(load_in_4bit) / MIB)
     request = spec.kv_bytes_per_token * max_seq_length / MIB
     overhead = CPU_OVERHEAD_MIB if spec.is_embedded else GPU_OVERHEAD_MIB

@@ -102,8 +102,7 @@ def _check(condition: object, claim: str, reason_not_to: object) -> None:
 def set_up() -> Setup:
     """Read `.env`, resolve what is "auto", import unsloth first and quiet the engines.
 
-    Raises `SettingsError` for a setting that can't be used, and what the import of
-    `FastLanguageModel` raises.
+    Raises `SettingsError`, and what the import of `FastLanguageModel` raises.
     """
     loading.FastLanguageModel  # noqa: B018  This imports unsloth and quiets it.
     settings, gpu, spec = resolve_settings(load_settings()), current_gpu(), None

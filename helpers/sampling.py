@@ -51,10 +51,8 @@ def preset(
 def _generate_arguments(values: dict[str, Any]) -> dict[str, Any]:
     known = {*_RENAMED, *NEUTRAL, "repetition_penalty"}
     if unknown := ", ".join(values.keys() - known):
-        raise TypeError(
-            f"generate has nothing for {unknown}; it takes {', '.join(sorted(known))}, "
-            "and its seed is that of transformers.set_seed(...) before the call"
-        )
+        takes = f"it takes {', '.join(sorted(known))}, and transformers.set_seed(...)"
+        raise TypeError(f"generate has nothing for {unknown}; {takes} before the call")
     sample = values["temperature"] != 0
     if sample:
         values = {**NEUTRAL, **values}
@@ -82,10 +80,8 @@ def reshape(
     import numpy as np
 
     if temperature < 0 or top_k < -1 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
-        raise ValueError(
-            "temperature must be at least 0, top_k at least -1, top_p above 0 and at "
-            "most 1, min_p from 0 to 1"
-        )
+        ranges = "top_k at least -1, top_p above 0 and at most 1, min_p from 0 to 1"
+        raise ValueError(f"temperature must be at least 0, {ranges}")
     logits = np.asarray(logprobs, dtype=np.float64)
     if temperature < 1e-5:  # _SAMPLING_EPS in vllm/v1/sample/sampler.py
         return np.eye(1, logits.size, logits.argmax())[0]  # 1 for the likeliest.
@@ -103,10 +99,7 @@ def reshape(
 
 
 def describe(probabilities: "ndarray") -> str:
-    """Say how many tokens can be drawn, how likely the first is, and the entropy.
-
-    The entropy is in bits: n equally likely tokens have log2(n).
-    """
+    """Say how many tokens can be drawn, how likely the first is, and the entropy."""
     import numpy as np
 
     some = probabilities[probabilities > 0]

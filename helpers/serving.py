@@ -1,8 +1,7 @@
 """Serve a model to other programs: vLLM's OpenAI server, beside this kernel.
 
 A model's name goes in; out come the address and the key of a server that is ready. It
-listens on this machine only and ends with the kernel, however the kernel ends. It knows
-nothing of how processes are ended: `internals/engine/keeper` does.
+listens on this machine only and ends with the kernel, however the kernel ends.
 """
 
 import os

@@ -17,11 +17,9 @@ from .charts import Panel, show_table
 
 # What `python -m tools.compare_engines` recorded lies beside the notebooks.
 RECORDED = Path(__file__).resolve().parent.parent / "notebooks" / "figures"
-_WORKLOAD = (
-    "{prompt_tokens} prompt and {max_tokens} new tokens; of different lengths: "
-    "{mixed_prompt[0]:,} to {mixed_prompt[1]:,} and {mixed_answer[0]:,} to "
-    "{mixed_answer[1]:,}"
-)
+_WORKLOAD = "{prompt_tokens} prompt and {max_tokens} new tokens; of different lengths: "
+_WORKLOAD += "{mixed_prompt[0]:,} to {mixed_prompt[1]:,} and {mixed_answer[0]:,} to "
+_WORKLOAD += "{mixed_answer[1]:,}"
 Repeats = Mapping[int, Sequence[float]]  # By batch size; a value for each repeat.
 
 

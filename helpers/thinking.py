@@ -191,10 +191,7 @@ def parse_thinking_responses(
 
 
 class ThinkingStream:
-    """Parses a completion that is being written, from its beginning each time.
-
-    So ask for `result` when you draw, not for each token.
-    """
+    """Parses a completion that is being written, all of it for each `result`."""
 
     def __init__(self, tokenizer: Any, prompt_token_ids: Ids | None = None) -> None:
         self._parser = ThinkingParser(tokenizer)

@@ -1,8 +1,7 @@
 """Widgets: a response while it is written, and controls on a distribution.
 
 In go tokens as they come, or log-probabilities; what a reader sees is a widget. Each
-widget has a `Panel` beside it, which a saved page shows where no kernel runs. This
-module knows nothing of models and engines: it is given tokens, or a function to call.
+widget has a `Panel` beside it, which a saved page shows where no kernel runs.
 """
 
 import threading

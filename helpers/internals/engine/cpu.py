@@ -1,7 +1,6 @@
 """Import Unsloth for this machine, and load vLLM's CPU engine behind a model.
 
-In go settings, a plan or arguments; out come the package, the engine, or an error that
-names what is missing. It knows nothing of GPUs.
+In go settings, a plan or arguments; out come package, engine, or what is missing.
 """
 
 import codecs
@@ -64,10 +63,9 @@ def load_engine(plan: LoadPlan, dtype: Any, arguments: dict, which: dict) -> Any
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        raise EngineUnavailableError(
-            "fast_inference=True without a GPU needs vLLM's CPU build, and another is "
-            "installed. Use fast_inference=False, or install requirements/cpu.txt."
-        )
+        way = "Use fast_inference=False, or install requirements/cpu.txt."
+        why = "fast_inference=True needs vLLM's CPU build where there is no GPU."
+        raise EngineUnavailableError(f"{why} {way}")
     if arguments.get("enable_lora"):
         patch_lora_for_plain_prompts()
     own = {"max_model_len": plan.max_seq_length, "use_tqdm_on_load": False}
@@ -109,35 +107,30 @@ def require_packages(fast_inference: bool, load_in_4bit: bool) -> None:
     broken = getattr(unsloth.import_fixes, "VLLM_DISABLED_REASON", None)
     if fast_inference and (broken or importlib.util.find_spec("vllm") is None):
         problem = f"broken: {broken}" if broken else "not installed"
-        raise EngineUnavailableError(
-            f"fast_inference=True needs vLLM, which is {problem}. "
-            "`make setup` installs it; fast_inference=False works without it."
-        )
+        way = "`make setup` installs it; fast_inference=False works without it."
+        raise EngineUnavailableError(f"vLLM is {problem}. {way}")
     vllm = fast_inference and find_version("vllm")
     by_plugin = vllm and vllm >= Version("0.28")  # Its 4-bit code moved there.
     package = "vllm-bnb-plugin" if by_plugin else "bitsandbytes"
     if load_in_4bit and find_version(package) is None:
-        raise EngineUnavailableError(
-            f"4-bit weights need {package}, which is not installed. `pip install "
-            f"{package}`, or choose a 16-bit model and LOAD_IN_4BIT=false."
-        )
+        way = f"`pip install {package}`, or a 16-bit model and LOAD_IN_4BIT=false."
+        raise EngineUnavailableError(f"4-bit weights need {package}: {way}")
 
 
 def refuse_for_engine(path: str) -> None:
     """Raise `ModelLoadError` for a folder that vLLM can't load alone, or on a CPU."""
     if config := adapter_config(path):
+        base, rank = config["base_model_name_or_path"], config.get("r", "(its rank)")
+        way = f"Load its model with fast_inference=True and max_lora_rank={rank} "
+        way += f"({base}), pass lora_request=LoRARequest('name', 1, {path!r}), or load"
         raise ModelLoadError(
-            f"{path} is an adapter. Load its model with fast_inference=True and "
-            f"max_lora_rank={config.get('r', '(its rank)')} "
-            f"({config['base_model_name_or_path']}), and pass lora_request=LoRARequest("
-            f"'name', 1, {path!r}), or load both together by fast_inference=False."
+            f"{path} is an adapter. {way} both by fast_inference=False."
         )
     config = read_json(Path(path, "config.json"))
     if (config.get("quantization_config") or {}).get("quant_method") == "bitsandbytes":
-        raise ModelLoadError(
-            f"{path} is quantised by bitsandbytes, which vLLM can't run on a CPU: load "
-            "the model in 16 bits that it was made from, or fast_inference=False."
-        )
+        why = f"{path} is quantised by bitsandbytes, which vLLM can't run on a CPU"
+        way = "load the model in 16 bits it was made from, or fast_inference=False."
+        raise ModelLoadError(f"{why}: {way}")
 
 
 _all_threads = 0  # PyTorch's own choice, once it is known.
@@ -160,12 +153,9 @@ def import_unsloth(settings: Settings) -> Any:
     if "unsloth" not in sys.modules:
         # Unsloth patches these; code that imported them before stays unpatched.
         if early := sorted({"transformers", "trl", "vllm"} & sys.modules.keys()):
-            warnings.warn(
-                f"{', '.join(early)} imported before unsloth, which then can't speed "
-                "it up: restart the kernel, and import FastLanguageModel first.",
-                ImportOrderWarning,
-                stacklevel=2,
-            )
+            why = f"{', '.join(early)} imported before unsloth, which can't speed it up"
+            way = "restart the kernel, and import FastLanguageModel first."
+            warnings.warn(f"{why} now: {way}", ImportOrderWarning, stacklevel=2)
         settings.apply()
         on_cpu = settings.device == "cpu" or not (runs_cuda() and list_gpus())
         # With CI torch refuses operators whose outputs share memory: Unsloth has some.
@@ -173,19 +163,15 @@ def import_unsloth(settings: Settings) -> Any:
         os.environ |= variables | (CPU_VARIABLES if on_cpu else {}) | os.environ
         hide_unusable_extension()
     if codecs.lookup(locale.getencoding()).name == "ascii":
-        raise EngineUnavailableError(
-            "this locale reads files as ASCII, and vLLM's are UTF-8: set LANG=C.UTF-8 "
-            "or PYTHONUTF8=1 before Python starts."
-        )
+        way = "set LANG=C.UTF-8 or PYTHONUTF8=1 before Python starts."
+        raise EngineUnavailableError(f"this locale reads UTF-8 files as ASCII: {way}")
     with quiet(settings):
         try:
             import unsloth
         except Exception as error:  # An AttributeError, where torch does not fit it.
-            raise EngineUnavailableError(
-                f"unsloth can't be imported ({error}). After a stopped import restart "
-                "the kernel; else `python -m helpers` says what is wrong, and `make "
-                "setup` builds a sound environment."
-            ) from error
+            way = "After a stopped import restart the kernel, else `python -m helpers`"
+            why = f"unsloth can't be imported ({error}). {way} says why."
+            raise EngineUnavailableError(why) from error
     # Some releases of torch read only this, and not the variable.
     sys.modules["torch"]._functorch.config.error_on_custom_op_aliasing = False
     if not is_loud(settings):
@@ -194,10 +180,7 @@ def import_unsloth(settings: Settings) -> Any:
 
 
 def hide_unusable_extension() -> None:
-    """Keep unsloth from loading `vllm._C` where it ends the process with SIGILL.
-
-    That of a CPU build is for AVX-512 with bfloat16.
-    """
+    """Keep unsloth from `vllm._C` where that ends Python: without AVX-512 bfloat16."""
     spec = importlib.util.find_spec("vllm")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
     if any(folder.glob("_C_AVX2*")):

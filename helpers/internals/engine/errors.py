@@ -1,7 +1,6 @@
 """What is loaded, and what can go wrong with it, as errors that say what to do.
 
-In go a plan and what the libraries raise; out comes a `ModelLoadError` where the cause
-is known. It knows nothing of how a load is done.
+In go a plan and what the libraries raise; a known cause comes out as `ModelLoadError`.
 """
 
 import re
@@ -108,10 +107,8 @@ def _hub_error(path: str, chain: _Errors) -> exceptions.ModelLoadError | None:
     kinds = (httpx.HTTPError, hub.LocalEntryNotFoundError, ConnectionError)
     found = next((one for one in chain if isinstance(one, kinds)), None)
     if isinstance(found, hub.GatedRepoError):
-        return exceptions.GatedModelError(
-            f"{path} is gated: accept its terms on https://huggingface.co/{path}, and "
-            "set HF_TOKEN to a token of that account."
-        )
+        text = f"{path} is gated: accept its terms on https://huggingface.co/{path}"
+        return exceptions.GatedModelError(f"{text}, and set HF_TOKEN to your token.")
     if isinstance(found, hub.RepositoryNotFoundError | hub.RevisionNotFoundError):
         text = f"{path} can't be loaded: {found}{models.did_you_mean(path)}"
         return exceptions.ModelNotFoundError(text)

@@ -1,7 +1,6 @@
 """Find a model's folder in the Hub's cache, or ask the Hub if it has the model.
 
 In goes the name of a repository; out comes its folder, None, or the Hub's own error.
-It knows nothing of what the name stands for: `plan` does.
 """
 
 import contextlib
@@ -53,10 +52,9 @@ def ask_hub(repository: str, revision: Any = None, token: Any = None) -> None:
     from huggingface_hub.errors import EntryNotFoundError
 
     if os.environ.get("UNSLOTH_USE_MODELSCOPE", "0") not in ("", "0"):
-        raise ModelLoadError(
-            "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub: `modelscope "
-            f"download {repository} --local_dir FOLDER`, then MODEL_NAME=FOLDER."
-        )
+        way = f"`modelscope download {repository} --local_dir FOLDER`"
+        why = "UNSLOTH_USE_MODELSCOPE is set, but models come from the Hub"
+        raise ModelLoadError(f"{why}: {way}, then MODEL_NAME=FOLDER.")
     url = hf_hub_url(repository, "config.json", revision=revision)
     with contextlib.suppress(EntryNotFoundError):  # An adapter has none.
         get_hf_file_metadata(url, token=token, timeout=4.0)  # seconds

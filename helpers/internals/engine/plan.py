@@ -1,7 +1,6 @@
 """Resolve each "auto", and find what a model's name stands for.
 
-In go the settings, or a name; out come a `LoadPlan`, or settings without "auto". It
-knows nothing of the hub.
+In go the settings, or a name; out come a `LoadPlan`, or settings without "auto".
 """
 
 import math

@@ -1,7 +1,6 @@
 """Hold back the engines' own output, and say in its place how far a long step is.
 
-In go a block of code and the log level; out comes one line in the notebook, or all
-that the engines print if LOG_LEVEL asks for it. It knows nothing of engines.
+In goes a block of code; out comes one line, or all output if LOG_LEVEL asks for it.
 """
 
 import contextvars
@@ -48,8 +47,7 @@ def _open_missing_streams() -> None:
 def quiet(settings: Settings) -> Iterator[None]:
     """Hold back what the block prints, at the level of Python and of the process.
 
-    If the block raises, the last 2,000 characters that were held back are added to the
-    error as a note.
+    An error that the block raises gets the last 2,000 characters of it as a note.
     """
     from IPython.utils.capture import capture_output
 

@@ -1,7 +1,6 @@
 """Give memory back without ending the kernel: what nobody uses, or a model's.
 
-In goes a model or an engine; out comes a report of the memory that it gave back, and of
-what still holds the model. It knows nothing of loading.
+In goes a model or an engine; out comes a report: memory given back, and what holds it.
 """
 
 import contextlib

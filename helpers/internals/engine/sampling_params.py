@@ -1,7 +1,6 @@
 """Turn sampling values into vLLM's `SamplingParams`, or refuse them.
 
-In go plain values: a preset, a row of a file, the advice of a model's authors. Out come
-`SamplingParams` that vLLM's engine can take. It knows nothing of prompts.
+In go plain values, as of a preset or a row; out come `SamplingParams` for vLLM.
 """
 
 from collections.abc import Mapping

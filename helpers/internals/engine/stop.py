@@ -70,10 +70,8 @@ def stoppable(core: Any) -> Iterator[None]:
     """
     use, step, handled = [threading.get_ident()], core.step, sys.exception()
     if vars(core).setdefault(_USE, use) is not use:
-        raise RuntimeError(
-            "this engine is generating already, in another thread or in a loop that "
-            "has not ended: wait for that, or load a second model."
-        )
+        why = "in another thread or loop: wait for its end, or load a second model."
+        raise RuntimeError(f"this engine is generating already, {why}")
 
     def raise_interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -92,10 +90,9 @@ def stoppable(core: Any) -> Iterator[None]:
         abort_all(core)
         if is_out_of_memory(causes(error, handled)):
             knob = "GPU_MEMORY_UTILIZATION" if current_gpu() else CPU_CACHE
-            raise NotEnoughMemoryError(
-                f"out of memory while generating: {free_memory_mib():,} MiB are free. "
-                f"Load with a lower {knob}, or end what else takes this memory."
-            ) from error
+            why = f"out of memory while generating: {free_memory_mib():,} MiB are free."
+            way = f"Load with a lower {knob}, or end what else takes this memory."
+            raise NotEnoughMemoryError(f"{why} {way}") from error
         raise
     finally:
         core.step = step
@@ -132,10 +129,9 @@ def finishing(what: str) -> Iterator[None]:
     for reasons that nobody understands: it raises `ModelLoadError` instead.
     """
     if _unfinished:
-        raise ModelLoadError(
-            f"{_unfinished[0]} did not finish, and can't be begun again in the same "
-            "process. Restart the kernel, and run the cells from the first one."
-        )
+        way = "Restart the kernel, and run the cells from the first one."
+        why = f"{_unfinished[0]} did not finish, and can't begin again in this process."
+        raise ModelLoadError(f"{why} {way}")
 
     def note(*_: object) -> None:
         _unfinished.append(what)

