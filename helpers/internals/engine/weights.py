@@ -1,13 +1,12 @@
 """Check a model's files, and its tensors, before the load.
 
-In goes a folder; an error comes out that names the file or the tensors, and says what
-to do. It knows nothing of the Hub.
+In goes a folder; an error comes out that names file or tensors, and says what to do.
 """
 
-import contextlib
 import json
 import re
 import warnings
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         return {**json.loads(file.read_bytes().decode())} if file.is_file() else {}
     except (ValueError, TypeError) as error:
-        raise ModelLoadError(
-            f"{file} can't be read as JSON ({error}). Copy or download it again (a "
-            "pointer of Git LFS: git lfs pull), or save it without a byte order mark."
-        ) from error
+        way = "Download it again (Git LFS: git lfs pull), or save it without its BOM."
+        why = f"{file} can't be read as JSON ({error}). {way}"
+        raise ModelLoadError(why) from error
 
 
 def require_files(folder: Path) -> list[Path]:
@@ -37,25 +35,24 @@ def require_files(folder: Path) -> list[Path]:
     for suffix in (".safetensors", ".bin"):
         weights = {*folder.glob(f"*{suffix}")}
         for index in folder.glob(f"*{suffix}.index.json"):
-            named = read_json(index).get("weight_map", {}).values()
-            weights |= {folder / name for name in named}
+            named = read_json(index).get("weight_map")
+            if not isinstance(named, dict):
+                raise ModelLoadError(f'{index} has no "weight_map": save it again.')
+            weights |= {folder / str(name) for name in named.values()}
         if weights:
             break
     tokenizer = any(_TOKENIZER.fullmatch(file.name) for file in folder.iterdir())
     if not weights or not tokenizer:
-        raise ModelNotFoundError(
-            f"{folder} holds no weights (*.safetensors, *.bin), or no tokenizer, which "
-            f"tokenizer.save_pretrained({str(folder)!r}) puts there."
-        )
+        why = "holds no weights (*.safetensors, *.bin), or no tokenizer, which"
+        way = f"tokenizer.save_pretrained({str(folder)!r}) puts there."
+        raise ModelNotFoundError(f"{folder} {why} {way}")
     files = weights | {*folder.glob("*.json"), *folder.glob("*.model")}
     if folder / "adapter_config.json" not in files:
         files.add(folder / "config.json")
     if lost := {file.name for file in files if not file.exists()}:
-        raise ModelLoadError(
-            f"{folder}: {_shorten(lost)} is missing, or is a link to a file that is "
-            "not there. Copy or download it; if an index (*.index.json) of another "
-            "save names it, delete the index."
-        )
+        why = f"{_shorten(lost)} is missing, or is a link to a file that is not there."
+        way = "Copy or download it, or delete the index (*.index.json) of another save."
+        raise ModelLoadError(f"{folder}: {why} {way}")
     return sorted(files)
 
 
@@ -69,10 +66,8 @@ def check_files(folder: Path) -> None:
     names = {name for name in names if not name.startswith(("consolidated", "adapt"))}
     # Of two sets transformers would load the single file, and vLLM others or all.
     if names and folder / single in files:
-        raise ModelLoadError(
-            f"{folder} holds two sets of weights, {single} and {_shorten(names)}: move "
-            "one of them away, with its index."
-        )
+        two = f"two sets of weights, {single} and {_shorten(names)}"
+        raise ModelLoadError(f"{folder} holds {two}: move one away, with its index.")
     for file in files:
         if file.name.endswith((".index.json", "config.json", "tokenizer.json")):
             read_json(file)
@@ -112,18 +107,20 @@ def is_quantised(folder: Path) -> bool:
     return bool(re.search(r"(?i)4bit|fp8|awq|gptq|int[48]|w[48]a", folder.name))
 
 
-def check_tensors(folder: Path, adapter: Path | None = None) -> None:
+def check_tensors(
+    folder: Path, adapter: Path | None = None, lenient: bool = True
+) -> None:
     """Raise `ModelLoadError` for tensors that are missing, unused or no numbers.
 
     transformers fills what is missing with random numbers, and no engine stops. Here
     it compares the names alone, on the device "meta"; it knows what is rightly absent,
-    such as tied embeddings. What it can't build is left to the engine.
+    such as tied embeddings. What it can't build is left to the engine if `lenient`.
     """
     import transformers
     from transformers import AutoConfig
 
     found: dict[Path, Any] = {}
-    with contextlib.suppress(Exception):
+    try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         quantised = config.__dict__.pop("quantization_config", None)
         # Unsloth takes any other class, or one of its own, for a language model.
@@ -131,9 +128,8 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
         name *= name.endswith(("ForCausalLM", "ForConditionalGeneration"))
         kind = getattr(transformers, name, transformers.AutoModelForCausalLM)
         options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        model, found[folder] = kind.from_pretrained(
-            folder, config=config, device_map="meta", **options
-        )
+        options |= {"config": config, "device_map": "meta"}
+        model, found[folder] = kind.from_pretrained(folder, **options)
         if quantised:
             _drop_renamed(found[folder])
         if adapter:
@@ -143,16 +139,19 @@ def check_tensors(folder: Path, adapter: Path | None = None) -> None:
             model = peft.PeftModel(model, lora, low_cpu_mem_usage=True)
             loaded = model.load_adapter(adapter, "default", torch_device="cpu")
             found[adapter] = loaded._asdict()
+    except Exception as error:
+        if not lenient or (found and "size mismatch" in str(error)):
+            way = f"{error!s:.400}. Save it again, whole and with its own config."
+            raise ModelLoadError(f"{adapter if found else folder}: {way}") from error
     for where, keys in found.items():
         wrong_shape = {key for key, *_ in keys.get("mismatched_keys", ())}
         missing = {*keys["missing_keys"]} | wrong_shape
         unused = {k for k in keys["unexpected_keys"] if not _OTHER_PARTS.search(k)}
         if missing or unused:
-            raise ModelLoadError(
-                f"the weights in {where} do not fit the model. Missing: "
-                f"{_shorten(missing)}; not used: {_shorten(unused)}. Save them again: "
-                "from inside a compiled or adapted model (_orig_mod., base_model.)."
-            )
+            way = "from inside a compiled or adapted model (_orig_mod., base_model.)."
+            way = f"not used: {_shorten(unused)}. Save them again: {way}"
+            why = f"the weights in {where} do not fit the model. Missing: "
+            raise ModelLoadError(f"{why}{_shorten(missing)}; {way}")
     for where in filter(None, (folder, adapter)):
         _check_values(where)
 
@@ -172,21 +171,25 @@ def _check_values(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     is_small = sum(file.stat().st_size for file in files) < _SMALL
     is_plain = "quantization_config" not in read_json(folder / "config.json")
+    names: list[str] = []
     for file in files:
         with safe_open(file, "pt") as tensors:
+            names += tensors.keys()
             for name in tensors.keys():  # noqa: SIM118
                 kind = tensors.get_slice(name).get_dtype()
-                if is_small and kind in ("F32", "F16", "BF16"):
+                if is_small and kind in ("F64", "F32", "F16", "BF16"):
                     # A sum of large numbers in 16 bits can be NaN; the maximum is not.
                     found = tensors.get_tensor(name)
-                    wrong = found.numel() and found.max().isnan()
+                    wrong = found.numel() and not all(map(isfinite, found.aminmax()))
                 else:
                     wrong = is_plain and kind[0] in "IU" and name.endswith(".weight")
                 if wrong:
-                    raise ModelLoadError(
-                        f"{name} in {file} holds NaN, or integers in a model that "
-                        f"is not quantised ({kind}): save or download it again."
-                    )
+                    why = f"holds NaN, infinity or, not quantised, integers ({kind})"
+                    raise ModelLoadError(f"{name} in {file} {why}: save it again.")
+    has_embedding = re.search(r"embed|wte|base_model", " ".join(names))
+    if not has_embedding and any(name.endswith("lm_head.weight") for name in names):
+        why = "only a head, and vLLM wants embeddings: save it by save_pretrained."
+        raise ModelLoadError(f"{folder} has {why}")
 
 
 def _shorten(names: set[str]) -> str:

@@ -91,7 +91,7 @@ def try_import(name: str, *folders: str) -> None:
         found = "cpu" if on_cpu else "cuda"
         require_packages(fast_inference=True, load_in_4bit=False)
     elif folders:
-        check_tensors(*map(Path, folders))
+        check_tensors(*map(Path, folders), lenient=False)
     else:
         platform = importlib.import_module("vllm.platforms").current_platform
         platform.import_kernels()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from child import run_child
 
-from helpers.internals.engine.weights import warn_of_stretching
+from helpers.internals.engine.exceptions import ModelLoadError
+from helpers.internals.engine.weights import require_files, warn_of_stretching
 from helpers.models import TINY_THINKER_DIRECTORY
 
 PROJECTION = "model.layers.1.self_attn.q_proj.weight"
@@ -41,8 +42,10 @@ def test_a_tensor_that_nothing_uses_is_named(said: dict) -> None:
     assert "not used: model.layers.9.another.weight" in said["with_another"]
 
 
-@pytest.mark.parametrize("case", ["with_integers", "with_nan"])
-def test_integers_for_floats_and_nan_are_named(said: dict, case: str) -> None:
+@pytest.mark.parametrize(
+    "case", ["with_integers", "with_nan", "with_infinity", "with_nan_in_64_bits"]
+)
+def test_what_are_no_numbers_is_named(said: dict, case: str) -> None:
     assert said[case].startswith(f"ModelLoadError: {PROJECTION} in ")
 
 
@@ -65,6 +68,34 @@ def test_the_tensors_of_an_adapter_are_compared_too(said: dict) -> None:
     assert "1.mlp.up_proj.lora_B.default.weight" in said["adapter-without_lora_b"]
     assert "and 51 more" in said["adapter-without_prefix"]
     assert "holds NaN" in said["adapter-with_nan_in_lora"]
+
+
+@pytest.mark.parametrize("case", ["of_rank_4", "of_no_rows"])
+def test_an_adapter_of_another_shape_is_named(said: dict, case: str) -> None:
+    assert said[f"adapter-{case}"].startswith("ModelLoadError: ")
+    assert f"adapter-{case}: " in said[f"adapter-{case}"]
+    assert "size mismatch" in said[f"adapter-{case}"]
+
+
+def test_a_head_without_embeddings_is_refused_except_in_an_adapter(said: dict) -> None:
+    assert "has only a head" in said["without_embeddings"]
+    assert said["adapter-with_head"] == "nothing"
+
+
+@pytest.mark.parametrize("case", ["shard", "config", "vocabulary"])
+def test_what_cant_be_built_is_the_engines_unless_somebody_asks(
+    said: dict, case: str
+) -> None:
+    lenient, strict = said["not built"][case]
+    assert lenient == "nothing"
+    assert strict.startswith("ModelLoadError: ") and case in strict
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": []}'])
+def test_an_index_without_names_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=r'index\.json has no "weight_map"'):
+        require_files(tmp_path)
 
 
 def test_a_context_that_unsloth_would_stretch_on_a_gpu_warns(recwarn) -> None:

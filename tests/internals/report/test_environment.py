@@ -400,6 +400,15 @@ def take_a_tensor_away(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def empty_the_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+
+
+def leave_a_shard_without_its_index(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return Path(shutil.copytree(TINY_THINKER_DIRECTORY, tmp_path / "mine"))
@@ -418,6 +427,8 @@ def row_of(folder: Path) -> Check:
         take_weights_away,
         take_config_away,
         take_a_tensor_away,
+        empty_the_config,
+        leave_a_shard_without_its_index,
     ],
 )
 def test_a_folder_that_would_not_load_is_not_ok(folder, damage):
