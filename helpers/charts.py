@@ -1,8 +1,7 @@
 """Tables and charts that say the same as a page, as text and as a picture.
 
 In go rows, measurements or what a model answered; out comes a `Panel` or a `Chart`,
-which a notebook shows as HTML and a terminal as text. This module knows nothing of
-engines, tokenizers or widgets: what it draws it takes by its attributes.
+which a notebook shows as HTML and a terminal as text. It knows no engine or widget.
 """
 
 import base64
@@ -48,10 +47,11 @@ def show_table(rows: Any, *, caption: str | None = None) -> Panel:
     """Make a table of dicts that share their keys; numbers go to the right.
 
     `rows` may be a DataFrame or Series of pandas as well. What is missing (None, NaN,
-    pandas.NA) is shown as "-", and a `Panel`, as key or value, as its HTML. Raises
-    `ValueError` for no rows and for rows of different keys.
+    pandas.NA) is "-", a `Panel` its HTML. `ValueError`: no rows, or different keys.
     """
-    rows = rows.reset_index() if hasattr(rows, "to_frame") else rows  # A Series.
+    if hasattr(rows, "reset_index"):  # Rows of a Series or a groupby have labels.
+        plain = hasattr(rows, "columns") and rows.index.inferred_type == "integer"
+        rows = rows if plain and not any(rows.index.names) else rows.reset_index()
     rows = rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
     alike = (isinstance(one, Mapping) and one.keys() == rows[0].keys() for one in rows)
     if not rows or not all(alike):
@@ -89,7 +89,7 @@ def _as_cell(value: Any) -> Panel:
     return Panel(escape(text), text, is_number or text.endswith("%"))
 
 
-def show_thinking(results: Any, *, prompt: str = "", titles: Any = ()) -> Panel:
+def show_thinking(results: Any, *, prompt: Any = "", titles: Any = ()) -> Panel:
     """Show answers beside each other, each with its thinking folded away.
 
     `results` is what `parse_thinking_response` or `run_batch` returns, one or several,
@@ -99,11 +99,13 @@ def show_thinking(results: Any, *, prompt: str = "", titles: Any = ()) -> Panel:
     several = [results] if hasattr(results, "thinking") else list(results)
     if not all(hasattr(one, "thinking") for one in several):
         raise TypeError("show_thinking takes results, as parse_thinking_response makes")
-    names = titles or [""] * len(several)
+    names = [str(title) for title in titles or ()] or [""] * len(several)
     cards = [_result_card(*pair) for pair in zip(several, names, strict=True)]
     html = "".join(f'<div style="{_CARD}">{card.html}</div>' for card in cards)
     html = f'<div style="display:flex;flex-wrap:wrap;gap:0.8em">{html}</div>'
     text = "\n\n".join(card.text for card in cards)
+    if prompt and not isinstance(prompt, str):  # A chat.
+        prompt = "\n".join(f"{one['role']}: {one.get('content')}" for one in prompt)
     if prompt:
         html, text = f"<p><b>{escape(prompt)}</b></p>{html}", f"{prompt}\n\n{text}"
     return Panel(html, text)

@@ -68,6 +68,15 @@ def test_a_series_is_shown_with_its_index() -> None:
     assert text == ["index", "n", "mean", "1.50", "sum", "3,000"]
 
 
+def test_the_rows_of_a_groupby_keep_their_labels() -> None:
+    frame = pandas.DataFrame({"model": ["b", "a"], "n": [1, 2]})
+    assert repr(show_table(frame.groupby("model").mean())).split() == [
+        *("model", "n", "a", "2.00", "b", "1.00")
+    ]
+    assert repr(show_table(frame.describe())).split()[0] == "index"
+    assert repr(show_table(frame[frame.n > 1])).split() == ["model", "n", "a", "2"]
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     row = {"a": np.float32(1234.5), "b": np.int64(1234), "c": np.nan, "d": np.bool_(1)}
     table = show_table([row])
@@ -183,6 +192,13 @@ def test_results_stand_beside_each_other_under_their_titles() -> None:
     assert repr(panel).index("[first]") < repr(panel).index("[second]")
     with pytest.raises(ValueError, match="shorter"):
         show_thinking([DONE, CUT], titles=["first"])
+
+
+def test_a_chat_is_a_prompt_and_a_number_a_title() -> None:
+    chat = [{"role": "user", "content": "7 + 5?"}, {"role": "assistant"}]
+    panel = show_thinking([DONE, CUT], prompt=chat, titles=range(2))
+    assert repr(panel).startswith("user: 7 + 5?\nassistant: None\n\n[0]\n")
+    assert "<b>1</b>" in panel._repr_html_()
 
 
 @pytest.mark.parametrize("given", ["It is 12.", ("5 + 7 = 12", "It is 12.")])
