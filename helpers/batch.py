@@ -81,13 +81,14 @@ def run_batch(
     An interrupt leaves an engine that works, and what was finished in the output, or in
     the exception's `finished`. Raises `TypeError` for a wrong `model` or `prompts`,
     `ValueError` for bad sampling or template and an output of another job or kind,
-    `RuntimeError` for an engine or an output in use, `OSError`, `NotEnoughMemoryError`,
-    and `EngineUnavailableError` where Ray is missing.
+    `RuntimeError` for one in use, `OSError`, `ModelLoadError` without memory or Ray.
     """
     template = fingerprint.template_arguments(chat_template_kwargs)
     source = PromptSource(prompts, template)
-    source.job["own_template"] = fingerprint.own_template(tokenizer, template)
-    shared = sampling_params, template, retry_truncated, tokenizer
+    name, retries = template.get("chat_template"), int(retry_truncated or 0)
+    own = tokenizer and fingerprint.template_text(tokenizer, name)
+    source.job["own_template"] = own and fingerprint.short_digest(own.encode())
+    shared = sampling_params, template, retries, tokenizer
     if engine == "vllm":
         batch: Any = Batch(model, *shared)
     elif engine == "ray" or isinstance(engine, RayEngine):
@@ -99,7 +100,7 @@ def run_batch(
     if output is None:
         return answer_in_memory(batch, source, shown)
     with staged(output) as path:
-        answer_into(path, batch, source, retry_truncated, shown)
+        answer_into(path, batch, source, retries, shown)
     return summarise(output)
 
 
@@ -146,13 +147,17 @@ class Batch:
         self._parser = ThinkingParser(self._tokenizer)
         name = (template or {}).get("chat_template")
         text = fingerprint.template_text(self._templates, name)
-        text = text if tokenizer or name else engine.chat_template
-        self._chat_template, own = text, shape.get_diff_sampling_param()
+        given = text if tokenizer or name else engine.chat_template
+        self._chat_template, own = given, shape.get_diff_sampling_param()
         self._sampling = Sampling(shape.model, sampling_params, own)
+        text = given or text
         digest = fingerprint.short_digest(text.encode()) if text else None
         known = {"chat_template": digest, "chat_template_kwargs": template or {}}
         known |= {"sampling_params": self._sampling.resolved, "context": self.room}
         known["precision"] = f"{shape.dtype}, {shape.quantization or 'not quantised'}"
+        known["random_weights"] = config.load_config.load_format == "dummy"
+        if not callable(shape.hf_overrides):
+            known["hf_overrides"] = str(shape.hf_overrides)
         self.job = fingerprint.job_of(shape.model, shape.revision, **known)
 
     def run(self, prompts: Iterable[Prompt]) -> Iterator[BatchResult]:

@@ -216,6 +216,24 @@ every = dict(chat_template_kwargs=off, tokenizer=hybrid)
 run("hybrid off", model, modes[:1], short, progress=False, **every)
 sampling.find_model = find_model
 
+retries = [None, "1"]
+for tries in retries:
+    again = {"retry_truncated": tries, "progress": False}
+    run(f"retry {tries}", model, good[:1], {"temperature": 0, "max_tokens": 9}, **again)
+
+jobs = [Batch(model).job]
+own, config = engine.get_tokenizer(), core.vllm_config
+for owner, name, value in (
+    (own, "chat_template", own.chat_template + " "),
+    (config.load_config, "load_format", "dummy"),
+    (config.model_config, "hf_overrides", {"rope_theta": 1.0}),
+):
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    jobs.append(Batch(model).job)
+    setattr(owner, name, before)
+result["jobs"] = [*jobs, Batch(model).job]
+
 changed = copy.deepcopy(tokenizer)
 changed.chat_template = None
 result["errors"] = {

@@ -210,6 +210,20 @@ def test_a_chat_template_is_found_by_its_name(child: dict) -> None:
     assert "division" in rows[1]["error"]
 
 
+def test_retries_may_be_none_or_a_text(child: dict) -> None:
+    found = [child[f"retry {tries}"]["rows"][0] for tries in (None, "1")]
+    assert [(row["tries"], row["tokens"]) for row in found] == [(1, 9), (2, 18)]
+
+
+def test_template_weights_and_overrides_of_the_engine_make_another_job(
+    child: dict,
+) -> None:
+    first, *others, last = child["jobs"]
+    differ = [[k for k in first if first[k] != job[k]] for job in others]
+    assert first == last
+    assert differ == [["chat_template"], ["random_weights"], ["hf_overrides"]]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -5,6 +5,7 @@ Out come the results in the prompts' order, or a file with a record for each.
 """
 
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -32,9 +33,15 @@ def answer_into(path: Path, batch: Any, source: Any, retries: int, shown: bool) 
     """Answer the prompts whose records are not in the file at `path` yet."""
     started, count = round(time.time(), 3), source.job["prompts"]
     with open_journal(path, {**batch.job, **source.job}, count) as journal:
+        there = array("q", [0]) * count  # Digests of what the records are for.
         for record in journal.load():
+            there[record["index"]] = hash((record["id"] or None, bool(record["error"])))
             if larger_budget(record, batch.room, retries):  # More retries than before.
                 journal.offsets[record["index"]] = -1
+        for prompt in source if len(journal) else ():
+            # A failure is tried again; and somebody may have edited the records.
+            if there[prompt.index] != hash((prompt.id or None, bool(prompt.refused))):
+                journal.offsets[prompt.index] = -1
         still_open = (prompt for prompt in source if journal.offsets[prompt.index] < 0)
         if (done := len(journal)) < count:
             with closing(batch.run(still_open)) as results:

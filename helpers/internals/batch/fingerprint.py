@@ -24,9 +24,18 @@ _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt", ".pth"}
 _TEXTS = {".json", ".jinja", ".txt", ".model", ".py"}  # tokenizer, template, config
 
 
+def is_null(value: Any) -> bool:
+    """Return True for None, NaN, and the nothing of pandas and pyarrow."""
+    return not isinstance(value, str) and str(value) in ("None", "nan", "NaT", "<NA>")
+
+
 def _by_value(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays, Series, tensors and their numbers
         return value.tolist()
+    if hasattr(value, "as_py"):  # pyarrow's values
+        return value.as_py()
+    if is_null(value):
+        return None
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, bytes):  # text of Parquet without its mark
@@ -39,7 +48,7 @@ def _by_value(value: Any) -> Any:
         schema = TypeAdapter(value).json_schema()
         about = {"name": value.__name__, "description": getdoc(value)}
         return {"type": "function", "function": about | {"parameters": schema}}
-    raise TypeError(f"a {type(value).__name__} can't be compared by its value")
+    raise ValueError(f"a {type(value).__name__} can't be compared by value: use text")
 
 
 def _encode_json(value: Any, **options: Any) -> bytes:
@@ -98,16 +107,13 @@ def job_of(path: str, revision: str | None = None, **known: Any) -> dict[str, An
 def template_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return `chat_template_kwargs` as plain values. Raises `ValueError`."""
     try:
-        return plain_value(dict(given or {}))
+        found = plain_value(dict(given or {}))
     except Exception as error:
         why = "chat_template_kwargs are a dict, such as {'enable_thinking': False}"
         raise ValueError(f"{why}: {error}") from error
-
-
-def own_template(tokenizer: Any, template: Mapping[str, Any]) -> str | None:
-    """Return a digest of the chat template that a tokenizer brings; None without."""
-    text = tokenizer and template_text(tokenizer, template.get("chat_template"))
-    return text and short_digest(text.encode())
+    if not isinstance(found.get("enable_thinking", True), bool):
+        raise ValueError("chat_template_kwargs: enable_thinking is True or False.")
+    return found
 
 
 def template_text(tokenizer: Any, name: str | None = None) -> str | None:

@@ -78,10 +78,9 @@ def _check_owner(stored: str, job: dict[str, Any], held: str) -> None:
         old = {}
     differ = [f"{k} was {old[k]}, is {v}" for k, v in job.items() if old.get(k, v) != v]
     if differ or old.keys().isdisjoint(job):
-        raise ValueError(
-            f"{held} holds the records of another job: {'; '.join(differ) or 'unknown'}"
-            f". Give another output, or delete {held} to start again."
-        )
+        why = f"the records of another job: {'; '.join(differ) or 'unknown'}"
+        again = f", or delete {held} to start again" if old else ""
+        raise ValueError(f"{held} holds {why}. Give another output{again}.")
 
 
 class Journal:
@@ -99,14 +98,19 @@ class Journal:
         return len(self.offsets) - self.offsets.count(-1)
 
     def load(self) -> Iterator[dict[str, Any]]:
-        """Give the records that are there, and cut off a torn last line."""
+        """Give the records, and cut off a torn line; `ValueError` for another file."""
+        count, line = 0, b""
         with open(self._path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 record = read_record(line)
                 if self._note(record["index"] if record else -1, line):
+                    count += 1
                     yield record
+        if not count and (self._end or line.startswith(b"[")):
+            why = "holds no record of this job, a JSON object in each line"
+            raise ValueError(f"{self._path} {why}: move {self._output}* away.")
         self._file.truncate(self._end)
 
     def _note(self, index: int, line: bytes) -> bool:

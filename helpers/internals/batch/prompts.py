@@ -5,11 +5,13 @@ text, in a list or as JSONL or Parquet. Out comes a `Prompt` for each, with its 
 the reason why it is `refused`. What a template and an engine check is left to vLLM.
 """
 
+import ast
 import json
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, repeat
@@ -17,12 +19,15 @@ from os import PathLike
 from typing import Any
 
 from ..engine.sampling_params import plain_values
-from .fingerprint import digest_of, plain_value, template_arguments
+from .fingerprint import digest_of, is_null, plain_value, template_arguments
 
 # At the end of a path, or before the query of a URL.
 _KIND = re.compile(r"\.(?:(?:jsonl|ndjson)(?:\.(?:gz|xz|bz2))?|parquet)(?=$|\?\S*$)")
 _KEYS = "id", "messages", "prompt", "sampling_params", "chat_template_kwargs"
 _SHAPES = f"a prompt is a text, a list of messages or a dict of {', '.join(_KEYS)}"
+# Names that would be lost beside a prompt; each has its place in one of these.
+_MISPLACED = {"system", "tools", "temperature", "max_tokens", "top_p", "top_k"}
+_MISPLACED |= {"min_p", "seed", "stop"}
 # Fields of a request to OpenAI's API that do not affect the answer, some only without
 # tools, and what clients write in others where they ask for nothing special.
 _IGNORED = (
@@ -62,48 +67,59 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
     try:
         if isinstance(given, Exception):  # a line that could not be read
             raise given
-        row = given if isinstance(given, Mapping) else {"messages": given}
+        row = _parsed_text(given, dict)  # A line of a file, that may not be read yet.
+        is_row = isinstance(row, Mapping) and {"prompt", "messages", "body"} & {*row}
+        if is_row or isinstance(given, Mapping):
+            row = {k: v for k, v in row.items() if not is_null(v)}
+        else:
+            row = {"messages": given}
         is_request = "body" in row
+        if beside := is_request and [k for k in row if k in {*_KEYS, *_MISPLACED}]:
+            why = "write it into the body, and an id as custom_id."
+            raise ValueError(f"{', '.join(beside)} stands beside the body: {why}")
         key = _checked_id(row.get("custom_id" if is_request else "id"))
         row = _from_openai(plain_value(row)) if is_request else plain_value(row)
         if unknown := [name for name in row if name not in _KEYS]:
             raise ValueError(f"unknown key {', '.join(unknown)}: {_SHAPES}.")
-        sampling = _parsed_json(row.get("sampling_params"), dict)
-        own = template_arguments(_parsed_json(row.get("chat_template_kwargs"), dict))
+        sampling = _parsed_text(row.get("sampling_params"), dict)
+        own = template_arguments(_parsed_text(row.get("chat_template_kwargs"), dict))
         kwargs = {**template, **own}
         binds = is_request and "structured_outputs" in (sampling or {})
         if binds and kwargs.get("enable_thinking", True):
-            raise ValueError(
-                "response_format would bind the thinking as well: switch that off with "
-                'chat_template_kwargs {"enable_thinking": false}, or ask in two passes.'
-            )
+            off = 'chat_template_kwargs {"enable_thinking": false}, or ask in two.'
+            raise ValueError(f"response_format would bind the thinking: set {off}")
         return Prompt(index, given, _chat_of(row), key, sampling, kwargs)
     except Exception as error:
-        return Prompt(index, given, id=key, refused=str(error))
+        why = str(error) if isinstance(error, ValueError) else f"{_SHAPES}: {error!r}."
+        return Prompt(index, given, id=key, refused=why)
 
 
 def _checked_id(key: Any) -> str | int | None:
     key = plain_value(key)
-    if key != key:  # pandas has NaN where an id is missing, and floats beside it.
-        return None
+    # pandas has floats beside a missing one.
     key = int(key) if isinstance(key, float) and key.is_integer() else key
     if isinstance(key, str | None) or type(key) is int and abs(key) < 2**63:
-        return key
+        return None if key == "" else key  # An empty cell of a CSV file.
     raise ValueError("an id is a text or a whole number of at most 64 bits.")
 
 
-def _parsed_json(value: Any, kind: type) -> Any:
-    """Return what JSON text stands for, where it stands for a `kind`; else `value`."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError):
+def _parsed_text(value: Any, kind: type) -> Any:
+    """Return what JSON stands for, or Python's own text, if it is of a kind."""
+    if not isinstance(value, str | bytes):
         return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = None
+        if value.lstrip()[:1] in ("[", "{", b"[", b"{"):  # As DataFrame.to_csv writes.
+            with suppress(Exception), warnings.catch_warnings(action="ignore"):
+                found = ast.literal_eval(value.strip())
     return found if isinstance(found, kind) else value
 
 
 def _from_openai(row: dict[str, Any]) -> dict[str, Any]:
     """Return the prompt of a request; SamplingParams refuse what they do not have."""
-    body, url = _parsed_json(row["body"], dict), row.get("url") or "chat/completions"
+    body, url = _parsed_text(row["body"], dict), row.get("url") or "chat/completions"
     if "chat/completions" not in str(url):
         raise ValueError(f"url {url}: only /v1/chat/completions can be answered.")
     if not isinstance(body, dict) or "messages" not in body:
@@ -127,27 +143,34 @@ def _chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     given = [row[name] for name in ("messages", "prompt") if row.get(name) is not None]
     if len(given) != 1:
         raise ValueError("give the dict either messages or prompt.")
-    chat, parsed = given[0], _parsed_json(given[0], list)
+    chat, parsed = given[0], _parsed_text(given[0], list)
     if isinstance(chat, str):  # A question, or a chat as many exports have it.
-        is_chat = parsed != chat and all(map(_is_message, parsed))
+        roles = [isinstance(one, dict) and "role" in one for one in parsed]
+        is_chat = parsed != chat and all(roles)
         chat = parsed if is_chat else [{"role": "user", "content": chat}]
     if not isinstance(chat, list):
         raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")
     for message in chat:
         match message:
             case {"role": str(), "content": str() | list()} | {"role": "assistant"}:
-                calls = [call["function"] for call in message.get("tool_calls") or ()]
+                calls = message.get("tool_calls") or ()
             case _:
                 why = f'has "role" and "content", unlike {str(message)[:60]!r}'
                 raise ValueError(f"each chat message {why}.")
         for call in calls:  # vLLM drops arguments that are bad.
-            call["arguments"] = _parsed_json(call.get("arguments") or {}, dict)
-            if not isinstance(call["arguments"], dict):
-                raise ValueError(f"arguments of a call are not a JSON object: {call}.")
+            function = call.get("function") if isinstance(call, dict) else None
+            found = function and _parsed_text(function.get("arguments") or {}, dict)
+            if not isinstance(found, dict) or "name" not in function:
+                why = '"function", with "name" and "arguments" that are a JSON object'
+                raise ValueError(f"a tool call has {why}, unlike {str(call)[:60]!r}.")
+            function["arguments"] = found
     if chat and chat[-1]["role"] == "assistant" and not _said_in(chat[-1]):
         chat.pop()  # An empty turn is one to be written, not one to go on with.
     parts = [part for message in chat for part in message.get("content") or ()]
-    pictures = [part for part in parts if isinstance(part, dict) and "text" not in part]
+    parts = [part for part in parts if isinstance(part, dict)]
+    pictures = [part for part in parts if not isinstance(part.get("text"), str)]
+    if any(str(part.get("type")).endswith("text") for part in pictures):
+        raise ValueError('a part of type "text" has its words as "text".')
     if not pictures and not any(map(_said_in, chat)):
         raise ValueError("the prompt is empty: write a question, or leave it out.")
     return chat
@@ -160,8 +183,11 @@ def _said_in(message: Mapping[str, Any]) -> list[str]:
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     texts = [text.strip() for text in texts if isinstance(text, str)]
     if message["role"] == "assistant":  # Templates leave out its earlier thinking.
-        texts = [text.rpartition("\n")[2] for text in texts]
-    return [*filter(None, texts), *(call["function"]["name"] for call in calls)]
+        thinking = r"(?s).*(\n|</think>|\[/THINK\])(?=.)"
+        texts = [re.sub(thinking, "", text).strip() for text in texts]
+    older = message.get("refusal"), (message.get("function_call") or {}).get("name")
+    names = (call["function"]["name"] for call in calls)
+    return [*filter(None, (*texts, *older)), *names]
 
 
 def check_formatted(messages: list[dict[str, Any]], text: str, tools: Any = ()) -> None:
@@ -169,7 +195,9 @@ def check_formatted(messages: list[dict[str, Any]], text: str, tools: Any = ()) 
 
     Two equal messages must be there twice. Warns of one with the text's first marker.
     """
-    names = [tool.get("function", tool)["name"] for tool in tools or ()]
+    names = [tool.get("function", tool).get("name") for tool in tools or ()]
+    if None in names:
+        raise ValueError('each of the tools needs a "name".')
     said = [(f"the tool {name!r}", name) for name in names]
     for number, message in enumerate(messages, start=1):
         what = f"message {number}, of role {message['role']!r}"
@@ -187,10 +215,6 @@ def check_formatted(messages: list[dict[str, Any]], text: str, tools: Any = ()) 
 def _bare_text(text: str) -> str:
     """Drop what JSON or a template may change: spaces, quotes and their escapes."""
     return re.sub(r'\\[nrt]|[\s"\\]', "", text)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and "role" in value
 
 
 class PromptSource:
@@ -215,7 +239,7 @@ class PromptSource:
             raise TypeError("prompts is a list, [prompt]; of a table pass the column")
         else:
             prompts = list(prompts)
-            if prompts and all(map(_is_message, prompts)):
+            if prompts and all(isinstance(p, Mapping) and "role" in p for p in prompts):
                 raise TypeError("this is one chat: put it in brackets, [messages]")
             self._rows = partial(iter, prompts)
         self.job = digest_of(self._rows())
@@ -262,6 +286,8 @@ def _read_parquet(file: Any) -> Iterator[Any]:
     columns = [name for name in there if name in {*_KEYS, "custom_id", "body", "url"}]
     if not {"prompt", "messages", "body"} & set(columns):
         raise ValueError(f"its columns are {', '.join(there)}: rename one to prompt")
+    if lost := ", ".join(sorted(_MISPLACED & {*there})):
+        raise ValueError(f"move {lost} into {', '.join(_KEYS[1:])}, or rename it")
     for batch in table.iter_batches(1024, columns=columns):
         yield from map(_without_nulls, batch.to_pylist())
 

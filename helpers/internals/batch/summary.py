@@ -3,6 +3,7 @@
 In goes the file that `run_batch` wrote, finished or not; out comes a summary of it.
 """
 
+import os
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
@@ -78,15 +79,16 @@ class BatchSummary:
 
 def summarise(output: str | PathLike) -> BatchSummary:
     """Sum up what `run_batch` wrote to `output`. Raises `OSError` without that file."""
+    unfinished = os.path.expanduser(f"{output}.jsonl")  # Parquet can't be appended to.
     import numpy as np
 
     counts, numbers = Counter[str](), array("d")
-    for record in read_records(output):
+    for record in read_records(unfinished if os.path.exists(unfinished) else output):
         cut = record["finish_reason"] == "length"
         answers = record["response"] is not None
         found = {"prompts": 1, "asked_more_than_once": record["tries"] > 1}
         found |= {"answered": answers and not cut, "answer_cut_short": answers and cut}
-        found |= {"errors": record["error"] is not None}
+        found |= {"errors": bool(record["error"])}
         found |= {k: record[k] for k in ("prompt_tokens", "completion_tokens")}
         counts.update(found, thinking_unfinished=cut and not answers)
         numbers.extend(record[name] for name in (*_LENGTHS, "started", "time"))

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from helpers.internals.batch.fingerprint import (
+    is_null,
     job_of,
+    plain_value,
     template_arguments,
     template_text,
 )
@@ -106,6 +110,21 @@ def test_what_has_no_value_is_refused() -> None:
             template_arguments({"tools": [odd]})
     with pytest.raises(ValueError, match="are a dict"):
         template_arguments(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["false", 0, None, {}])
+def test_thinking_is_switched_by_a_truth_value_alone(value: Any) -> None:
+    assert template_arguments({"enable_thinking": np.bool_(False)})
+    with pytest.raises(ValueError, match="enable_thinking is True or False"):
+        template_arguments({"enable_thinking": value})
+
+
+def test_values_of_pandas_and_pyarrow_count_by_what_they_are() -> None:
+    given = [pd.NA, pd.NaT, pa.scalar(None), pa.scalar(3), pa.scalar([{"a": "b"}])]
+    assert plain_value(given) == [None, None, None, 3, [{"a": "b"}]]
+    nothing = [None, float("nan"), np.float32("nan"), pd.NaT, pd.NA, pa.scalar(None)]
+    assert list(map(is_null, nothing)) == [True] * 6
+    assert not any(map(is_null, ["nan", "None", "", 0, [], np.array([np.nan])]))
 
 
 def test_a_copy_keeps_the_order_that_a_template_writes() -> None:

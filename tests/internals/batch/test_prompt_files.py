@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -92,6 +93,46 @@ def test_parquet_without_prompts_names_its_columns(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"question": [Q]}), path)
     with pytest.raises(ValueError, match="question: rename"):
         PromptSource(path)
+
+
+@pytest.mark.parametrize("name", ["system", "tools", "temperature", "seed", "stop"])
+def test_parquet_has_no_column_that_would_be_lost(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"prompt": [Q], name: ["a"], "label": ["b"]}), path)
+    with pytest.raises(ValueError, match=f"move {name} into messages, .*or rename it"):
+        PromptSource(path)
+
+
+def test_lines_of_an_open_file_are_the_prompts_of_its_path(tmp_path: Path) -> None:
+    lines = [*FORMS[1:], {"custom_id": "a", "body": {"messages": CHAT}}]
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    for mode in ("r", "rb"):
+        with path.open(mode) as file:
+            read = list(PromptSource(file))
+        of_path = list(PromptSource(path))
+        for name in ("refused", "id", "messages", "sampling_params"):
+            assert [getattr(p, name) for p in read] == [
+                getattr(p, name) for p in of_path
+            ]
+
+
+def test_rows_of_a_table_are_prompts_without_what_is_missing() -> None:
+    rows = [
+        {"id": 1, "prompt": Q, "sampling_params": {"seed": 1}},
+        {"messages": CHAT, "chat_template_kwargs": {"enable_thinking": False}},
+        {"custom_id": "a", "body": {"messages": CHAT}},
+    ]
+    frame = pd.DataFrame(rows)
+    for table in (frame, frame.astype({"id": "Int64"}).astype(object)):
+        prompts = list(PromptSource(table.to_dict("records")))
+        assert [p.refused for p in prompts] == [""] * 3
+        assert [p.id for p in prompts] == [1, None, "a"]
+        assert [p.messages for p in prompts] == [CHAT] * 3
+    column = pa.array([{"id": 1, "prompt": Q}, {"id": None, "prompt": Q}])
+    prompts = list(PromptSource(column))
+    assert [(p.refused, p.id, p.messages) for p in prompts] == [
+        *(("", 1, CHAT), ("", None, CHAT))
+    ]
 
 
 def test_requests_in_parquet_may_have_their_body_as_text(tmp_path: Path) -> None:

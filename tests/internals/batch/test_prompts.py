@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from helpers.internals.batch.prompts import Prompt, check_formatted, to_prompt
@@ -29,8 +31,13 @@ def chat_of(given: Any) -> list[dict]:
         tuple(CHAT),
         np.array(CHAT, dtype=object),  # as pandas has a column of lists
         json.dumps(CHAT),
+        str(CHAT),  # as pandas writes a column of lists to CSV
         {"messages": json.dumps(CHAT)},
+        {"messages": str(CHAT)},
         {"prompt": Q},
+        json.dumps({"prompt": Q}),
+        json.dumps({"body": {"messages": CHAT}}),
+        {"prompt": Q, "messages": None, "id": float("nan")},
         [*CHAT, {"role": "assistant", "content": ""}],
         {"custom_id": "a", "body": {"messages": CHAT}},
     ],
@@ -39,14 +46,18 @@ def test_every_shape_is_the_same_chat(given: Any) -> None:
     assert chat_of(given) == CHAT
 
 
-def test_json_that_is_no_chat_is_a_question() -> None:
-    for text in ('["a", "b"]', '[{"a": 1}]', "[1] is what?", '{"role": "user"}'):
+def test_json_that_is_no_chat_is_a_question(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    texts = '["a", "b"]', '[{"a": 1}]', "[1] is what?", '{"role": "user"}'
+    for text in (*texts, "['a']", "{'role': 1}", r"['\d' is 5]", "[" * 10**5):
         assert chat_of(text) == [{"role": "user", "content": text}]
+    assert not recwarn
 
 
 def test_parameters_may_be_json_text_or_any_mapping() -> None:
     row = {"prompt": Q, "sampling_params": '{"seed": 1}'}
-    row["chat_template_kwargs"] = '{"enable_thinking": false}'
+    row["chat_template_kwargs"] = "{'enable_thinking': False}"  # pandas, to CSV
     prompt = to_prompt(0, row, {"enable_thinking": True, "a": 1})
     assert prompt.sampling_params == {"seed": 1}
     assert prompt.chat_template_kwargs == {"enable_thinking": False, "a": 1}
@@ -60,6 +71,7 @@ def test_parameters_may_be_json_text_or_any_mapping() -> None:
     [
         *[(3, 3), ("3", "3"), (np.int64(3), 3), (np.uint8(3), 3), (3.0, 3)],
         *[(np.float64(3), 3), (float("nan"), None), (np.str_("a"), "a"), (None, None)],
+        *[(pd.NA, None), ("", None), (pa.scalar(3), 3)],
     ],
 )
 def test_ids_are_texts_and_whole_numbers(key: Any, meant: Any) -> None:
@@ -80,7 +92,7 @@ def test_other_ids_are_refused(key: Any) -> None:
         ("", "prompt is empty"),
         ([{"role": "assistant", "content": ""}], "prompt is empty"),
         (5, "of type int"),
-        (object(), "can't be compared by its value"),
+        (object(), "a object can't be compared by value: use text"),
         (["hello"], "'hello'"),
         ([{"role": "user", "content": 5}], '"role" and "content"'),
         ([{"role": "user"}], '"role" and "content"'),
@@ -88,6 +100,13 @@ def test_other_ids_are_refused(key: Any) -> None:
         ({"prompt": Q, "messages": CHAT}, "either"),
         ("hello \ud83d", "surrogates not allowed"),
         ({"prompt": Q, "chat_template_kwargs": 5}, "are a dict"),
+        (
+            {"prompt": Q, "chat_template_kwargs": {"enable_thinking": 0}},
+            "True or False",
+        ),
+        ([{"role": "user", "content": [{"type": "text", "content": Q}]}], '"text"'),
+        ([{"role": "user", "content": [{"type": "text", "text": None}, Q]}], '"text"'),
+        ([{"role": "assistant", "content": 5}], "a prompt is a text"),
     ],
 )
 def test_what_is_no_prompt_says_why(given: Any, reason: str) -> None:
@@ -102,7 +121,14 @@ def test_a_tools_arguments_are_read_from_their_json() -> None:
     for odd in ('{"a', "[1]", 5):
         call["function"]["arguments"] = odd
         turn = {"role": "assistant", "tool_calls": [call]}
-        assert "not a JSON object" in to_prompt(0, [*CHAT, turn], {}).refused
+        assert "that are a JSON object" in to_prompt(0, [*CHAT, turn], {}).refused
+
+
+@pytest.mark.parametrize("call", [{"name": "add"}, {"function": {}}, None, "add"])
+def test_a_call_in_another_shape_says_which_it_should_have(call: Any) -> None:
+    turn = {"role": "assistant", "tool_calls": [call]}
+    refused = to_prompt(0, [*CHAT, turn], {}).refused
+    assert 'a tool call has "function", with "name" and "arguments"' in refused
 
 
 def request(key: str = "a", **body: Any) -> dict[str, Any]:
@@ -202,6 +228,20 @@ def test_a_request_that_is_none_says_why(line: dict, reason: str) -> None:
     assert reason in prompt.refused and prompt.id == "a"
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *({"id": 0}, {"messages": []}, {"prompt": np.array([Q, Q])}, {"seed": 0}),
+        *({"sampling_params": {}}, {"chat_template_kwargs": {}}, {"temperature": 0.0}),
+    ],
+)
+def test_what_stands_beside_a_body_is_refused_unless_it_is_null(beside: dict) -> None:
+    (name,) = beside
+    refused = to_prompt(0, request() | beside, {}).refused
+    assert f"{name} stands beside the body: write it into the body" in refused
+    assert to_prompt(0, request() | {name: None}, {}).messages == CHAT
+
+
 def test_a_message_that_the_template_leaves_out_is_an_error() -> None:
     system = {"role": "developer", "content": "ONLY THIS"}
     check_formatted([system, *CHAT], f"<s>ONLY THIS</s> {Q} ")
@@ -221,6 +261,11 @@ def test_a_message_that_the_template_leaves_out_is_an_error() -> None:
         check_formatted([*CHAT, call], Q)
     with pytest.raises(ValueError, match="message 2"):
         check_formatted([*CHAT, earlier], Q)
+    for words in ("<think>Well</think> 12", "[THINK]Well[/THINK]12"):
+        check_formatted([*CHAT, earlier | {"content": words}], f"{Q} 12")
+    for said in ({"refusal": "No."}, {"function_call": {"name": "add"}}):
+        with pytest.raises(ValueError, match="message 2"):
+            check_formatted([*CHAT, {"role": "assistant"} | said], Q)
     with pytest.raises(ValueError, match="message 1"):
         check_formatted([{"role": "user", "content": parts}], "a b")
 
@@ -231,6 +276,8 @@ def test_a_tool_that_the_template_leaves_out_is_an_error() -> None:
     check_formatted(CHAT, f"{written} {Q}", tools)
     with pytest.raises(ValueError, match="does not write the tool 'weather'"):
         check_formatted(CHAT, Q, tools)
+    with pytest.raises(ValueError, match='each of the tools needs a "name"'):
+        check_formatted(CHAT, Q, [{"type": "function", "function": {}}])
     chat = [{"role": "user", "content": "Call add or weather."}]
     with pytest.raises(ValueError, match="does not write the tool"):
         check_formatted(chat, chat[0]["content"], tools)
@@ -241,3 +288,9 @@ def test_a_picture_without_words_is_a_question() -> None:
     chat = [{"role": "user", "content": [picture]}]
     prompt = to_prompt(0, chat, {})
     assert (prompt.refused, prompt.messages) == ("", chat)
+
+
+@pytest.mark.parametrize("words", ["<think>\nI add.\n</think>", "<think>I add."])
+def test_thinking_alone_is_a_beginning_to_go_on_with(words: str) -> None:
+    chat = [*CHAT, {"role": "assistant", "content": words}]
+    assert chat_of(chat) == chat

@@ -85,6 +85,21 @@ def test_a_torn_or_edited_line_is_left_out(tmp_path: Path) -> None:
     assert summarise(path).prompts == 2
 
 
+def test_a_gap_that_was_filled_is_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", STOPPED, ERROR)
+    path.write_text(path.read_text().replace('"error": null', '"error": ""'))
+    summary = summarise(path)
+    assert (summary.answered, summary.errors) == (1, 1)
+
+
+def test_a_parquet_that_is_not_finished_is_summed_up_as_far_as_it_is(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "a.parquet.jsonl", STOPPED, CUT)
+    summary = summarise(tmp_path / "a.parquet")
+    assert summary.prompts == 2 and summary.output.endswith("a.parquet")
+
+
 def test_text_and_page_have_the_figures_and_the_picture_its_words(
     tmp_path: Path,
 ) -> None:
