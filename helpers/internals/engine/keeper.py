@@ -60,13 +60,18 @@ class KeptProcess:
 
 def keep(owner: int, command: list[str]) -> int | None:
     """Run `command` until it ends, SIGTERM comes or `owner` is gone; leave nothing."""
-    prctl = ctypes.CDLL(None).prctl
+    prctl, keeper = ctypes.CDLL(None).prctl, os.getpid()
     prctl(_PR_SET_CHILD_SUBREAPER, 1)  # Orphans of the command become children here.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+    def tie_to_keeper() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != keeper:  # It was killed before that.
+            os._exit(1)
+
     try:
-        child = subprocess.Popen(
-            command, preexec_fn=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        )
+        child = subprocess.Popen(command, preexec_fn=tie_to_keeper)
         while os.getppid() == owner:
             with suppress(subprocess.TimeoutExpired):
                 return child.wait(0.2)
