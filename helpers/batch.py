@@ -72,7 +72,7 @@ def run_batch(
     `sampling_params` are for all prompts; a dict holds what differs from the default,
     which is what the model's authors recommend, with up to 2,048 new tokens.
     `output` ends in .jsonl or .parquet. Each result is written there as soon as it is
-    finished, and the same call goes on from there; a URL gets the file at the end.
+    finished; the same call goes on, and tries failures again. A URL gets it at the end.
     `retry_truncated` is how often a prompt is asked again whose tokens ran out in the
     thinking, each time with twice as many. `tokenizer` brings another chat template,
     which `chat_template_kwargs` go to, `{"enable_thinking": False}` say.

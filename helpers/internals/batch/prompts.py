@@ -86,8 +86,8 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
         kwargs = {**template, **own}
         binds = is_request and "structured_outputs" in (sampling or {})
         if binds and kwargs.get("enable_thinking", True):
-            off = 'chat_template_kwargs {"enable_thinking": false}, or ask in two.'
-            raise ValueError(f"response_format would bind the thinking: set {off}")
+            way = 'ask in two passes, or set chat_template_kwargs {"enable_thinking": false}'
+            raise ValueError(f"response_format would bind the thinking: {way}.")
         return Prompt(index, given, _chat_of(row), key, sampling, kwargs)
     except Exception as error:
         why = str(error) if isinstance(error, ValueError) else f"{_SHAPES}: {error!r}."
@@ -96,8 +96,7 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
 
 def _checked_id(key: Any) -> str | int | None:
     key = plain_value(key)
-    # pandas has floats beside a missing one.
-    key = int(key) if isinstance(key, float) and key.is_integer() else key
+    key = int(key) if isinstance(key, float) and key.is_integer() else key  # pandas'
     if isinstance(key, str | None) or type(key) is int and abs(key) < 2**63:
         return None if key == "" else key  # An empty cell of a CSV file.
     raise ValueError("an id is a text or a whole number of at most 64 bits.")
@@ -147,6 +146,8 @@ def _chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(chat, str):  # A question, or a chat as many exports have it.
         roles = [isinstance(one, dict) and "role" in one for one in parsed]
         is_chat = parsed != chat and all(roles)
+        if not is_chat and re.match(r"\[\s*\{\s*['\"]role['\"]", chat):  # NumPy's text
+            raise ValueError("a chat as text that can't be read: pass the list itself.")
         chat = parsed if is_chat else [{"role": "user", "content": chat}]
     if not isinstance(chat, list):
         raise ValueError(f"{_SHAPES}; this is of type {type(chat).__name__}.")

@@ -63,9 +63,8 @@ def load_engine(plan: LoadPlan, dtype: Any, arguments: dict, which: dict) -> Any
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        way = "Use fast_inference=False, or install requirements/cpu.txt."
-        why = "fast_inference=True needs vLLM's CPU build where there is no GPU."
-        raise EngineUnavailableError(f"{why} {way}")
+        way = "vLLM's CPU build (requirements/cpu.txt); else use fast_inference=False."
+        raise EngineUnavailableError(f"fast_inference=True without a GPU needs {way}")
     if arguments.get("enable_lora"):
         patch_lora_for_plain_prompts()
     own = {"max_model_len": plan.max_seq_length, "use_tqdm_on_load": False}

@@ -107,6 +107,8 @@ def test_other_ids_are_refused(key: Any) -> None:
         ([{"role": "user", "content": [{"type": "text", "content": Q}]}], '"text"'),
         ([{"role": "user", "content": [{"type": "text", "text": None}, Q]}], '"text"'),
         ([{"role": "assistant", "content": 5}], "a prompt is a text"),
+        (str(np.array(CHAT * 2)), "pass the list itself"),
+        (json.dumps(CHAT)[:-1], "pass the list itself"),
     ],
 )
 def test_what_is_no_prompt_says_why(given: Any, reason: str) -> None:
