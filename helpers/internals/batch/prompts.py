@@ -86,8 +86,8 @@ def to_prompt(index: int, given: Any, template: Mapping[str, Any]) -> Prompt:
         kwargs = {**template, **own}
         binds = is_request and "structured_outputs" in (sampling or {})
         if binds and kwargs.get("enable_thinking", True):
-            off = 'chat_template_kwargs {"enable_thinking": false}, or ask in two passes'
-            raise ValueError(f"response_format would bind the thinking: set {off}.")
+            off = 'chat_template_kwargs {"enable_thinking": false}'
+            raise ValueError(f"JSON would bind the thinking: set {off}, or ask twice.")
         return Prompt(index, given, _chat_of(row), key, sampling, kwargs)
     except Exception as error:
         why = str(error) if isinstance(error, ValueError) else f"{_SHAPES}: {error!r}."
