@@ -99,7 +99,7 @@ def reshape(
 
 
 def describe(probabilities: "ndarray") -> str:
-    """Say how many tokens can be drawn, how likely the first is, and the entropy."""
+    """Say how many tokens can be drawn, the first one's chance, the entropy in bits."""
     import numpy as np
 
     some = probabilities[probabilities > 0]

@@ -242,7 +242,7 @@ def _shards(tensors: "Iterator[tuple[str, Tensor]]") -> Iterator[dict[str, "Tens
         yield shard
 
 
-def make_head(directory: Path, model: Path) -> None:
+def make_head(directory: Path, model: Path, seed: int = 0) -> None:
     """Write an EAGLE-3 head of random weights for the model in a folder.
 
     It is one layer of the model's sizes, over the hidden states of three of its layers.
@@ -250,15 +250,14 @@ def make_head(directory: Path, model: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    generator = torch.Generator().manual_seed(seed)
     values = json.loads((model / "config.json").read_text("utf-8"))
     hidden, inner, width = (
         values[name] for name in ("hidden_size", "intermediate_size", "head_dim")
     )
     queries = width * values["num_attention_heads"]
-    keys, words = (
-        width * values["num_key_value_heads"],
-        min(HEAD_WORDS, values["vocab_size"]),
-    )
+    keys = width * values["num_key_value_heads"]
+    words = min(HEAD_WORDS, values["vocab_size"])
     layer = {
         "self_attn.q_proj": (queries, 2 * hidden),
         "mlp.down_proj": (hidden, inner),
@@ -276,7 +275,9 @@ def make_head(directory: Path, model: Path) -> None:
     }
     tensors = {
         f"{name}.weight": (
-            torch.randn(size) * 0.02 if len(size) > 1 else torch.ones(size)
+            torch.randn(size, generator=generator) * 0.02
+            if len(size) > 1
+            else torch.ones(size)
         ).bfloat16()
         for name, size in shapes.items()
     }
@@ -301,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--head-of", type=Path, help="write a head for this model")
     options = parser.parse_args(arguments)
     if options.head_of:
-        make_head(options.directory, options.head_of)
+        make_head(options.directory, options.head_of, options.seed)
         return 0
     try:
         make_random_model(options.directory, options.shape, seed=options.seed)

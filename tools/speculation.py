@@ -141,9 +141,9 @@ def measure_engine(options: argparse.Namespace) -> None:
     speculate = options.engine == "speculating"
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     engine = load_engine(options, speculate, device)
-    # Tokens of a step: the accepted ones and one more.
-    set_ones = [float(length) for length in range(1, options.drafted + 2)]
-    lengths = set_ones if speculate and device == "cuda" else [0.0]
+    lengths = [0.0]
+    if speculate and device == "cuda":  # Tokens of a step: the accepted and one more.
+        lengths = [float(length) for length in range(1, options.drafted + 2)]
     for length in lengths:
         name = f"{length:g}" if length else "real" if speculate else "none"
         if length:

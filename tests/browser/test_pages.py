@@ -101,16 +101,20 @@ def test_a_narrow_page_does_not_scroll_sideways(browser, site, script):
     page.close()
 
 
+def wider_than_the_column(page, selector: str) -> list[str]:
+    """The texts of the elements that have to be scrolled sideways."""
+    return page.eval_on_selector_all(
+        selector,
+        "all => all.filter(one => one.scrollWidth > one.clientWidth)"
+        ".map(one => one.textContent)",
+    )
+
+
 def test_an_answer_is_read_without_scrolling_and_no_author_is_made_up(browser, site):
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     for path in pages(site):
         page.goto(path.as_uri())
-        wide = page.eval_on_selector_all(
-            ".cell_output pre",
-            "all => all.filter(one => one.scrollWidth > one.clientWidth)"
-            ".map(one => one.textContent)",
-        )
-        assert wide == [], path.name
+        assert wider_than_the_column(page, ".cell_output pre") == [], path.name
         assert page.get_by_text("Author name not set").count() == 0
     page.close()
 
@@ -119,12 +123,7 @@ def test_code_of_88_characters_fits_a_window_of_1280_pixels(browser, site):
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     for path in pages(site):
         page.goto(path.as_uri())
-        wide = page.eval_on_selector_all(
-            ".cell_input pre",
-            "all => all.filter(one => one.scrollWidth > one.clientWidth)"
-            ".map(one => one.textContent)",
-        )
-        for code in wide:
+        for code in wider_than_the_column(page, ".cell_input pre"):
             assert max(map(len, code.splitlines())) > 88, path.name
     assert page.locator(".bd-sidebar-secondary").is_visible()
     page.close()

@@ -144,8 +144,8 @@ def _chat_of(row: dict[str, Any]) -> list[dict[str, Any]]:
         raise ValueError("give the dict either messages or prompt.")
     chat, parsed = given[0], _parsed_text(given[0], list)
     if isinstance(chat, str):  # A question, or a chat as many exports have it.
-        roles = [isinstance(one, dict) and "role" in one for one in parsed]
-        is_chat = parsed != chat and all(roles)
+        is_chat = isinstance(parsed, list)
+        is_chat = is_chat and all(isinstance(m, dict) and "role" in m for m in parsed)
         if not is_chat and re.match(r"\[\s*\{\s*['\"]role['\"]", chat):  # NumPy's text
             raise ValueError("a chat as text that can't be read: pass the list itself.")
         chat = parsed if is_chat else [{"role": "user", "content": chat}]

@@ -148,10 +148,10 @@ def check_tensors(
         missing = {*keys["missing_keys"]} | wrong_shape
         unused = {k for k in keys["unexpected_keys"] if not _OTHER_PARTS.search(k)}
         if missing or unused:
+            lost = f"Missing: {_shorten(missing)}; not used: {_shorten(unused)}."
             way = "from inside a compiled or adapted model (_orig_mod., base_model.)."
-            way = f"not used: {_shorten(unused)}. Save them again: {way}"
-            why = f"the weights in {where} do not fit the model. Missing: "
-            raise ModelLoadError(f"{why}{_shorten(missing)}; {way}")
+            why = f"the weights in {where} do not fit the model. {lost}"
+            raise ModelLoadError(f"{why} Save them again: {way}")
     for where in filter(None, (folder, adapter)):
         _check_values(where)
 
@@ -188,8 +188,7 @@ def _check_values(folder: Path) -> None:
                     raise ModelLoadError(f"{name} in {file} {why}: save it again.")
     has_embedding = re.search(r"embed|wte|base_model", " ".join(names))
     if not has_embedding and any(name.endswith("lm_head.weight") for name in names):
-        why = "only a head, and vLLM wants embeddings: save it by save_pretrained."
-        raise ModelLoadError(f"{folder} has {why}")
+        raise ModelLoadError(f"{folder} has only a head: save it by save_pretrained.")
 
 
 def _shorten(names: set[str]) -> str:
