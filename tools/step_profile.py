@@ -106,7 +106,6 @@ def measure(engine: Any, job: Job, size: int, device: str) -> dict[str, Any]:
     for _ in run_steps(engine, prompts, job.max_tokens):
         pass  # A warm-up.
     times = list(run_steps(engine, prompts, job.max_tokens))
-    first = next(seconds for seconds, begun in times if begun)
     decoding = [seconds for seconds, begun in times if begun]
     window = decoding[job.skipped : job.skipped + job.steps + 1]
     step = statistics.median(
@@ -121,9 +120,19 @@ def measure(engine: Any, job: Job, size: int, device: str) -> dict[str, Any]:
         "step_ms": round(max(step_ms, sum(kernels.values())), 4),
         "parts_ms": parts,
         "named": round(1 - parts.get(OTHER, 0) / step_ms, 4),
-        "prefill_share": round(max(0.0, first - step) / times[-1][0], 4),
+        "prefill_share": prefill_share(times, step),
         "kernels_ms": kernels,
     }
+
+
+def prefill_share(times: Sequence[tuple[float, bool]], step: float) -> float:
+    """Return the share of a run until all had begun, less the one `step` of decoding.
+
+    `times` are those of `run_steps`, in seconds. Where a step took unusually long, it
+    may have hidden all of the reading: 0.
+    """
+    first = next(seconds for seconds, begun in times if begun)
+    return round(max(0.0, first - step) / times[-1][0], 4)
 
 
 def profile(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import step_profile
-from tools.step_profile import GAPS, OTHER, PARTS, part_of, split
+from tools.step_profile import GAPS, OTHER, PARTS, part_of, prefill_share, split
 
 
 def test_the_parts_of_a_real_step_add_up(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_the_parts_of_a_real_step_add_up(tmp_path: Path) -> None:
             step["step_ms"], rel=0.01
         )
         assert min(step["parts_ms"][part] for part in ("matrices", "attention")) > 0
-        assert 0 <= step["prefill_share"] < 1 and step["named"] > 0.95
+        assert 0 <= step["prefill_share"] < 0.5 and step["named"] > 0.95
 
     # Split again, after a kernel was renamed to what no pattern knows.
     kernels = recorded["steps"]["1"]["kernels_ms"]
@@ -56,3 +56,9 @@ def test_what_no_kernel_takes_is_a_gap() -> None:
     parts = split({"gemm": 2.0, "flash": 1.0}, step_ms=4.0)
     assert parts["matrices"] == 2.0 and parts["attention"] == 1.0
     assert parts[GAPS] == 1.0 and set(parts) == {*PARTS, GAPS}
+
+
+def test_prefill_is_what_comes_before_the_first_step_of_decoding() -> None:
+    times = [(0.5, False), (1.0, True), (1.5, True), (2.0, True)]
+    assert prefill_share(times, 0.25) == 0.375
+    assert prefill_share(times, 1.25) == 0.0  # Other programs held the steps up.
