@@ -37,7 +37,8 @@ from .measuring import describe_model, write_json
 POLL_SECONDS = 2.0
 LEAST_SECONDS = 40.0  # No row is begun with less time left: it loads for half of that.
 BY_SIZE = ("tokens_per_second", "ttft_seconds", "mixed")
-OF_CELLS = ("row", "model", "batch_sizes", "mixed", "repeats")  # may differ in a file
+# These may differ in a file.
+OF_CELLS = ("row", "model", "batch_sizes", "mixed", "repeats", "enough_seconds")
 
 
 def run(jobs: Sequence[Job], out: Path, passes: int, seconds: float) -> dict[str, Any]:

@@ -24,10 +24,6 @@ from helpers.speed import measure_engine
 from .engines import ROWS, Generate, Job, engine_settings, load
 from .measuring import describe_machine, measure_bandwidth
 
-# A measurement that takes long is not repeated once it took this much in all, and none
-# is begun that would take twice as long.
-ENOUGH_SECONDS = 60
-
 
 def alike(count: int, length: int) -> list[list[int]]:
     """Make different prompts, of ids that are ordinary text in every tokenizer here."""
@@ -57,7 +53,7 @@ def measure_mixed(generate: Generate, job: Job, count: int) -> list[float]:
     prompts, lengths = mixed(job, count)
     generate(prompts, [1] * count)  # A warm-up for the prompts' shapes.
     seconds: list[float] = []
-    while len(seconds) < job.repeats and sum(seconds) < ENOUGH_SECONDS:
+    while len(seconds) < job.repeats and sum(seconds) < job.enough_seconds:
         start = time.perf_counter()
         completions = generate(prompts, lengths)
         seconds.append(time.perf_counter() - start)
@@ -135,7 +131,7 @@ def measure(job: Job, keep: Callable[..., None]) -> None:
     for count in job.mixed:
         tokens = sum(mixed(job, count)[1])
         slowest = min(map(min, different.values()), default=math.inf)
-        if tokens / slowest > 2 * ENOUGH_SECONDS:
+        if tokens / slowest > 2 * job.enough_seconds:
             continue
         different[count] = measure_mixed(generate, job, count)
         keep(mixed=different)

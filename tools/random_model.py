@@ -32,37 +32,46 @@ HEAD_WORDS = 32_000  # A head chooses among the first tokens of the vocabulary.
 # mostly closes within a hundred tokens, and the text some hundred later.
 END_SCALES = MappingProxyType({"</think>": 2.5, "<|im_end|>": 1.8})
 
+_QWEN3 = {
+    "model_type": "qwen3",
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
 SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # huggingface.co/Qwen/Qwen3-4B-Thinking-2507, config.json.
-        "qwen3-4b": {
-            "model_type": "qwen3",
+        "qwen3-4b": _QWEN3
+        | {
             "hidden_size": 2560,
             "intermediate_size": 9728,
             "num_hidden_layers": 36,
             "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 151_936,
             "max_position_embeddings": 262_144,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0},
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
         },
         # huggingface.co/Qwen/Qwen3-0.6B, config.json: a draft for the other one.
-        "qwen3-0.6b": {
-            "model_type": "qwen3",
+        "qwen3-0.6b": _QWEN3
+        | {
             "hidden_size": 1024,
             "intermediate_size": 3072,
             "num_hidden_layers": 28,
             "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 151_936,
             "max_position_embeddings": 40_960,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
+        },
+        # huggingface.co/Qwen/Qwen3-8B, config.json: twice the weights to read.
+        "qwen3-8b": _QWEN3
+        | {
+            "hidden_size": 4096,
+            "intermediate_size": 12_288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 40_960,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+            "tie_word_embeddings": False,
         },
         # huggingface.co/meta-llama/Llama-3.2-3B-Instruct, config.json.
         "llama-3.2-3b": {

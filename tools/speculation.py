@@ -27,8 +27,14 @@ from typing import Any
 from helpers.internals.engine.plan import detect_device, resolve_model_path
 from helpers.models import TINY_THINKER
 
-from .engines import load_in_process
-from .measuring import describe_machine, describe_model, write_json
+from .compare_engines_child import limits
+from .engines import Job, load_in_process
+from .measuring import (
+    describe_machine,
+    describe_model,
+    measure_bandwidth,
+    write_json,
+)
 
 FILLER = 300  # A token of ordinary text in every tokenizer here.
 BATCH_SIZES = (1, 8, 64, 256)
@@ -140,6 +146,9 @@ def measure_engine(options: argparse.Namespace) -> None:
     device, sizes = detect_device(), options.batch_sizes
     speculate = options.engine == "speculating"
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if not speculate:  # What reading alone allows without drafts, in 16 bits.
+        job = Job("vllm", options.model, sizes, PROMPT_TOKENS, MAX_TOKENS)
+        found["limit"] = limits(job, device, measure_bandwidth(device))
     engine = load_engine(options, speculate, device)
     lengths = [0.0]
     if speculate and device == "cuda":  # Tokens of a step: the accepted and one more.

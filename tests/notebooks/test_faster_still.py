@@ -142,21 +142,28 @@ def test_13_quotes_what_was_recorded() -> None:
         f"line allows {limit} without drafts: three tokens a step stay below it, "
         f"four reach {alone['4']}, five {alone['5']}",
         f"at {alone['3']} a second are {3000 / speed['3', '1']:.1f} ms a step",
-        "three tokens a step are 1.7 times as fast if they are looked up, 2.3 times",
+        "three tokens a step are 1.7 times as fast if they are looked up, 1.9 times",
         f"even five make {speed['5', '256']:,.0f} tokens/s",
     ]
-    head = {
-        size: statistics.median(cell["tokens_per_second"])
-        for size, cell in recorded("eagle")["acceptance"]["3"].items()
-    }
+    grows, gains = {}, {}
+    for size, name in (("4B", "eagle"), ("8B", "eagle_8b")):
+        found = recorded(name)
+        plain, head = (
+            statistics.median(found["acceptance"][length]["1"]["tokens_per_second"])
+            for length in ("none", "3")
+        )
+        line = found["limit"]["1"]
+        grows[size], gains[size] = 3 / head - 1 / plain, head / plain
+        claims.append(
+            f"| Qwen3-{size} | {plain:.0f} | {line:.0f} | {head:.0f} "
+            f"| {100 * head / line:.0f} % |"
+        )
     claims += [
-        f"makes {head['1']:.0f} tokens a second for one prompt",
-        f"without drafts, and {head['8']:,.0f} for 8",
-        f"with a head (below) {3000 / head['1']:.1f}",
+        f"gains more, {gains['8B']:.1f} times against {gains['4B']:.1f}",
+        f"becomes {1000 * grows['8B']:.1f} ms longer, that of the smaller one "
+        f"{1000 * grows['4B']:.1f} ms",
     ]
-    assert (
-        1.15 < head["1"] / limit < 1.25 and 2.25 < head["1"] / speed["none", "1"] < 2.35
-    )
+    assert grows["8B"] < grows["4B"] / 2
     eager = recorded("steps_eager")["steps"]
     busy = {n: one["step_ms"] - one["parts_ms"]["gaps"] for n, one in eager.items()}
     claims += [
@@ -172,7 +179,7 @@ def test_13_quotes_what_was_recorded() -> None:
 
 
 def test_the_settings_that_13_works_out_are_the_best_of_the_grid() -> None:
-    """Within 2 % on four mixes and 9 % on one, from the three jobs of the fit alone."""
+    """Within 3 % on each mix, from the three jobs of the fit alone."""
     grid = recorded("settings")
 
     def features(lengths: dict, job: dict) -> list[int]:
@@ -181,13 +188,15 @@ def test_the_settings_that_13_works_out_are_the_best_of_the_grid() -> None:
         return [len(steps), sum(s.tokens for s in steps), sum(s.context for s in steps)]
 
     fit = [features(job, job) for job in grid["fit"]]
-    costs = np.linalg.solve(fit, [job["seconds"] for job in grid["fit"]])
-    offs, chosen, worst = [], [], []
+    costs = np.linalg.solve(fit, [min(job["seconds"]) for job in grid["fit"]])
+    offs, chosen, worst, again = [], [], [], []
     for mix in grid["mixes"].values():
         said = [float(costs @ features(mix, job)) for job in mix["jobs"]]
-        took = [job["seconds"] for job in mix["jobs"]]
+        took = [min(job["seconds"]) for job in mix["jobs"]]
         chosen.append(took[said.index(min(said))] / min(took))
         offs += [abs(a / b - 1) for a, b in zip(said, took, strict=True)]
         worst.append(max(took) / min(took))
-    assert sorted(chosen)[-2] < 1.02 and max(chosen) < 1.09
-    assert statistics.median(offs) < 0.1 and max(worst) > 2
+        again += [max(job["seconds"]) / min(job["seconds"]) for job in mix["jobs"]]
+    assert max(chosen) < 1.03 and statistics.median(offs) < 0.11
+    assert f"{min(worst):.1f} to {max(worst):.1f}" == "1.5 to 3.4"
+    assert 1.9 < max(again) < 2

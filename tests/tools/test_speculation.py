@@ -25,6 +25,7 @@ def test_both_engines_are_measured_and_every_step_has_drafts(
     found = json.loads(out.read_text())
     assert found["device"].startswith("CPU") and found["model"] == "tiny-thinker"
     assert found["options"] == {"block_size": 32}
+    assert 1 < found["limit"]["3"] / found["limit"]["1"] < 3
     plain, real = (found["acceptance"][name] for name in ("none", "real"))
     for size in ("1", "3"):
         assert len(plain[size]["tokens_per_second"]) == 1
