@@ -98,8 +98,8 @@ class Job:
     `prompt_tokens` and `max_tokens` are those of each prompt where all are alike.
     `mixed` are the numbers of prompts of different lengths, `mixed_prompt` and
     `mixed_answer` their shortest and longest length in tokens. `generate` takes at most
-    `at_once` of these prompts in one batch. Of those no repeat begins once they took
-    `enough_seconds` in all, and none at all that would take twice as long.
+    `at_once` of these prompts in one batch. They are not repeated once their runs took
+    `enough_seconds` in all, and are left out if one would take more than twice that.
     """
 
     row: str
@@ -112,7 +112,7 @@ class Job:
     mixed_answer: tuple[int, int] = (64, 1024)
     at_once: int = 64
     repeats: int = 3
-    enough_seconds: float = 60
+    enough_seconds: float = 60.0
     gpu_memory_utilization: float = 0.5
 
     @property

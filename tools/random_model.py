@@ -52,7 +52,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "max_position_embeddings": 262_144,
             "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0},
         },
-        # huggingface.co/Qwen/Qwen3-0.6B, config.json: a draft for the other one.
+        # huggingface.co/Qwen/Qwen3-0.6B, config.json: a draft for the larger ones.
         "qwen3-0.6b": _QWEN3
         | {
             "hidden_size": 1024,

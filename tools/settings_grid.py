@@ -5,9 +5,10 @@
 Bare vLLM does every job of `MIXES` with each number of slots and each budget of tokens
 for a step, in a cache of `CACHE_TOKENS`. First it does the jobs of `FIT`, from which
 the prediction takes its constants: none of them is a job of the grid. All jobs are done
-once, then the short ones again, so that a disturbance does not meet all repeats of one;
-the fastest counts. The file has lengths, limits and seconds, and grows with each
-measurement. `--shrink` divides all lengths, for a machine without a GPU.
+once, then the short ones up to twice more, so that neither cold code nor a disturbance
+meets all repeats of one; the fastest counts. The file has lengths, limits and seconds,
+and grows with each measurement. `--shrink` divides all lengths, for a machine without a
+GPU.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def record(options: argparse.Namespace) -> None:
         before = job.get("seconds", [])
         if sum(before) < ENOUGH_SECONDS:
             job |= run(engine, *arguments)
-            job["seconds"] += before
+            job["seconds"] = before + job["seconds"]
             print(arguments[2:], job["seconds"], flush=True)
             write_json(options.out, found)
 

@@ -9,7 +9,8 @@ processor. On a GPU the acceptance is set: vLLM's "synthetic" rejection accepts 
 as it is told, so that random weights show the speed of every acceptance. On a CPU,
 which lacks it, the acceptance is what the model makes of the drafts. `--options` are
 arguments of `vllm.LLM` for both engines, as JSON. The file is written after each
-measurement; the plain engine is measured first, in a process of its own.
+measurement, and has the limit that reading memory sets to the plain engine, which is
+measured first, in a process of its own.
 """
 
 import argparse
@@ -29,12 +30,7 @@ from helpers.models import TINY_THINKER
 
 from .compare_engines_child import limits
 from .engines import Job, load_in_process
-from .measuring import (
-    describe_machine,
-    describe_model,
-    measure_bandwidth,
-    write_json,
-)
+from .measuring import describe_machine, describe_model, measure_bandwidth, write_json
 
 FILLER = 300  # A token of ordinary text in every tokenizer here.
 BATCH_SIZES = (1, 8, 64, 256)
@@ -146,7 +142,7 @@ def measure_engine(options: argparse.Namespace) -> None:
     device, sizes = detect_device(), options.batch_sizes
     speculate = options.engine == "speculating"
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
-    if not speculate:  # What reading alone allows without drafts, in 16 bits.
+    if not speculate:  # What reading alone allows without drafts.
         job = Job("vllm", options.model, sizes, PROMPT_TOKENS, MAX_TOKENS)
         found["limit"] = limits(job, device, measure_bandwidth(device))
     engine = load_engine(options, speculate, device)

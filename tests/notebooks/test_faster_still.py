@@ -142,7 +142,6 @@ def test_13_quotes_what_was_recorded() -> None:
         f"line allows {limit} without drafts: three tokens a step stay below it, "
         f"four reach {alone['4']}, five {alone['5']}",
         f"at {alone['3']} a second are {3000 / speed['3', '1']:.1f} ms a step",
-        "three tokens a step are 1.7 times as fast if they are looked up, 1.9 times",
         f"even five make {speed['5', '256']:,.0f} tokens/s",
     ]
     grows, gains = {}, {}
@@ -159,11 +158,12 @@ def test_13_quotes_what_was_recorded() -> None:
             f"| {100 * head / line:.0f} % |"
         )
     claims += [
+        f"1.7 times as fast if they are looked up, {gains['4B']:.1f} times if a head",
         f"gains more, {gains['8B']:.1f} times against {gains['4B']:.1f}",
         f"becomes {1000 * grows['8B']:.1f} ms longer, that of the smaller one "
         f"{1000 * grows['4B']:.1f} ms",
     ]
-    assert grows["8B"] < grows["4B"] / 2
+    assert grows["8B"] < grows["4B"]
     eager = recorded("steps_eager")["steps"]
     busy = {n: one["step_ms"] - one["parts_ms"]["gaps"] for n, one in eager.items()}
     claims += [
@@ -189,14 +189,23 @@ def test_the_settings_that_13_works_out_are_the_best_of_the_grid() -> None:
 
     fit = [features(job, job) for job in grid["fit"]]
     costs = np.linalg.solve(fit, [min(job["seconds"]) for job in grid["fit"]])
-    offs, chosen, worst, again = [], [], [], []
+    offs, chosen, worst, spread, again = [], [], [], [], []
     for mix in grid["mixes"].values():
         said = [float(costs @ features(mix, job)) for job in mix["jobs"]]
         took = [min(job["seconds"]) for job in mix["jobs"]]
         chosen.append(took[said.index(min(said))] / min(took))
-        offs += [abs(a / b - 1) for a, b in zip(said, took, strict=True)]
+        offs += [a / b - 1 for a, b in zip(said, took, strict=True)]
         worst.append(max(took) / min(took))
+        spread.append(max(said) / min(said))
         again += [max(job["seconds"]) / min(job["seconds"]) for job in mix["jobs"]]
-    assert max(chosen) < 1.03 and statistics.median(offs) < 0.11
-    assert f"{min(worst):.1f} to {max(worst):.1f}" == "1.5 to 3.4"
-    assert 1.9 < max(again) < 2
+    text = " ".join(" ".join(c.source.split()) for _, c in cells(NOTEBOOK, "markdown"))
+    claims = [
+        f"took at most {math.ceil(100 * max(chosen)) - 100} % longer than the best",
+        f"took {min(worst):.1f} to {max(worst):.1f} times as long as the best",
+        f"by the arithmetic it is {min(spread):.1f} to {max(spread):.1f} times",
+        f"a job done again took up to {max(again):.1f} times as long",
+    ]
+    assert [claim for claim in claims if claim not in text] == []
+    assert max(chosen) < 1.03 and statistics.median(map(abs, offs)) < 0.11
+    reading = offs[9:18] + offs[27:36]  # documents and labels
+    assert max(reading) < 0 and statistics.median(reading) < 1 / 1.2 - 1
