@@ -14,6 +14,7 @@ explorer  # noqa: B018
 # %%
 from helpers.memory import MemoryMonitor  # noqa: E402
 
+block = None  # Run again, it begins where it began before.
 panel = MemoryMonitor(interval_s=1.0, live=True).start()
 block = bytearray(b"x") * 100 * 2**20
 marked = panel.mark("block")
