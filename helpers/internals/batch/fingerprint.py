@@ -26,8 +26,8 @@ _TEXTS = {".json", ".jinja", ".txt", ".model", ".py"}  # tokenizer, template, co
 
 def is_null(value: Any) -> bool:
     """Return True for None, NaN, and the nothing of pandas and pyarrow."""
-    kinds = str, list, dict  # Most values; to write a long one out takes time.
-    return type(value) not in kinds and str(value) in ("None", "nan", "NaT", "<NA>")
+    is_plain = isinstance(value, str | list | dict)  # To write them out takes time.
+    return not is_plain and str(value) in ("None", "nan", "NaT", "<NA>")
 
 
 def _by_value(value: Any) -> Any:

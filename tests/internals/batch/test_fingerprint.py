@@ -124,7 +124,8 @@ def test_values_of_pandas_and_pyarrow_count_by_what_they_are() -> None:
     assert plain_value(given) == [None, None, None, 3, [{"a": "b"}]]
     nothing = [None, float("nan"), np.float32("nan"), pd.NaT, pd.NA, pa.scalar(None)]
     assert list(map(is_null, nothing)) == [True] * 6
-    assert not any(map(is_null, ["nan", "None", "", 0, [], np.array([np.nan])]))
+    texts = ["nan", "None", "", np.str_("nan"), np.str_("None")]
+    assert not any(map(is_null, [*texts, 0, [], np.array([np.nan])]))
 
 
 def test_a_copy_keeps_the_order_that_a_template_writes() -> None:
